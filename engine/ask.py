@@ -1,0 +1,212 @@
+"""From a file and a question to a reply: the whole path in one call, for the page, the command line and ten lines of Python.
+
+    backbone = load()                                   # the small model that ships; or a folder or Hub id
+    reply = ask(backbone, read("clip.mp4"), "Where is the ball at the end?", ["left", "middle", "right"])
+    reply.answer, reply.thoughts, reply.states.shape
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine import generate
+from engine.backbones.qwen2_5_vl import Qwen25VL
+from engine.data.samples import Sample, letter
+from engine.familiarity import Familiarity
+from engine.layout import Visual
+from engine.video import Clip, Sampling
+
+SMALL = Path(__file__).parent.parent / "assets" / "small"
+META = "sotto.json"  # beside the weights: name, trained pauses, sampling
+PUBLISHED_SAMPLING = Sampling(fps=2.0, min_frames=4, max_frames=16, pixels=128 * 28 * 28)
+UNKNOWN = "The small model abstains:"
+REAL = "For clips of your own, choose a real model with --model."
+MOST_PAUSES = 256
+LONGEST_QUESTION = 4000  # characters, options included
+
+
+@dataclass(frozen=True)
+class Model:
+    """A backbone with what its folder says about it."""
+
+    backbone: Qwen25VL
+    name: str
+    trained_pauses: tuple[int, int] | None  # fewest and most pauses in training; None = never trained for pauses
+    sampling: Sampling
+    familiarity: Familiarity | None  # None: knows no bounds to its world
+
+    @property
+    def small(self) -> bool:
+        return self.familiarity is not None
+
+
+@dataclass(frozen=True)
+class Option:
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Explicit:
+    """The same question answered by the written chain."""
+
+    text: str
+    answer: str
+    generated_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Reply:
+    answer: str  # the option's text where there are options, else what the model wrote
+    options: tuple[Option, ...]  # empty for an open question
+    thoughts: str
+    explicit: Explicit | None
+    slots: int
+    generated_tokens: int
+    seconds: dict[str, float]
+    notices: tuple[str, ...]
+    settings: dict[str, Any]
+    familiar: bool  # False: the clip or the question is unlike what this model knows, and it abstains
+    states: Tensor  # [layers + 1, slots, dim]: the slots' hidden states, embeddings first
+    answer_state: Tensor  # [layers + 1, dim]: the state that predicts the answer, after the slots
+    teacher_state: Tensor | None  # [layers + 1, dim]: the same in the explicit chain
+
+
+def load(path: str | Path | None = None, adapter: str | Path | None = None, device: str = "auto") -> Model:
+    """The embedded model (None), a folder, or a Hub id; with a PEFT adapter merged in if one is named.
+
+    Errors: ValueError with one sentence for a folder that is no model, another family, or a broken file.
+    """
+    place = Path(path) if path else SMALL / "pause"
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    dtype = torch.float32 if device == "cpu" and place.is_dir() and (place / META).is_file() else _wide(device)
+    try:
+        backbone = Qwen25VL.load(str(place), device, dtype)
+        if adapter:
+            from peft import PeftModel
+
+            merged = PeftModel.from_pretrained(backbone.model, str(adapter)).merge_and_unload()
+            backbone = Qwen25VL(merged.eval(), backbone.tokenizer)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(f"Can't load {adapter or place}: {' '.join(str(error).split())[:300]}") from None
+    meta = json.loads((place / META).read_text(encoding="utf-8")) if (place / META).is_file() else {}
+    pauses = tuple(meta["pauses"]) if meta.get("pauses") else None
+    sampling = Sampling(**meta["sampling"]) if "sampling" in meta else PUBLISHED_SAMPLING
+    return Model(backbone, meta.get("name", str(path)), pauses, sampling, Familiarity.load(place))
+
+
+def _wide(device: str) -> torch.dtype:
+    return torch.float32 if device == "cpu" else torch.bfloat16
+
+
+def check(question: str, options: Sequence[str], pauses: int) -> None:
+    """Errors: ValueError with one sentence for what can't be asked."""
+    if not question.strip():
+        raise ValueError("The question is empty: type one.")
+    if len(question) + sum(map(len, options)) > LONGEST_QUESTION:
+        raise ValueError(f"Question and options are longer than {LONGEST_QUESTION} characters.")
+    if options and any(not option.strip() for option in options):
+        raise ValueError("An option is empty.")
+    if len(set(options)) != len(options):
+        raise ValueError("Two options are the same.")
+    if len(options) == 1 or len(options) > 26:
+        raise ValueError(f"{len(options)} option{'s' * (len(options) > 1)}: give none, or 2 to 26.")
+    if not 0 <= pauses <= MOST_PAUSES:
+        raise ValueError(f"{pauses} pauses: choose 0 to {MOST_PAUSES}.")
+
+
+def ask(
+    model: Model,
+    clip: Clip,
+    question: str,
+    options: Sequence[str] = (),
+    pauses: int = 8,
+    write_chain: bool = True,
+    report: Callable[[str], None] = lambda stage: None,
+) -> Reply:
+    """Thinks silently, answers, says the thoughts, and (with `write_chain`) answers again by the written chain.
+
+    Errors: ValueError with one sentence for what can't be asked.
+    """
+    check(question, options, pauses)
+    backbone, seconds = model.backbone, {}
+
+    def timed(name: str, stage: str, work: Callable[[], Any]) -> Any:
+        report(stage)
+        began = time.perf_counter()
+        result = work()
+        seconds[name] = time.perf_counter() - began
+        return result
+
+    visual = backbone.visual(clip.frames, clip.seconds_per_frame, still=len(clip.frames) == 1)
+    kind = "multiple choice" if options else "free-form"
+    sample = Sample(visual, question, tuple(options), "", "", kind)
+    notices = [*clip.notices, *_bounds(model, visual, question, pauses)]
+    familiar = not any(notice.startswith(UNKNOWN) for notice in notices)
+    thoughts = timed("think", "Thinking silently", lambda: generate.think(backbone, [sample], pauses))
+    written = timed("answer", "Answering", lambda: generate.answer(backbone, thoughts))
+    answer = generate.answer_of(written.text[0])
+    chances: tuple[Option, ...] = ()
+    if options:
+        letters = [letter(i) for i in range(len(options))]
+        shares = generate.option_probabilities(backbone, thoughts, letters)[0].tolist()
+        chances = tuple(Option(text, share) for text, share in zip(options, shares, strict=True))
+        if answer not in letters:
+            notices.append(f"The model wrote {answer!r}, which is no option's letter; its likeliest option is given.")
+            answer = max(chances, key=lambda option: option.probability).text
+        else:
+            answer = options[letters.index(answer)]
+    spoken = timed("speak", "Saying the thoughts", lambda: generate.speak(backbone, thoughts))
+    explicit, teacher_state = None, None
+    if write_chain:
+        chain = timed("explicit", "Writing the chain out", lambda: generate.explicit(backbone, thoughts))
+        said = generate.answer_of(chain.text[0])
+        if options and said in letters:
+            said = options[letters.index(said)]
+        text = generate.thoughts_of(chain.text[0])
+        explicit = Explicit(text, said, chain.tokens[0], seconds["think"] + seconds["explicit"])
+        teacher_state = _answer_state(backbone, chain)
+    settings = {
+        "model": model.name, "pauses": pauses, "question": question, "options": list(options), "frames": len(clip.frames),
+        "frame_times": [round(float(t), 4) for t in clip.times], "frame_size": list(clip.frames.shape[2:0:-1]),
+        "reader": clip.reader, "device": str(backbone.device),
+    }  # fmt: skip
+    return Reply(
+        answer, chances, generate.thoughts_of(spoken.text[0]), explicit, pauses, written.tokens[0], seconds,
+        tuple(notices), settings, familiar, thoughts.states[:, 0].float().cpu(),
+        _answer_state(backbone, written), teacher_state,
+    )  # fmt: skip
+
+
+def _answer_state(backbone: Qwen25VL, written: generate.Written) -> Tensor:
+    """The state that predicted the first token after the last <answer>; the first emitted token's without one."""
+    mark = backbone.token("<answer>")
+    ids = written.ids[0]
+    place = len(ids) - ids[::-1].index(mark) if mark in ids else 0
+    return written.states[min(place, len(written.states) - 1), :, 0].float().cpu()
+
+
+def _bounds(model: Model, visual: Visual, question: str, pauses: int) -> list[str]:
+    """What the model doesn't know, in sentences."""
+    said = []
+    if model.familiarity is not None:
+        if model.familiarity.distance(model.backbone, visual) > model.familiarity.limit:
+            said.append(f"{UNKNOWN} this clip is unlike the three small worlds that it was trained on. {REAL}")
+        elif question.strip() not in model.familiarity.questions:
+            said.append(f"{UNKNOWN} this question is none of those that it was trained on. {REAL}")
+    if model.trained_pauses is None:
+        said.append("This model was never trained for pauses: trust the written chain rather than the silent answer.")
+    elif not model.trained_pauses[0] <= pauses <= model.trained_pauses[1]:
+        low, high = model.trained_pauses
+        said.append(f"This model was trained with {low if low == high else f'{low} to {high}'} pauses, not {pauses}.")
+    return said

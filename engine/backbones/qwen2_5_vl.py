@@ -1,0 +1,251 @@
+"""Qwen2.5-VL through transformers' own class: patches, vision, mRoPE positions, forward. Knows no method.
+
+Positions are always computed here and always passed. They follow the rule that the model was trained with: text after a
+video goes on at 1 + the largest position used so far (transformers 5.23 computes start + max(height, width) instead).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from engine.layout import Encoded, Packed, Segment, Special, Visual
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+SPECIAL_TOKENS = ("<pause>", "<think>", "</think>", "<answer>", "</answer>", "<COT>", "<ANS>")
+
+
+@dataclass(frozen=True)
+class States:
+    """What one forward leaves behind."""
+
+    hidden: tuple[Tensor, ...]  # layers + 1 of [batch, length, dim]; the last is after the final norm
+    cache: Cache | None
+
+    @property
+    def last(self) -> Tensor:
+        return self.hidden[-1]
+
+
+def rotary_positions(grid: tuple[int, int, int], merge: int, interval: float) -> tuple[Tensor, int]:
+    """mRoPE positions of one visual's tokens, relative to its first.
+
+    grid: patches in time, height, width; interval: temporal positions between two slices (seconds x tokens a second).
+    -> ([3, tokens] time, height, width), and the extent: 1 + the largest position.
+    """
+    time, height, width = grid[0], grid[1] // merge, grid[2] // merge
+    t = (torch.arange(time, dtype=torch.float64) * interval).long()
+    axes = torch.meshgrid(t, torch.arange(height), torch.arange(width), indexing="ij")
+    positions = torch.stack(axes).reshape(3, -1)
+    return positions, int(positions.max()) + 1
+
+
+@lru_cache(maxsize=8)
+def _normalisation(temporal: int, side: int) -> tuple[Tensor, Tensor]:
+    """Per patch column: (scale, shift), so that uint8 x scale + shift = (x / 255 - mean) / std."""
+    mean = torch.tensor(CLIP_MEAN).repeat_interleave(temporal * side * side)
+    std = torch.tensor(CLIP_STD).repeat_interleave(temporal * side * side)
+    return 1 / (255 * std), -mean / std
+
+
+def slices_attention(module, query, key, value, attention_mask, slice_length: int = 0, **kwargs):  # noqa: ANN001, ANN201
+    """transformers' SDPA over equally long slices at once, where its own code calls SDPA for one slice after another.
+
+    query, key, value: [1, heads, patches, dim]; slice_length 0 = one slice.
+    """
+    if not slice_length:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    length = query.shape[2]
+
+    def cut(x: Tensor) -> Tensor:  # -> [slices, heads, slice length, dim]
+        return x[0].unflatten(1, (-1, slice_length)).transpose(0, 1)
+
+    out, weights = sdpa_attention_forward(module, cut(query), cut(key), cut(value), None, **kwargs)
+    return out.reshape(1, length, *out.shape[2:]), weights
+
+
+@dataclass(frozen=True)
+class Qwen25VL:
+    """The model with its tokenizer. One instance serves every caller: nothing is written to it between calls."""
+
+    model: Qwen2_5_VLForConditionalGeneration
+    tokenizer: object
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Qwen25VL:
+        """Loads a folder or Hub id; adds the method's special tokens where the tokenizer lacks them.
+
+        Errors: ValueError for another model family.
+        """
+        kind = AutoConfig.from_pretrained(path).model_type
+        if kind != "qwen2_5_vl":
+            raise ValueError(f"{path} is a {kind} model. Supported: qwen2_5_vl.")
+        AttentionInterface.register("slices", slices_attention)
+        attention = {"text_config": "sdpa", "vision_config": "slices"}
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, attn_implementation=attention
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        missing = [t for t in SPECIAL_TOKENS if t not in tokenizer.get_vocab()]
+        if missing:
+            tokenizer.add_tokens(missing, special_tokens=True)
+            if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+                model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+        return cls(model.to(device).eval(), tokenizer)
+
+    def save(self, path: str | Path) -> None:
+        self.model.save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def pad(self) -> int:
+        return self.tokenizer.pad_token_id
+
+    def token(self, name: str) -> int:
+        """The id of a special token. Errors: KeyError if the tokenizer lacks it."""
+        found = self.tokenizer.convert_tokens_to_ids(name)
+        if found is None or found == self.tokenizer.unk_token_id:
+            raise KeyError(f"The tokenizer has no token {name}.")
+        return found
+
+    def text_ids(self, text: str) -> list[int]:
+        """Plain text -> ids. What looks like a special token in it stays text."""
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+    # Vision
+
+    @property
+    def patch_side(self) -> int:
+        """A frame's sides must be multiples of this many pixels."""
+        vision = self.model.config.vision_config
+        return vision.patch_size * vision.spatial_merge_size
+
+    def visual(self, frames: np.ndarray, seconds_per_frame: float, still: bool = False) -> Visual:
+        """Decoded frames -> patches, in the order of transformers' own processor.
+
+        frames: uint8 [frames, height, width, 3], sides multiples of `patch_side`; the last frame is repeated until the
+        count fills the last temporal slice.
+        """
+        vision = self.model.config.vision_config
+        side, merge, temporal = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+        return cut_patches(frames, seconds_per_frame, side, merge, temporal, still)
+
+    def encode_patches(self, patches: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
+        """uint8 patches of all visuals of a batch, in one vision pass -> [visual tokens, dim]."""
+        vision = self.model.config.vision_config
+        scale, shift = _normalisation(vision.temporal_patch_size, vision.patch_size)
+        pixels = patches.to(torch.float32).mul_(scale.to(patches.device)).add_(shift.to(patches.device))
+        return self.encode_pixels(pixels, grids)
+
+    def encode_pixels(self, pixels: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
+        """Normalised patches [patches, columns] -> [visual tokens, dim]."""
+        visual = self.model.model.visual
+        vision = self.model.config.vision_config
+        window = vision.window_size // vision.patch_size
+        kwargs = {}
+        if vision._attn_implementation == "slices" and len({g[1:] for g in grids}) == 1 and max(grids[0][1:]) <= window:
+            # Every slice is one window of the same length: attention runs over all of them at once.
+            whole = torch.tensor([0, len(pixels)], dtype=torch.int32, device=pixels.device)
+            index = torch.arange(len(pixels) // vision.spatial_merge_size**2, device=pixels.device)
+            kwargs = {"cu_seqlens": whole, "cu_window_seqlens": whole, "window_index": index}
+            kwargs["slice_length"] = grids[0][1] * grids[0][2]
+        grid_thw = torch.tensor(grids, device=pixels.device)
+        return visual(pixels.to(visual.dtype), grid_thw=grid_thw, **kwargs).pooler_output
+
+    # Text
+
+    def encode(self, segment: Segment) -> Encoded:
+        """One segment -> ids, positions from 0, and where its visuals' tokens stand."""
+        config = self.model.config
+        merge, rate = config.vision_config.spatial_merge_size, config.vision_config.tokens_per_second
+        ids: list[int] = []
+        positions: list[Tensor] = []
+        visuals: list[tuple[Visual, list[int]]] = []
+        start = 0
+        for piece in segment.pieces:
+            if isinstance(piece, Visual):
+                relative, extent = rotary_positions(piece.grid, merge, 1 if piece.still else piece.seconds * rate)
+                new = [config.image_token_id if piece.still else config.video_token_id] * relative.shape[1]
+                visuals.append((piece, list(range(len(ids), len(ids) + len(new)))))
+            else:
+                new = [self.token(piece.name)] if isinstance(piece, Special) else self.text_ids(piece)
+                extent = len(new)
+                relative = torch.arange(extent).expand(3, -1)
+            ids += new
+            positions.append(relative + start)
+            start += extent
+        joined = torch.cat(positions, dim=1) if positions else torch.zeros(3, 0, dtype=torch.long)
+        return Encoded(ids, joined, start, visuals)
+
+    # Forward
+
+    def embed(self, packed: Packed) -> Tensor:
+        """Token embeddings with the visual features in their places: [batch, length, dim]."""
+        embeds = self.model.get_input_embeddings()(packed.ids)
+        if not packed.grids:
+            return embeds
+        features = self.encode_patches(packed.patches, packed.grids).to(embeds.dtype)
+        return embeds.index_put((packed.visual_sample, packed.visual_row), features)
+
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        return self.model.get_input_embeddings()(ids)
+
+    def forward(self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: Cache | None = None) -> States:
+        """The language model.
+
+        embeds [batch, length, dim], positions [3, batch, length], mask: additive [batch, 1, length, past + length].
+        With a cache, its entries come first and the new ones are added to it.
+        """
+        out = self.model.model.language_model(
+            inputs_embeds=embeds,
+            position_ids=positions,
+            attention_mask={"full_attention": mask},
+            past_key_values=cache,
+            use_cache=cache is not None,
+            output_hidden_states=True,
+        )
+        return States(out.hidden_states, cache)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """Rows after the final norm [..., dim] -> logits [..., vocabulary]."""
+        return self.model.lm_head(rows)
+
+    def new_cache(self) -> DynamicCache:
+        return DynamicCache(config=self.model.config.get_text_config())
+
+
+def cut_patches(
+    frames: np.ndarray, seconds_per_frame: float, side: int, merge: int, temporal: int, still: bool = False
+) -> Visual:
+    """uint8 frames [frames, height, width, 3] -> Visual; see `Qwen25VL.visual`. Needs no model."""
+    _, height, width, _ = frames.shape
+    if height % (side * merge) or width % (side * merge):
+        raise ValueError(f"Frames of {width}x{height} pixels: both sides must be multiples of {side * merge}.")
+    if still:
+        frames = np.repeat(frames[:1], temporal, axis=0)
+    elif short := -len(frames) % temporal:
+        frames = np.concatenate([frames, np.repeat(frames[-1:], short, axis=0)])
+    time, rows, columns = len(frames) // temporal, height // side, width // side
+    blocks = torch.from_numpy(frames).reshape(
+        time, temporal, rows // merge, merge, side, columns // merge, merge, side, 3
+    )
+    # -> [time, block row, block column, row in block, column in block, channel, frame in slice, y, x]
+    patches = blocks.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(time * rows * columns, 3 * temporal * side * side)
+    return Visual(patches.contiguous(), (time, rows, columns), seconds_per_frame * temporal, still)

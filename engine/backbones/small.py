@@ -1,0 +1,80 @@
+"""The embedded default: a small Qwen2.5-VL with a byte-level tokenizer of its own. Any text can be typed; none is unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from engine.backbones.qwen2_5_vl import SPECIAL_TOKENS, Qwen25VL
+
+CHAT_TOKENS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+
+# Qwen2's own rule for where words end: digits one by one, a leading space belongs to its word.
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def tokenizer(texts: Iterable[str], size: int = 1024) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer whose merges come from `texts`, with the chat tokens and the method's tokens."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(WORDS), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False, min_frequency=2
+        ),
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast.add_tokens([*CHAT_TOKENS, *SPECIAL_TOKENS], special_tokens=True)
+    return fast
+
+
+def config(
+    words: PreTrainedTokenizerFast, hidden: int = 128, layers: int = 6, heads: int = 4, vision_hidden: int = 96,
+    vision_layers: int = 2,
+) -> Qwen2_5_VLConfig:  # fmt: skip
+    """The small model's shape. A head's width is divided among time, height and width as in Qwen2.5-VL (2 : 3 : 3)."""
+    ids = words.get_vocab()
+    pairs = hidden // heads // 2
+    return Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": -(-len(words) // 64) * 64, "hidden_size": hidden, "intermediate_size": 3 * hidden,
+            "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": heads,
+            "max_position_embeddings": 4096, "tie_word_embeddings": False,
+            "bos_token_id": None, "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"],
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 10000.0,
+                "mrope_section": [pairs // 4, pairs * 3 // 8, pairs * 3 // 8],
+            },
+        },
+        vision_config={
+            "depth": vision_layers, "hidden_size": vision_hidden, "intermediate_size": 2 * vision_hidden,
+            "num_heads": 4, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3,
+            "out_hidden_size": hidden, "window_size": 112, "fullatt_block_indexes": list(range(vision_layers)),
+            "tokens_per_second": 2,
+        },
+        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=False,
+    )  # fmt: skip
+
+
+def fresh(words: PreTrainedTokenizerFast, seed: int = 0, **shape: int) -> Qwen25VL:
+    """An untrained model. Xavier on every matrix: transformers' small normal start doesn't learn at this size."""
+    torch.manual_seed(seed)
+    model = Qwen2_5_VLForConditionalGeneration(config(words, **shape))
+    for name, weight in model.named_parameters():
+        if weight.dim() >= 2 and "embed_tokens" not in name:
+            nn.init.xavier_uniform_(weight.view(len(weight), -1))
+    nn.init.normal_(model.get_input_embeddings().weight, std=0.5)
+    return Qwen25VL(model, words)

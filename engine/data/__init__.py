@@ -1,0 +1,1 @@
+"""Samples and the readers that make them."""

@@ -1,0 +1,97 @@
+"""The embedded worlds as samples. A sample is decided by (seed, index) alone. Knows no method and no model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from engine import worlds
+from engine.backbones.qwen2_5_vl import cut_patches
+from engine.data.samples import Sample, letter
+from engine.layout import Visual
+
+FRAMES_PER_SECOND = 4.0
+SIDE, MERGE, TEMPORAL = 14, 2, 2
+HEIGHT, WIDTH = 56, 84
+
+Corruption = Literal["none", "blind", "last", "single", "shuffled"]
+
+
+@dataclass(frozen=True)
+class WorldsSource:
+    """Clips made on the fly, drawn straight at the model's size.
+
+    corrupt: what the model is shown instead of the clip, for the baselines that prove the benchmark: nothing, the last
+    frame, one frame at random, the frames in random order.
+    lookup: no clip at all and only the chain's last step ("so middle is B"): the warm-up that teaches to find an option's
+    letter in the question.
+    """
+
+    split: str = "train"
+    families: tuple[str, ...] = worlds.FAMILIES
+    difficulties: tuple[int, int] = (1, 6)  # fewest and most steps
+    seed: int = 0
+    corrupt: Corruption = "none"
+    lookup: bool = False
+
+    def rng(self, index: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, index])
+
+    def record(self, index: int) -> worlds.Record:
+        """Families in turn, difficulty uniform, the clip's own seed = (this source's seed, index)."""
+        family = self.families[index % len(self.families)]
+        low, high = self.difficulties
+        difficulty = int(self.rng(index).integers(low, high + 1))
+        return worlds.make(family, difficulty, self.seed * 10_000_000 + index, self.split)
+
+    def __call__(self, index: int) -> Sample:
+        record = self.record(index)
+        if self.lookup:
+            return replace(sample(record, None), thoughts=record.steps[-1].text)
+        return sample(record, corrupted(visual(record), self.corrupt, self.rng(index)))
+
+
+def frame_times(record: worlds.Record) -> np.ndarray:
+    """The moments that reach the model, seconds."""
+    return np.arange(0, record.duration - 1e-9, 1 / FRAMES_PER_SECOND)
+
+
+def visual(record: worlds.Record) -> Visual:
+    frames = worlds.draw(record, frame_times(record), HEIGHT, WIDTH)
+    return cut_patches(frames, 1 / FRAMES_PER_SECOND, SIDE, MERGE, TEMPORAL)
+
+
+def corrupted(clip: Visual, how: Corruption, rng: np.random.Generator) -> Visual | None:
+    """What a baseline is shown in place of the clip. Slices (pairs of frames) are the unit, as the model reads them."""
+    if how == "none":
+        return clip
+    if how == "blind":
+        return None
+    slices = clip.patches.reshape(clip.grid[0], -1, clip.patches.shape[1])
+    order = {
+        "last": np.array([len(slices) - 1]),
+        "single": rng.integers(len(slices), size=1),
+        "shuffled": rng.permutation(len(slices)),
+    }[how]
+    kept = slices[order]
+    return replace(clip, patches=kept.flatten(0, 1), grid=(len(kept), *clip.grid[1:]))
+
+
+def sample(record: worlds.Record, clip: Visual | None) -> Sample:
+    thoughts = "\n".join(step.text for step in record.steps)
+    return Sample(clip, record.question, record.options, thoughts, record.letter)
+
+
+def texts(count: int = 3000) -> list[str]:
+    """Everything written in the worlds, for the tokenizer's merges: training records only."""
+    from engine.data.samples import user_turn
+
+    lines = []
+    for index in range(count):
+        record = WorldsSource().record(index)
+        turn = "".join(piece for piece in user_turn(record.question, record.options) if isinstance(piece, str))
+        chain = "\n".join(step.text for step in record.steps)
+        lines.append(f"system\nYou are a helpful assistant\nuser\n{turn}\nassistant\n{chain}\n{letter(index % 6)}")
+    return lines

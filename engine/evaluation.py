@@ -1,0 +1,101 @@
+"""Accuracy, tokens, seconds and step accuracy of a method on samples with known answers. Always decodes; knows no files."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from engine import generate
+from engine.backbones.qwen2_5_vl import Qwen25VL
+from engine.data.samples import Sample
+
+How = Literal["silent", "explicit"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One sample's result. `steps`: which written steps were said exactly (spoken thoughts, or the explicit chain)."""
+
+    correct: bool
+    answer: str
+    thoughts: str
+    generated_tokens: int
+    slots: int
+    seconds: float
+    steps: tuple[bool, ...] | None
+
+
+def steps_right(said: str, true: str) -> tuple[bool, ...]:
+    """Line by line: is the true step said exactly, in its place?"""
+    lines = said.split("\n")
+    return tuple(i < len(lines) and lines[i].strip() == step for i, step in enumerate(true.split("\n")))
+
+
+def evaluate(
+    backbone: Qwen25VL, samples: Sequence[Sample], how: How, pauses: int, batch: int = 32, speak: bool = False
+) -> list[Outcome]:
+    """Answers every sample by greedy decoding.
+
+    silent: `pauses` slots, then the answer; with `speak`, the thoughts are said too (not counted in tokens or seconds).
+    explicit: the chain is written out. `seconds` is a batch's time from patches to answer, divided by its samples.
+    """
+    results: list[Outcome] = []
+    for first in range(0, len(samples), batch):
+        part = samples[first : first + batch]
+        began = time.perf_counter()
+        thoughts = generate.think(backbone, part, pauses if how == "silent" else 0)
+        written = (generate.answer if how == "silent" else generate.explicit)(backbone, thoughts)
+        seconds = (time.perf_counter() - began) / len(part)
+        if how == "explicit":
+            said: list[str | None] = [generate.thoughts_of(text) for text in written.text]
+        elif speak and pauses:
+            said = [generate.thoughts_of(text) for text in generate.speak(backbone, thoughts).text]
+        else:
+            said = [None] * len(part)
+        for sample, text, count, thought in zip(part, written.text, written.tokens, said, strict=True):
+            found = generate.answer_of(text)
+            steps = None if thought is None else steps_right(thought, sample.thoughts)
+            results.append(
+                Outcome(found == sample.answer, found, thought or "", count, thoughts.count, seconds, steps)
+            )
+    return results
+
+
+def wilson(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % Wilson interval of a share."""
+    if not count:
+        return 0.0, 1.0
+    share = right / count
+    centre = share + z * z / (2 * count)
+    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def summary(results: Sequence[Outcome], families: Sequence[str], difficulties: Sequence[int]) -> dict[str, Any]:
+    """The figures of one method; families and difficulties are those of the samples, in order."""
+    right = sum(r.correct for r in results)
+
+    def share(chosen: list[Outcome]) -> dict[str, Any]:
+        low, high = wilson(sum(r.correct for r in chosen), len(chosen))
+        return {"accuracy": mean([r.correct for r in chosen]), "n": len(chosen), "interval": [low, high]}
+
+    steps = [right for r in results if r.steps is not None for right in r.steps]
+    return {
+        "accuracy": mean([r.correct for r in results]),
+        "interval": list(wilson(right, len(results))),
+        "n": len(results),
+        "generated_tokens": mean([r.generated_tokens for r in results]),
+        "slots": mean([r.slots for r in results]),
+        "seconds": mean([r.seconds for r in results]),
+        "by_family": {f: share([r for r, g in zip(results, families, strict=True) if g == f]) for f in dict.fromkeys(families)},
+        "by_steps": {str(k): share([r for r, d in zip(results, difficulties, strict=True) if d == k]) for k in sorted(set(difficulties))},
+        "step_accuracy": mean(steps) if steps else None,
+    }  # fmt: skip

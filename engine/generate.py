@@ -1,0 +1,196 @@
+"""Prefill, think, answer, speak the thoughts, write the chain: batched, cached, greedy.
+
+`think` runs the video, the question and the slots once. `answer`, `speak` and `explicit` each go on from what it leaves
+behind, without changing it: they fork its cache and say which of its rows they see. Knows neither files nor pages.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from engine import masks
+from engine.backbones.qwen2_5_vl import Qwen25VL
+from engine.data.samples import Sample, context
+from engine.layout import Layout, pack, slots
+
+END_OF_TURN = "<|im_end|>"
+ANSWER = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
+THOUGHTS = re.compile(r"<think>\s*(.*?)\s*</think>", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Thoughts:
+    """What thinking left behind, for a batch. Never written to: every continuation forks it."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]  # keys, values a layer: [batch, heads, length, head dim]
+    context: Tensor  # bool [batch, length]: the rows of video and question
+    slots: Tensor  # [batch, slots]: the slots' rows
+    after_context: Tensor  # [batch]: the position that follows the context
+    last_context: Tensor  # [batch, dim]: the last context token's state, which predicts an explicit chain
+    states: Tensor  # [layers + 1, batch, slots, dim]: the slots' hidden states, embeddings first
+
+    @property
+    def count(self) -> int:
+        """Slots a sample."""
+        return self.slots.shape[1]
+
+    @property
+    def batch(self) -> int:
+        return len(self.context)
+
+
+@dataclass
+class _Fork:
+    """A cache that grows, with the rows of it that the new tokens see."""
+
+    cache: DynamicCache
+    sees: Tensor  # bool [batch, past]
+    position: Tensor  # [batch]: the next token's
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a batch wrote. `tokens` counts emitted tokens, the end of the turn included."""
+
+    ids: list[list[int]]
+    text: list[str]
+    tokens: list[int]
+    states: Tensor  # [steps, layers + 1, batch, dim]: the state that predicted each emitted token
+
+
+@torch.no_grad()
+def think(backbone: Qwen25VL, samples: Sequence[Sample], pauses: int) -> Thoughts:
+    """Runs context and `pauses` slots of each sample in one forward. `pauses` may be 0.
+
+    Errors: ValueError for a negative number of pauses or no sample.
+    """
+    if pauses < 0:
+        raise ValueError(f"{pauses} pauses: the number of pauses can't be negative.")
+    if not samples:
+        raise ValueError("No sample to think about.")
+    layouts = [Layout({"think": (context(sample), slots("<pause>", pauses))}) for sample in samples]
+    packed = pack(layouts, backbone.encode, backbone.pad).to(backbone.device)
+    embeds = backbone.embed(packed)
+    cache = backbone.new_cache()
+    states = backbone.forward(embeds, packed.positions, masks.additive(masks.visible(packed), embeds.dtype), cache)
+    batch = len(samples)
+    rows = packed.slot_row.reshape(batch, pauses)
+    is_context = packed.node == 0
+    last = is_context.sum(1) - 1
+    every = torch.arange(batch, device=rows.device)
+    after = packed.positions.amax(0).masked_fill(~is_context, -1).amax(1) + 1
+    return Thoughts(
+        tuple((layer.keys, layer.values) for layer in cache.layers),
+        is_context,
+        rows,
+        after,
+        states.last[every, last],
+        torch.stack([h[every[:, None], rows] for h in states.hidden]),
+    )
+
+
+def _fork(thoughts: Thoughts, with_slots: bool) -> _Fork:
+    """All rows of the prefill, of which the slots are seen or not."""
+    sees = thoughts.context.clone()
+    position = thoughts.after_context
+    if with_slots:
+        sees.scatter_(1, thoughts.slots, True)
+        position = position + thoughts.count
+    return _Fork(DynamicCache(list(thoughts.layers)), sees, position)
+
+
+def _fork_slots(thoughts: Thoughts) -> _Fork:
+    """The slots alone: a cache of as many entries as there are slots."""
+    every = torch.arange(thoughts.batch, device=thoughts.slots.device)[:, None]
+    layers = [(k[every, :, thoughts.slots], v[every, :, thoughts.slots]) for k, v in thoughts.layers]
+    cache = DynamicCache([(k.transpose(1, 2), v.transpose(1, 2)) for k, v in layers])
+    return _Fork(cache, torch.ones_like(thoughts.slots, dtype=torch.bool), thoughts.after_context + thoughts.count)
+
+
+def _feed(backbone: Qwen25VL, fork: _Fork, ids: Tensor) -> Tensor:
+    """Feeds ids [batch, new] to the fork -> the last token's states [layers + 1, batch, dim]."""
+    batch, new = ids.shape
+    positions = fork.position[:, None] + torch.arange(new, device=ids.device)
+    causal = torch.ones(new, new, dtype=torch.bool, device=ids.device).tril().expand(batch, -1, -1)
+    allowed = torch.cat([fork.sees[:, None].expand(-1, new, -1), causal], dim=2)
+    embeds = backbone.embed_ids(ids)
+    states = backbone.forward(embeds, positions.expand(3, -1, -1), masks.additive(allowed, embeds.dtype), fork.cache)
+    fork.sees = torch.cat([fork.sees, fork.sees.new_ones(batch, new)], dim=1)
+    fork.position = fork.position + new
+    return torch.stack([h[:, -1] for h in states.hidden])
+
+
+def _write(backbone: Qwen25VL, fork: _Fork, state: Tensor, limit: int) -> Written:
+    """Greedy decoding from the state [layers + 1, batch, dim] that predicts the first token, until every turn has ended."""
+    end = backbone.token(END_OF_TURN)
+    emitted: list[Tensor] = []
+    states: list[Tensor] = []
+    done = torch.zeros(state.shape[1], dtype=torch.bool, device=state.device)
+    while True:
+        token = backbone.logits(state[-1]).argmax(-1).masked_fill(done, backbone.pad)
+        emitted.append(token)
+        states.append(state)
+        done = done | (token == end)
+        if bool(done.all()) or len(emitted) == limit:
+            break
+        state = _feed(backbone, fork, token[:, None])
+    table = torch.stack(emitted, dim=1).tolist()
+    ids = [row[: row.index(end) + 1] if end in row else row for row in table]
+    return Written(ids, [backbone.decode(row) for row in ids], [len(row) for row in ids], torch.stack(states))
+
+
+def _marker(backbone: Qwen25VL, fork: _Fork, *names: str) -> Tensor:
+    ids = torch.tensor([backbone.token(name) for name in names], device=fork.position.device)
+    return _feed(backbone, fork, ids.expand(len(fork.position), -1))
+
+
+@torch.no_grad()
+def answer(backbone: Qwen25VL, thoughts: Thoughts, limit: int = 32) -> Written:
+    """The silent answer: after the slots and <ANS>."""
+    fork = _fork(thoughts, with_slots=True)
+    return _write(backbone, fork, _marker(backbone, fork, "<ANS>"), limit)
+
+
+@torch.no_grad()
+def speak(backbone: Qwen25VL, thoughts: Thoughts, limit: int = 256) -> Written:
+    """The thoughts said from the slots alone: after <COT>, seeing neither video nor question."""
+    if not thoughts.count:
+        return Written([[]] * thoughts.batch, [""] * thoughts.batch, [0] * thoughts.batch, thoughts.states[:0])
+    fork = _fork_slots(thoughts)
+    return _write(backbone, fork, _marker(backbone, fork, "<COT>"), limit)
+
+
+@torch.no_grad()
+def explicit(backbone: Qwen25VL, thoughts: Thoughts, limit: int = 320) -> Written:
+    """The chain written out, then the answer: from video and question alone, the slots unseen."""
+    fork = _fork(thoughts, with_slots=False)
+    return _write(backbone, fork, thoughts.last_context[None], limit)
+
+
+@torch.no_grad()
+def option_probabilities(backbone: Qwen25VL, thoughts: Thoughts, letters: Sequence[str]) -> Tensor:
+    """Probabilities of the letters where the silent answer's letter stands, without decoding: [batch, letters]."""
+    fork = _fork(thoughts, with_slots=True)
+    logits = backbone.logits(_marker(backbone, fork, "<ANS>", "<answer>")[-1])
+    ids = [backbone.text_ids(text)[0] for text in letters]
+    return logits[:, ids].float().softmax(-1)
+
+
+def answer_of(text: str) -> str:
+    """What stands between the last answer tags; without tags, the whole text less special tokens."""
+    found = ANSWER.findall(text)
+    return found[-1] if found else text.replace(END_OF_TURN, "").strip()
+
+
+def thoughts_of(text: str) -> str:
+    """What stands between the first thinking tags; an unfinished chain counts up to where it stops."""
+    found = THOUGHTS.search(text)
+    if found:
+        return found[1]
+    return text.partition("<think>")[2].replace(END_OF_TURN, "").strip() or text.replace(END_OF_TURN, "").strip()

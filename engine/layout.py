@@ -1,0 +1,247 @@
+"""Segments -> one packed batch: ids, positions, who sees whom, which rows are supervised, where the slots stand.
+
+A method describes a sample as named branches; each branch is a path of segments read from left to right. Branches that
+begin with the same segment objects share them: the shared part is stored, and later computed, once. Positions run along
+each path, so a branch's tokens get the positions that they would have alone. This module knows nothing of models: the
+backbone turns one segment into ids and relative positions (`Encode`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Role = Literal["context", "slots", "marker", "target"]
+
+
+@dataclass(frozen=True)
+class Special:
+    """A token of the vocabulary by its name. Only these become structure: text that looks like one stays text."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Visual:
+    """A clip (or an image) cut into patches: what the vision encoder reads."""
+
+    patches: Tensor  # uint8 [patches, channels * temporal * side * side]
+    grid: tuple[int, int, int]  # patches in time, height, width
+    seconds: float  # seconds between two temporal slices
+    still: bool = False  # an image rather than a video
+
+
+Piece = str | Special | Visual
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """A run of tokens with one role.
+
+    `sees`: if given, this segment and all that follow it on its branch see only these earlier segments (and what the
+    branch added since); otherwise everything before it on the branch.
+    `name` marks a target so that its rows can be found again ("answer").
+    """
+
+    role: Role
+    pieces: tuple[Piece, ...]
+    name: str = ""
+    sees: tuple[Segment, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One sample: branch name -> path of segments, shared prefix included.
+
+    `flat`: branches whose positions are plain 0, 1, 2 ... even over a video, as some published code has them. They
+    share nothing with the others, since their states differ from the first video token on.
+    """
+
+    branches: Mapping[str, tuple[Segment, ...]]
+    flat: frozenset[str] = frozenset()
+
+    def only(self, *names: str) -> Layout:
+        """The same sample with these branches alone (a separate pass, rather than a packed one)."""
+        return Layout({name: self.branches[name] for name in names}, self.flat)
+
+
+def slots(token: str, count: int) -> Segment:
+    """`count` latent slots that ride the prefill, each the token `token`."""
+    return Segment("slots", (Special(token),) * count)
+
+
+def marker(token: str, sees: tuple[Segment, ...] | None = None) -> Segment:
+    """A token that says what follows. It is given, never predicted."""
+    return Segment("marker", (Special(token),), sees=sees)
+
+
+def target(*pieces: Piece, name: str = "") -> Segment:
+    """Tokens that the branch must predict."""
+    return Segment("target", pieces, name=name)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One segment as the backbone reads it. `extent`: by how much the positions of what follows move on."""
+
+    ids: list[int]
+    positions: Tensor  # [axes, tokens], from 0
+    extent: int
+    visual: list[tuple[Visual, list[int]]] = field(default_factory=list)  # where each Visual's tokens stand
+
+
+Encode = Callable[[Segment], Encoded]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The supervised rows of one branch over the batch: row `row` of sample `sample` predicts `target`."""
+
+    sample: Tensor  # [rows]
+    row: Tensor  # [rows]
+    target: Tensor  # [rows]
+    names: tuple[str, ...]  # the targets' names
+    name: Tensor  # [rows], index into names: which target the predicted token belongs to
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch ready for one forward. Right-padded; `node` is -1 on padding."""
+
+    ids: Tensor  # [batch, length]
+    positions: Tensor  # [axes, batch, length]
+    node: Tensor  # [batch, length]: the segment that a token belongs to
+    sees: Tensor  # bool [batch, nodes, nodes]: may tokens of node i see those of node j
+    branches: Mapping[str, Rows]
+    slot_sample: Tensor  # [slots]
+    slot_row: Tensor  # [slots]
+    patches: Tensor  # uint8 [patches, columns]: every visual of the batch, for one vision pass
+    grids: tuple[tuple[int, int, int], ...]  # a visual each
+    visual_sample: Tensor  # [visual tokens]: where the visual features go, in the order of `grids`
+    visual_row: Tensor
+
+    def to(self, device: torch.device | str) -> Packed:
+        def move(rows: Rows) -> Rows:
+            return Rows(rows.sample.to(device), rows.row.to(device), rows.target.to(device), rows.names, rows.name.to(device))
+
+        return Packed(
+            self.ids.to(device), self.positions.to(device), self.node.to(device), self.sees.to(device),
+            {name: move(rows) for name, rows in self.branches.items()},
+            self.slot_sample.to(device), self.slot_row.to(device),
+            self.patches.to(device), self.grids, self.visual_sample.to(device), self.visual_row.to(device),
+        )  # fmt: skip
+
+
+@dataclass
+class _Node:
+    segment: Segment
+    encoded: Encoded
+    path: tuple[int, ...]  # the nodes before it on its branch
+    visible: frozenset[int]  # those of them that it sees, and itself
+    row: int  # its first token's row
+    position: int  # its first token's position
+    last_row: int  # the row before the next segment's first token
+
+
+def _flattened(encoded: Encoded) -> Encoded:
+    count = len(encoded.ids)
+    return replace(encoded, positions=torch.arange(count).expand_as(encoded.positions), extent=count)
+
+
+def _tree(layout: Layout, encode: Encode) -> tuple[list[_Node], dict[str, list[int]]]:
+    """Merges the branches' common beginnings: -> nodes in packed order, and each branch's path of node indices."""
+    nodes: list[_Node] = []
+    known: dict[tuple[int, ...], int] = {}  # path of segment identities -> node
+    paths: dict[str, list[int]] = {}
+    for name, segments in layout.branches.items():
+        path: list[int] = []
+        flat = name in layout.flat
+        key: tuple[int, ...] = (flat,)
+        for segment in segments:
+            key += (id(segment),)
+            if key not in known:
+                parent = nodes[path[-1]] if path else None
+                encoded = _flattened(encode(segment)) if flat else encode(segment)
+                if segment.sees is not None:
+                    allowed = [n for n in path if any(nodes[n].segment is s for s in segment.sees)]
+                else:
+                    allowed = sorted(parent.visible) if parent else []
+                row = nodes[-1].row + len(nodes[-1].encoded.ids) if nodes else 0
+                position = parent.position + parent.encoded.extent if parent else 0
+                empty_last = parent.last_row if parent else -1
+                last = row + len(encoded.ids) - 1 if encoded.ids else empty_last
+                known[key] = len(nodes)
+                nodes.append(
+                    _Node(segment, encoded, tuple(path), frozenset([*allowed, len(nodes)]), row, position, last)
+                )
+            path.append(known[key])
+        paths[name] = path
+    return nodes, paths
+
+
+def pack(layouts: Sequence[Layout], encode: Encode, pad: int) -> Packed:
+    """Packs a batch of samples, each with its branches beside each other behind their shared prefix.
+
+    Errors: ValueError if a branch begins with a target (nothing could predict its first token).
+    """
+    trees = [_tree(layout, encode) for layout in layouts]
+    lengths = [sum(len(n.encoded.ids) for n in nodes) for nodes, _ in trees]
+    batch, length = len(trees), max(lengths)
+    width = max(len(nodes) for nodes, _ in trees)
+    axes = trees[0][0][0].encoded.positions.shape[0]
+
+    ids = torch.full((batch, length), pad, dtype=torch.long)
+    positions = torch.zeros(axes, batch, length, dtype=torch.long)
+    node_of = torch.full((batch, length), -1, dtype=torch.long)
+    sees = torch.zeros(batch, width, width, dtype=torch.bool)
+    slot_rows: list[tuple[int, int]] = []
+    visuals: list[Visual] = []
+    visual_rows: list[tuple[int, int]] = []
+    supervised: dict[str, list[tuple[int, int, int, int]]] = {}
+    names: dict[str, list[str]] = {}
+
+    for b, (nodes, paths) in enumerate(trees):
+        for index, node in enumerate(nodes):
+            count = len(node.encoded.ids)
+            span = slice(node.row, node.row + count)
+            ids[b, span] = torch.tensor(node.encoded.ids, dtype=torch.long)
+            positions[:, b, span] = node.encoded.positions + node.position
+            node_of[b, span] = index
+            sees[b, index, list(node.visible)] = True
+            if node.segment.role == "slots":
+                slot_rows += [(b, node.row + i) for i in range(count)]
+            for visual, rows in node.encoded.visual:
+                visuals.append(visual)
+                visual_rows += [(b, node.row + r) for r in rows]
+        for branch, path in paths.items():
+            table, known = supervised.setdefault(branch, []), names.setdefault(branch, [])
+            for before, index in zip([None, *path], path, strict=False):
+                node = nodes[index]
+                if node.segment.role != "target":
+                    continue
+                if before is None:
+                    raise ValueError(f"branch {branch!r} begins with a target: put a context before it")
+                if node.segment.name not in known:
+                    known.append(node.segment.name)
+                label = known.index(node.segment.name)
+                rows_before = [nodes[before].last_row, *range(node.row, node.row + len(node.encoded.ids) - 1)]
+                table += [(b, r, t, label) for r, t in zip(rows_before, node.encoded.ids, strict=True)]
+
+    def columns(table: list[tuple[int, ...]], width: int) -> list[Tensor]:
+        return list(torch.tensor(table, dtype=torch.long).reshape(-1, width).unbind(1))
+
+    branches = {}
+    for branch, table in supervised.items():
+        sample, row, token, label = columns(table, 4)
+        branches[branch] = Rows(sample, row, token, tuple(names[branch]), label)
+    slot_sample, slot_row = columns(slot_rows, 2)
+    visual_sample, visual_row = columns(visual_rows, 2)
+    patches = torch.cat([v.patches for v in visuals]) if visuals else torch.zeros(0, 0, dtype=torch.uint8)
+    grids = tuple(v.grid for v in visuals)
+    return Packed(
+        ids, positions, node_of, sees, branches, slot_sample, slot_row, patches, grids, visual_sample, visual_row
+    )

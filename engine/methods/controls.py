@@ -1,0 +1,37 @@
+"""The controls that a gain is held against: the same data and steps, without what a latent method adds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from engine.data.samples import Sample, chain, context, end_of_turn, solution
+from engine.layout import Layout, marker, slots
+from engine.methods.outcome import Outcome, weighted
+
+
+@dataclass(frozen=True)
+class Explicit:
+    """The chain is written out, then the answer."""
+
+    def layout(self, sample: Sample, rng: np.random.Generator) -> Layout:
+        return Layout({"teacher": (context(sample), chain(sample), *solution(sample), end_of_turn())})
+
+    def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]:
+        return weighted({"teacher": (1.0, out.branch("teacher").cross_entropy())})
+
+
+@dataclass(frozen=True)
+class Silent:
+    """Answer loss only, after `pauses` slots: a filler control; with no slots, the answer-only control."""
+
+    pauses: int = 8
+
+    def layout(self, sample: Sample, rng: np.random.Generator) -> Layout:
+        think = slots("<pause>", self.pauses)
+        return Layout({"answer": (context(sample), think, marker("<ANS>"), *solution(sample), end_of_turn())})
+
+    def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]:
+        return weighted({"answer": (1.0, out.branch("answer").cross_entropy())})

@@ -1,0 +1,62 @@
+"""Implicit-Video-Reasoning: pauses taught by a written chain. Knows nothing of backbones, batches or devices.
+
+Three branches behind one video and question: `speak` says the thoughts from the pauses alone (it sees neither video nor
+question), `answer` answers silently after the pauses, `teacher` writes the chain and the answer. The states that predict
+the answer in `answer` are drawn to those in `teacher`:
+
+    total = 0.5 decode + 0.5 answer + teacher + 10 distil
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from engine.data.samples import Sample, chain, context, end_of_turn, solution
+from engine.layout import Layout, marker, slots
+from engine.methods.outcome import Outcome, weighted
+from engine.objectives import hidden_distance
+
+
+@dataclass(frozen=True)
+class PauseDistillation:
+    mode: Literal["distilling", "student", "teacher"] = "distilling"
+    pauses: tuple[int, int] = (8, 8)  # fewest and most; drawn per sample, so that one model serves a range
+    decode: float = 0.5
+    answer: float = 0.5
+    teacher: float = 1.0
+    distil: float = 10.0
+    form: Literal["paper", "coded"] = "paper"
+    compat: bool = False  # the published trainer's fault: plain 1-D positions in the decoder pass
+
+    @classmethod
+    def as_published(cls) -> PauseDistillation:
+        """What the released code computes, faults included."""
+        return cls(form="coded", compat=True)
+
+    def layout(self, sample: Sample, rng: np.random.Generator) -> Layout:
+        trunk = context(sample)
+        think = slots("<pause>", int(rng.integers(self.pauses[0], self.pauses[1] + 1)))
+        branches = {}
+        if self.mode != "teacher":
+            branches["speak"] = (trunk, think, marker("<COT>", sees=(think,)), chain(sample), end_of_turn())
+            branches["answer"] = (trunk, think, marker("<ANS>"), *solution(sample), end_of_turn())
+        if self.mode != "student":
+            branches["teacher"] = (trunk, chain(sample), *solution(sample), end_of_turn())
+        return Layout(branches, frozenset({"speak"} if self.compat else ()))
+
+    def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]:
+        terms = {}
+        if self.mode != "teacher":
+            terms["decode"] = (self.decode, out.branch("speak").cross_entropy())
+            terms["answer"] = (self.answer, out.branch("answer").cross_entropy())
+        if self.mode != "student":
+            terms["teacher"] = (self.teacher, out.branch("teacher").cross_entropy())
+        if self.mode == "distilling":
+            student, sample = out.branch("answer").predicting("answer")
+            teacher, _ = out.branch("teacher").predicting("answer")
+            terms["distil"] = (self.distil, hidden_distance(student, teacher, sample, len(out.packed.ids), self.form))
+        return weighted(terms)

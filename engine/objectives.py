@@ -1,0 +1,62 @@
+"""Losses as pure functions on gathered rows. Every sample counts the same: its mean over its own rows, then the mean over samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+EPSILON = 1e-6
+
+
+def sample_mean(values: Tensor, sample: Tensor, batch: int) -> Tensor:
+    """values [rows], sample [rows] -> each sample's mean [batch]; 0 for a sample without rows."""
+    total = values.new_zeros(batch).index_add(0, sample, values)
+    count = values.new_zeros(batch).index_add(0, sample, torch.ones_like(values))
+    return total / count.clamp(min=1)
+
+
+def cross_entropy(logits: Tensor, target: Tensor, sample: Tensor, batch: int) -> Tensor:
+    """Mean negative log-likelihood per sample [batch], from logits [rows, vocabulary] and target [rows]."""
+    return sample_mean(F.cross_entropy(logits.float(), target, reduction="none"), sample, batch)
+
+
+def hidden_distance(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], sample: Tensor, batch: int, form: str = "paper"
+) -> Tensor:
+    """How far the student's states are from the teacher's, in units of the teacher's spread: mean over layers, [].
+
+    student, teacher: a [rows, dim] a layer, row for row the same tokens; sample [rows].
+    paper: |S - T| averaged over a sample's rows and features, over the std of T there (one std a layer and sample).
+    coded: SmoothL1 (beta 1) averaged over features, over the std of that one token's T, as Implicit-Video-Reasoning's
+    released trainer computes it.
+    Samples without rows are left out. The teacher is not trained by this.
+    """
+    s = torch.stack(list(student)).float()  # [layers, rows, dim]
+    t = torch.stack(list(teacher)).float().detach()
+    if s.shape[1] == 0:
+        return s.sum()
+    if form == "coded":
+        distance = F.smooth_l1_loss(s, t, reduction="none").mean(-1) / (t.std(-1) + EPSILON)  # [layers, rows]
+        per_row = distance.mean(0)
+        return _mean_present(sample_mean(per_row, sample, batch), sample)
+    if form != "paper":
+        raise ValueError(f"unknown form of distillation {form!r}: use 'paper' or 'coded'")
+    layers, _, dim = s.shape
+
+    def total(rows: Tensor) -> Tensor:  # [layers, rows] -> [layers, batch]
+        return rows.new_zeros(layers, batch).index_add(1, sample, rows)
+
+    count = total(torch.ones_like(t[..., 0])) * dim
+    mean = total(t.sum(-1)) / count.clamp(min=1)
+    squares = total(((t - mean[:, sample, None]) ** 2).sum(-1))
+    std = (squares / (count - 1).clamp(min=1)).sqrt()
+    distance = total((s - t).abs().sum(-1)) / count.clamp(min=1) / (std + EPSILON)
+    return _mean_present(distance.mean(0), sample)
+
+
+def _mean_present(per_sample: Tensor, sample: Tensor) -> Tensor:
+    """Mean over the samples that have rows."""
+    return per_sample[torch.unique(sample)].mean()

@@ -1,0 +1,259 @@
+"""One training loop on accelerate: schedule, logs, checkpoints, exact resume. Knows neither methods nor data formats.
+
+A step is decided by (seed, step) alone: which samples, how many pauses, what learning rate. So a run that is killed and
+resumed gives the losses of one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from engine.backbones.qwen2_5_vl import Qwen25VL
+from engine.config import ConfigError
+from engine.data.samples import Sample
+from engine.layout import Layout, Packed, pack
+from engine.methods.outcome import Outcome, run
+
+
+class Method(Protocol):
+    """A published method, as the loop sees it."""
+
+    def layout(self, sample: Sample, rng: np.random.Generator) -> Layout: ...
+
+    def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
+def described(default: Any, text: str) -> Any:
+    """A field with its line of help."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Training:
+    init: str = described("", "folder or Hub id of the model to start from")
+    out: str = described("", "folder for checkpoints, logs and the best model")
+    steps: int = described(1000, "optimizer steps")
+    batch: int = described(64, "samples a step and process")
+    accumulate: int = described(4, "forward passes a step; `batch` is divided among them, by length")
+    lr: float = described(1e-3, "highest learning rate")
+    final_lr: float = described(0.0, "learning rate at the end, as a share of the highest")
+    warmup: int = described(50, "steps over which the learning rate rises")
+    schedule: Literal["linear", "cosine", "constant"] = described("cosine", "how it falls")
+    weight_decay: float = described(0.01, "AdamW's, on matrices only")
+    clip: float = described(1.0, "largest gradient norm")
+    seed: int = described(0, "decides samples and pauses")
+    precision: Literal["no", "bf16"] = described("no", "bf16 autocast, or none")
+    gradient_checkpointing: bool = described(False, "recompute layers in the backward pass to save memory")
+    device: Literal["auto", "cpu", "cuda", "mps"] = described("auto", "where to train")
+    workers: int = described(1, "processes that prepare batches")
+    log_every: int = described(10, "steps between two log lines")
+    validate_every: int = described(200, "steps between two validations; the best model is kept by accuracy")
+    save_every: int = described(200, "steps between two checkpoints")
+    keep: int = described(2, "checkpoints to keep")
+
+
+def learning_rate(config: Training, step: int) -> float:
+    """At this step (from 0): a linear rise, then the schedule, down to `final_lr` x lr."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    shape = {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}[config.schedule]
+    return config.lr * (config.final_lr + (1 - config.final_lr) * shape)
+
+
+@dataclass(frozen=True)
+class Batches(Dataset):
+    """The samples of one step, packed into `passes` forwards. Made in worker processes; the same on every machine.
+
+    Samples are sorted by length before they are divided, so that little is padding.
+    """
+
+    source: Callable[[int], Sample]
+    method: Method
+    backbone: Qwen25VL
+    size: int
+    passes: int
+    seed: int
+    rank: int = 0
+    ranks: int = 1
+
+    def __getitem__(self, step: int) -> list[Packed]:
+        first = (step * self.ranks + self.rank) * self.size
+        indices = range(first, first + self.size)
+        layouts = [self.method.layout(self.source(i), np.random.default_rng([self.seed, i, 1])) for i in indices]
+        singles = [(pack([layout], self.backbone.encode, self.backbone.pad).ids.shape[1], i) for i, layout in enumerate(layouts)]
+        order = [i for _, i in sorted(singles)]
+        part = self.size // self.passes
+        parts = [order[i : i + part] for i in range(0, self.size, part)]
+        return [pack([layouts[i] for i in p], self.backbone.encode, self.backbone.pad) for p in parts]
+
+
+def _first(items: list[list[Packed]]) -> list[Packed]:
+    return items[0]
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+def batches(dataset: Batches, start: int, stop: int, workers: int) -> Iterator[list[Packed]]:
+    loader = DataLoader(
+        dataset,
+        batch_size=1,
+        sampler=range(start, stop),
+        collate_fn=_first,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_one_thread,
+    )
+    return iter(loader)
+
+
+def _replace_folder(made: Path, place: Path) -> None:
+    """Moves a finished folder into place; what stood there is removed only once the new one stands."""
+    old = place.with_name(place.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        os.replace(place, old)
+    os.replace(made, place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    found = [p for p in (out / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def train(
+    config: Training,
+    method: Method,
+    source: Callable[[int], Sample],
+    validate: Callable[[Qwen25VL], dict[str, float]],
+    resume: bool = False,
+    note: dict[str, Any] | None = None,
+) -> Path:
+    """Trains and returns the folder of the best model (by `validate`'s "accuracy").
+
+    Errors: ConfigError for settings that can't work; FloatingPointError when the loss is no number (the last good
+    checkpoint stays).
+    """
+    from accelerate import Accelerator
+    from torch.utils.tensorboard import SummaryWriter
+    from tqdm import tqdm
+
+    if not config.init or not config.out:
+        raise ConfigError("Say what to start from (init) and where to write (out).")
+    if config.batch % config.accumulate:
+        raise ConfigError(f"batch {config.batch} can't be divided among {config.accumulate} passes.")
+    out = Path(config.out)
+    if checkpoints(out) and not resume:
+        raise ConfigError(f"{out} holds a run already: add --resume to go on with it, or choose another folder.")
+    seed_everything(config.seed)
+    accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)
+    backbone = Qwen25VL.load(config.init)
+    if config.gradient_checkpointing:
+        backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+    backbone.model.train()
+    matrices = [p for p in backbone.model.parameters() if p.dim() >= 2]
+    vectors = [p for p in backbone.model.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    model, optimizer = accelerator.prepare(backbone.model, torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98)))
+    backbone = Qwen25VL(accelerator.unwrap_model(model), backbone.tokenizer)
+
+    start, best = 0, -1.0
+    if resume and (found := checkpoints(out)):
+        accelerator.load_state(str(found[-1]))
+        state = json.loads((found[-1] / "progress.json").read_text())
+        start, best = state["step"], state["best"]
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {"training": asdict(config), "method": {type(method).__name__: asdict(method)}, **(note or {})}  # type: ignore[call-overload]
+    (out / "settings.json").write_text(json.dumps(settings, indent=1, default=str))
+    log = (out / "log.jsonl").open("a", encoding="utf-8")
+    board = SummaryWriter(str(out / "tensorboard"))
+
+    def record(step: int, values: dict[str, float]) -> None:
+        log.write(json.dumps({"step": step, **values}) + "\n")
+        log.flush()
+        for name, value in values.items():
+            board.add_scalar(name, value, step)
+
+    def save(step: int) -> None:
+        place = out / "checkpoints" / f"step-{step:07d}"
+        made = place.with_name("unfinished")
+        shutil.rmtree(made, ignore_errors=True)
+        accelerator.save_state(str(made))
+        (made / "progress.json").write_text(json.dumps({"step": step, "best": best}))
+        _replace_folder(made, place)
+        for old in checkpoints(out)[: -config.keep]:
+            shutil.rmtree(old)
+
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    dataset = Batches(source, method, backbone, config.batch, config.accumulate, config.seed, rank, ranks)
+    feed = batches(dataset, start, config.steps, config.workers)
+    bar = tqdm(total=config.steps, initial=start, desc=out.name, dynamic_ncols=True, disable=None)
+    began, seen = time.perf_counter(), 0
+    for step in range(start, config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        logged: dict[str, float] = {}
+        for packed in (part.to(accelerator.device) for part in next(feed)):
+            with accelerator.autocast():
+                total, terms = method.loss(run(backbone, packed))
+            accelerator.backward(total / config.accumulate)
+            for name, value in {"loss": total.detach(), **terms}.items():
+                logged[name] = logged.get(name, 0.0) + float(value) / config.accumulate
+        if not math.isfinite(logged["loss"]):
+            raise FloatingPointError(
+                f"The loss is {logged['loss']} at step {step}; the last checkpoint is {checkpoints(out)[-1:] or 'none'}."
+            )
+        norm = accelerator.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seen += config.batch * accelerator.num_processes
+        bar.update()
+        step_now = step + 1
+        if step_now % config.log_every == 0 or step_now == config.steps:
+            rate = seen / (time.perf_counter() - began)
+            logged |= {"lr": learning_rate(config, step), "gradient_norm": float(norm), "samples_per_second": rate}
+            record(step_now, logged)
+            bar.set_postfix({name: f"{value:.3g}" for name, value in logged.items() if name in ("loss", *terms)})
+        if step_now % config.validate_every == 0 or step_now == config.steps:
+            backbone.model.eval()
+            scores = validate(backbone)
+            backbone.model.train()
+            record(step_now, {f"validation_{name}": value for name, value in scores.items()})
+            bar.write(f"{out.name} step {step_now}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+            if scores["accuracy"] > best:
+                best = scores["accuracy"]
+                made = out / "best.unfinished"
+                shutil.rmtree(made, ignore_errors=True)
+                backbone.save(made)
+                (made / "scores.json").write_text(json.dumps({"step": step_now, **scores}, indent=1))
+                _replace_folder(made, out / "best")
+        if step_now % config.save_every == 0 or step_now == config.steps:
+            save(step_now)
+    log.close()
+    board.close()
+    return out / "best"

@@ -1,0 +1,475 @@
+"""A video file -> resized RGB frames with their exact moments, or one clear sentence about why not.
+
+PyAV lists the packets first, without decoding them: that gives every frame's moment to the tick of the container, the
+true number of frames, and what the file is. Moments are then chosen, and one of three readers decodes the frames shown
+at them: decord, else OpenCV by grab and retrieve, else PyAV, which reads everything accepted here, leaves out frames
+that damage has touched, and jumps from keyframe to keyframe, so that a long file is not decoded from end to end.
+The first two are trusted only where they were found exact: sound files in MP4, MOV, Matroska and WebM.
+
+Knows nothing of models: frames leave as uint8, and normalising or pairing them is the backbone's business. Anamorphic
+pictures are taken as they are stored; of tracks with several videos the main one is read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from numbers import Integral, Real
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+
+MAX_BYTES = 2 * 2**30  # of the file
+MAX_PIXELS = 8192 * 8192  # of one source picture
+MAX_ASPECT = 200  # longer side over shorter side
+MAX_HOURS = 6.0
+MAX_RESULT_BYTES = 8 * 2**30  # of the frames handed back
+BUDGET_SECONDS = 60.0  # for one file; frames decoded until then are kept
+STALL_SECONDS = 20.0  # for one frame; then the next reader is tried
+SEQUENTIAL_FRAMES = 9_000  # OpenCV decodes from the start, so longer files are left to readers that jump
+
+# Demuxers that may open a file. Without the list a playlist named .mp4 would read other files, or the network.
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,flv,mpeg,asf,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,"
+    "ogg,wav,mp3,flac,aac"  # these five so that a file of sound is told from one of rubbish
+)
+INDEXED = ("mov", "matroska")  # jumps are exact here
+STAMPED = (*INDEXED, "gif", "mpegts", "flv")  # every packet carries its moment; in other containers frames are counted
+
+
+class VideoError(ValueError):
+    """A file that can't be used. The message is one sentence for the person who gave it."""
+
+
+class _Unfit(Exception):
+    """This reader is not for this file, which may be fine all the same."""
+
+
+class _Broken(Exception):
+    """This reader gave up on this file."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames of a clip, and how large.
+
+    `frames` takes exactly that many, at i * duration / frames. Otherwise `fps` takes the moments 0, 1/fps, 2/fps ...
+    below the duration; a count outside min_frames..max_frames is held to that bound and spread evenly. With neither,
+    max_frames are spread evenly, or fewer where the clip has fewer. Each moment gets the frame shown at it.
+    `pixels` bounds one resized frame, whose sides are multiples of `factor`. Raises ValueError.
+    """
+
+    fps: float | None = 4.0
+    frames: int | None = None
+    min_frames: int = 4
+    max_frames: int = 64
+    pixels: int = 84 * 56
+    factor: int = 28
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "min_frames", "max_frames", "pixels", "factor"):
+            value = getattr(self, name)
+            if not (isinstance(value, Integral) and value >= 1 or name == "frames" and value is None):
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}.")
+        if self.fps is not None and not (isinstance(self.fps, Real) and 1e-6 <= self.fps <= 1000):
+            raise ValueError(f"fps must be a number above 0 and at most 1000, not {self.fps!r}.")
+        if self.min_frames > self.max_frames:
+            raise ValueError(f"min_frames ({self.min_frames}) must not exceed max_frames ({self.max_frames}).")
+        if self.pixels < self.factor**2:
+            raise ValueError(f"pixels must be at least factor squared ({self.factor**2}), not {self.pixels}.")
+        if (self.frames or self.max_frames) * self.pixels * 3 > MAX_RESULT_BYTES:
+            raise ValueError("So many frames of so many pixels would fill the memory: ask for fewer of either.")
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """Frames of one file, and how they were come by. `asked` frames were wanted; fewer means `notices` says why."""
+
+    frames: np.ndarray  # uint8 [frames, height, width, 3], RGB, upright, resized
+    times: np.ndarray  # float64 [frames], seconds at which each of them starts, from the start of the file's first
+    duration: float  # seconds, of the pictures that the file holds
+    fps: float  # of the source, on average
+    size: tuple[int, int]  # (width, height) of the source, upright
+    reader: str
+    asked: int
+    notices: tuple[str, ...] = ()
+    sampling: Sampling = Sampling()
+    spacing: float | None = None  # seconds between two asked moments; None: as `times` has it
+
+    @property
+    def seconds_per_frame(self) -> float:
+        """Seconds between two frames: what was asked for, where that is known; times follow it to within a frame."""
+        if self.spacing is not None:
+            return self.spacing
+        return float(self.times[-1] - self.times[0]) / (len(self.times) - 1) if len(self.times) > 1 else self.duration
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """What the packets of a file say about it."""
+
+    path: Path
+    kind: str  # name of the container
+    simple: bool  # sound enough in form for readers that count frames: see _inspect
+    stream: int  # index of the video stream in the file
+    stamped: bool  # frames are found by their stamps, else by counting
+    stamps: np.ndarray  # int64 [N], ascending, in ticks
+    times: np.ndarray  # float64 [N], the same in seconds from the first
+    keys: np.ndarray  # int64 [K, 2]: index of the first frame a keyframe serves, and the stamp to jump to for it
+    duration: float
+    fps: float
+    width: int
+    height: int
+    turns: int  # quarter turns, counter-clockwise, that put the stored picture upright
+    notices: tuple[str, ...]
+
+    @property
+    def slack(self) -> float:
+        """Seconds by which a moment may miss a frame's start: Matroska rounds its stamps to milliseconds."""
+        return min(1e-3, 0.25 / self.fps)
+
+
+def read(path: str | Path, sampling: Sampling = Sampling()) -> Clip:
+    """Frames of the file at `path`, chosen by `sampling`. Raises VideoError, whose message is meant for users."""
+    deadline = time.monotonic() + BUDGET_SECONDS
+    source = _inspect(path, deadline)
+    moments, spacing, notices = _moments(source, sampling)
+    shown = np.searchsorted(source.times, moments + source.slack, side="right") - 1  # [asked] index of each frame
+    wanted = np.unique(shown).tolist()
+    height, width = smart_size(source.height, source.width, sampling.factor, sampling.pixels)
+
+    frames: dict[int, np.ndarray] = {}
+    used = ""
+    for name, reader in (("decord", _decord), ("OpenCV", _opencv), ("PyAV", _pyav)):
+        if frames and name == "OpenCV":  # decord found damage, which OpenCV would show without a word
+            continue
+        got = {}
+        try:
+            for index, picture in _ahead(reader(source, wanted), deadline):
+                got[index] = resize(picture[None], height, width)[0]
+        except _Unfit:
+            continue
+        except _Broken:
+            pass
+        if got:  # the later reader knows more about damage, so its frames replace the earlier one's
+            frames, used = got, name
+        if len(frames) == len(wanted) or time.monotonic() >= deadline:
+            break
+
+    late = time.monotonic() >= deadline
+    if not frames:
+        why = f"takes longer than {BUDGET_SECONDS:g} s to read" if late else "is damaged: none of it could be decoded"
+        raise VideoError(f"{source.path.name} {why}; give another file.")
+    kept = np.isin(shown, list(frames))  # [asked]
+    if not kept.all():
+        lost = moments[~kept]
+        why = f"damage between {lost[0]:.2f} s and {lost[-1]:.2f} s"
+        if late:
+            why = f"reading was stopped after {BUDGET_SECONDS:g} s"
+        notices += (f"{kept.sum()} of the {len(shown)} frames asked for could be read: {why}.",)
+    return Clip(
+        frames=np.stack([frames[index] for index in shown[kept].tolist()]),
+        times=source.times[shown[kept]],
+        duration=source.duration,
+        fps=source.fps,
+        size=(source.width, source.height),
+        reader=used,
+        asked=len(shown),
+        notices=source.notices + notices,
+        sampling=sampling,
+        spacing=spacing,
+    )
+
+
+def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 [frames, H, W, 3] -> uint8 [frames, height, width, 3]: bicubic, antialiased and rounded to uint8, as the
+    image processors of transformers do it."""
+    import torch
+    import torch.nn.functional as F
+
+    if frames.shape[1:3] == (height, width):
+        return frames
+    pictures = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)  # [frames, 3, H, W]
+    pictures = F.interpolate(pictures, (height, width), mode="bicubic", antialias=True)
+    return np.ascontiguousarray(pictures.permute(0, 2, 3, 1).numpy())
+
+
+def smart_size(height: int, width: int, factor: int, pixels: int) -> tuple[int, int]:
+    """Qwen's smart_resize: (height, width) in multiples of `factor` with about the same shape, at least factor**2 and
+    at most `pixels` pixels; only very long pictures get more, because no side goes below `factor`."""
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise ValueError(f"A picture of {width} x {height} is too long: one side may be {MAX_ASPECT} times the other.")
+    tall, wide = round(height / factor) * factor, round(width / factor) * factor
+    if tall * wide > pixels:
+        shrink = math.sqrt(height * width / pixels)
+        tall = max(factor, math.floor(height / shrink / factor) * factor)
+        wide = max(factor, math.floor(width / shrink / factor) * factor)
+    elif tall * wide < factor**2:
+        grow = math.sqrt(factor**2 / (height * width))
+        tall, wide = math.ceil(height * grow / factor) * factor, math.ceil(width * grow / factor) * factor
+    return tall, wide
+
+
+def _moments(source: _Source, sampling: Sampling) -> tuple[np.ndarray, float, tuple[str, ...]]:
+    """Moments to look at in seconds, the distance between two of them, and what the user should know about them."""
+    duration, stored, notices = source.duration, len(source.times), ()
+    if stored == 1:
+        spacing = duration if sampling.fps is None else 1 / sampling.fps
+        return np.zeros(1), spacing, ("The file holds a single picture, so nothing moves in it.",)
+    if sampling.frames is not None:
+        count = sampling.frames
+        if count > stored:
+            notices = (f"The clip has only {stored} frames, so some of the {count} asked for are repeats.",)
+    elif sampling.fps is None:
+        count = min(sampling.max_frames, stored)
+    else:
+        natural = max(1, math.ceil((duration - source.slack) * sampling.fps))
+        count = min(max(natural, sampling.min_frames), sampling.max_frames)
+        if count == natural:
+            return np.arange(count) / sampling.fps, 1 / sampling.fps, ()
+        asked = f"{sampling.fps:g} frames a second of a clip of {duration:.2f} s would be {natural}"
+        notices = (f"{asked}; {count} spread evenly over it were taken instead.",)
+    return np.arange(count) * (duration / count), duration / count, notices
+
+
+def _inspect(path: str | Path, deadline: float) -> _Source:
+    """List the packets of a file, decoding one picture only; refuse in one sentence what can't be read."""
+    import av
+
+    path = _checked(path)
+    rows, first, end = [], None, 0.0  # [N] (pts, dts, length, is a keyframe, is hidden); a picture; seconds
+    try:
+        with _open(path) as container:
+            videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+            if not videos:
+                what = "only sound" if container.streams.audio else "no pictures"
+                raise VideoError(f"{path.name} holds {what}: give a file with a video in it.")
+            best = container.streams.best("video")
+            stream = best if best in videos else videos[0]
+            kind, tick, rate = container.format.name.split(",")[0], stream.time_base, float(stream.average_rate or 0)
+            declared, index, codec = (container.duration or 0) / 1e6, stream.index, stream.codec.canonical_name
+            _check_limits(path, stream.codec_context.width, stream.codec_context.height, declared)
+            for packet in _packets(container):  # sound too: the streams end where the file says, or it was cut off
+                if time.monotonic() > deadline:
+                    raise VideoError(f"{path.name} takes longer than {BUDGET_SECONDS:g} s to open: give a smaller one.")
+                if packet.pts is not None:
+                    end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                if packet.stream_index == index:
+                    first = first or next((frame for frame, _ in _frames([packet])), None)
+                    if packet.size:
+                        row = (packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.is_discard)
+                        rows.append(row)
+    except av.error.FFmpegError:
+        wanted = "give a whole MP4, MOV, WebM, MKV, AVI or GIF file"
+        raise VideoError(f"{path.name} can't be opened as a video, or was cut off: {wanted}.") from None
+
+    stamped = (kind in STAMPED or kind.endswith("_pipe")) and all(row[0] is not None for row in rows)
+    stamps, times, lengths = _timeline(rows, stamped, tick)
+    if first is None or not len(times):
+        raise VideoError(f"{path.name} holds no picture that can be decoded: it is damaged, or not a video.")
+    fps = (len(times) - 1) / times[-1] if len(times) > 1 else rate or 1.0
+    fps = rate if abs(rate - fps) < 0.01 * fps else float(fps)
+    duration, turns = float(times[-1] + (lengths[-1] or 1 / fps)), round(first.rotation / 90)
+    width, height = (first.height, first.width) if turns % 2 else (first.width, first.height)
+    _check_limits(path, width, height, duration)
+
+    notices = []
+    if kind in (*INDEXED, "avi") and declared - end > max(0.25, 3 / fps):
+        notices.append(f"The file says that it lasts {declared:.2f} s, but it is cut off after {end:.2f} s.")
+    for hole in np.flatnonzero((lengths[:-1] > 0) & (np.diff(times) - lengths[:-1] > 0.5)).tolist() if stamped else ():
+        span = f"{times[hole] + lengths[hole]:.2f} s and {times[hole + 1]:.2f} s"
+        notices.append(f"No picture is stored between {span}; the one before stands for that time.")
+    jumps = [(row[0], row[0] if kind != "mov" or row[1] is None else row[1]) for row in rows if row[3] and stamped]
+    keys = [(np.searchsorted(stamps, stamp), jump) for stamp, jump in sorted(jumps)]
+    # decord and OpenCV count frames, may pick another video stream, and know neither AV1 nor animated pictures
+    simple = kind in INDEXED and stamped and codec != "av1" and len(videos) == 1
+    return _Source(
+        path, kind, simple, index, stamped, stamps, times, np.array(keys, np.int64).reshape(-1, 2),
+        duration, fps, width, height, turns, tuple(notices),
+    )  # fmt: skip
+
+
+def _timeline(rows: list[tuple], stamped: bool, tick: Fraction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Stamps of the frames in the order of showing (int64 [N]), their times and their lengths in seconds [N]."""
+    if stamped:  # frames hidden by an edit list serve others only; a stamp standing twice is a VP8 frame never shown
+        table = {pts: length for pts, _, length, _, hidden in rows if not hidden}
+    else:  # frames are shown in the rhythm in which they are decoded
+        table = {dts: length for _, dts, length, _, _ in rows if dts is not None}
+    stamps = np.array(sorted(table), np.int64)
+    lengths = np.array([table[stamp] for stamp in stamps.tolist()], np.int64)
+    scale = tick.numerator / tick.denominator
+    return stamps, (stamps - stamps[:1]) * tick.numerator / tick.denominator, lengths * scale
+
+
+def _checked(path: str | Path) -> Path:
+    """The absolute path of a plain, readable file of a reasonable size."""
+    if not isinstance(path, (str, Path)) or not str(path):
+        raise VideoError("There is no video yet: give the path of a file.")
+    path = Path(path).absolute()
+    try:
+        size, plain = path.stat().st_size, path.is_file()
+        if plain:
+            path.open("rb").close()
+    except PermissionError:
+        raise VideoError(f"{path.name} may not be read: give permission, or another file.") from None
+    except (OSError, ValueError):  # missing, a name too long, a zero byte in the name
+        raise VideoError(f"There is no file {path.name[:80]!r}: check the path.") from None
+    if not plain:
+        raise VideoError(f"{path.name or path} is {'a folder' if path.is_dir() else 'no plain file'}: give a video file.")
+    if not 0 < size <= MAX_BYTES:
+        what = f"has {size / 2**30:.1f} GB; at most {MAX_BYTES / 2**30:g} are read" if size else "is empty"
+        raise VideoError(f"{path.name} {what}: give another file.")
+    return path
+
+
+def _check_limits(path: Path, width: int, height: int, seconds: float) -> None:
+    if width * height > MAX_PIXELS:
+        side = math.isqrt(MAX_PIXELS)
+        raise VideoError(f"{path.name} has pictures of {width} x {height}: at most {side} x {side} are read.")
+    if max(width, height) > MAX_ASPECT * max(1, min(width, height)):
+        raise VideoError(f"{path.name} has pictures of {width} x {height}: too long for their height or width.")
+    if seconds > MAX_HOURS * 3600:
+        raise VideoError(f"{path.name} lasts {seconds / 3600:.1f} hours: at most {MAX_HOURS:g} are read.")
+
+
+def _open(path: Path) -> InputContainer:
+    import av
+
+    limits = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
+    return av.open(str(path), options=limits, metadata_errors="replace")
+
+
+def _packets(container: InputContainer, *streams: int) -> Iterator[Packet]:
+    """Packets as stored, up to the end of the file or the place where it was cut off."""
+    import av
+
+    try:
+        yield from container.demux(*streams)
+    except av.error.FFmpegError:
+        return
+
+
+def _frames(packets: Iterable[Packet], recovers: bool = True) -> Iterator[tuple[VideoFrame, bool]]:
+    """Frames in the order of showing, and whether each is sound: after damage, none is before the next keyframe."""
+    import av
+
+    sound = True
+    for packet in packets:
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError:
+            sound = False
+            continue
+        for frame in frames:
+            sound = not frame.is_corrupt and (sound or bool(frame.key_frame and recovers))
+            yield frame, sound
+
+
+def _decord(source: _Source, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """(index, uint8 [H, W, 3]) for each wanted frame. Turned files are left out: in Matroska decord ignores the turn."""
+    if not source.simple or source.turns:
+        raise _Unfit
+    try:
+        import decord
+    except (ImportError, OSError, RuntimeError) as error:  # no wheel here, or one that does not load
+        raise _Unfit from error
+    decord.logging.set_level(decord.logging.QUIET)
+    video = decord.VideoReader(str(source.path), ctx=decord.cpu(0))
+    starts = video.get_frame_timestamp([0, *wanted])[:, 0].astype(np.float64)  # from float32
+    same = np.allclose(starts[1:] - starts[0], source.times[wanted], rtol=1e-6, atol=source.slack)
+    if len(video) != len(source.times) or not same:  # hidden frames of VP8 and of edit lists shift its count
+        raise _Unfit
+    for index in wanted:
+        yield index, video[index].asnumpy()
+
+
+def _opencv(source: _Source, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """(index, uint8 [H, W, 3]) for each wanted frame, up to the first one that is lost."""
+    if not source.simple or wanted[-1] >= SEQUENTIAL_FRAMES:
+        raise _Unfit
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    try:
+        import cv2
+    except (ImportError, OSError) as error:
+        raise _Unfit from error
+    video, start, chosen = cv2.VideoCapture(str(source.path), cv2.CAP_FFMPEG), None, set(wanted)
+    try:
+        video.set(cv2.CAP_PROP_ORIENTATION_AUTO, 0)
+        for index in range(wanted[-1] + 1):
+            if not video.grab():
+                return
+            moment = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            start = moment if start is None else start
+            if abs(moment - start - source.times[index]) > source.slack:  # a frame was lost, and with it the count
+                return
+            if index in chosen:
+                yield index, np.rot90(video.retrieve()[1][..., ::-1], source.turns)
+    finally:
+        video.release()
+
+
+def _pyav(source: _Source, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """(index, uint8 [H, W, 3]) for each wanted frame that is sound."""
+    with _open(source.path) as container:
+        stream = container.streams[source.stream]
+        stream.thread_type = "AUTO"
+        recovers = source.kind in STAMPED  # without stamps, nobody knows how many frames the damage took
+        frames, index, chosen = _frames(_packets(container, stream), recovers), -1, set(wanted)
+        for target in wanted:
+            if target <= index:
+                continue
+            place = np.searchsorted(source.keys[:, 0], target, side="right") - 1
+            if source.kind in INDEXED and place >= 0 and source.keys[place, 0] > index + 1:
+                container.seek(int(source.keys[place, 1]), stream=stream)
+                frames = _frames(_packets(container, stream), recovers)
+            for frame, sound in frames:
+                index = index + 1
+                if source.stamped and frame.pts is not None:
+                    index = int(np.searchsorted(source.stamps, frame.pts, side="right")) - 1
+                if index in chosen and sound:
+                    chosen.remove(index)
+                    yield index, np.rot90(frame.to_ndarray(format="rgb24"), source.turns)
+                if index >= target:
+                    break
+
+
+def _ahead(pictures: Iterator[tuple[int, np.ndarray]], deadline: float) -> Iterator[tuple[int, np.ndarray]]:
+    """The same, drawn in a thread of its own, so that a decoder that hangs can be left behind. Raises what the reader
+    says about itself: _Unfit or _Broken."""
+    items: queue.Queue = queue.Queue(maxsize=1)  # a 4K picture is 25 MB
+    left = threading.Event()
+
+    def work() -> None:
+        try:
+            for item in pictures:
+                items.put(item)
+                if left.is_set():
+                    return
+            items.put(None)
+        except Exception as error:  # noqa: BLE001 - three libraries, each with its own ways to fail
+            items.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while (item := items.get(timeout=max(0.0, min(STALL_SECONDS, deadline - time.monotonic())))) is not None:
+            if isinstance(item, Exception):
+                raise item if isinstance(item, _Unfit) else _Broken from item
+            yield item
+    except queue.Empty:
+        raise _Broken from None
+    finally:
+        left.set()
+        while not items.empty():
+            items.get_nowait()

@@ -1,0 +1,1 @@
+"""Training scripts, one thin script a method: python -m train.NAME --help."""

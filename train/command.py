@@ -1,0 +1,92 @@
+"""What the training scripts share: a command line over the configuration's dataclasses, the source, the validation."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+
+from engine.backbones.qwen2_5_vl import Qwen25VL
+from engine.config import ConfigError, build, read_yaml
+from engine.data.worlds import WorldsSource
+from engine.evaluation import Outcome, evaluate, mean
+from engine.training import Method, Training, train
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Clips of the validation split answered by decoding while training goes on."""
+
+    samples: int = 180
+    batch: int = 60
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training configuration file."""
+
+    method: dict
+    training: Training = field(default_factory=Training)
+    worlds: WorldsSource = field(default_factory=WorldsSource)
+    validation: Validation = field(default_factory=Validation)
+
+
+def parse(description: str | None, argv: list[str] | None) -> argparse.Namespace:
+    """--config, --resume, and one flag for each training setting."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="YAML file; train/configs/ has one for each published recipe")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in `out`")
+    group = parser.add_argument_group("training settings (each overrides the file's)")
+    for setting in fields(Training):
+        flag = "--" + setting.name.replace("_", "-")
+        group.add_argument(flag, metavar=str(setting.type).split("[")[0].upper(), help=f"{setting.metadata['help']} (default {setting.default})")  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def main(description: str | None, method: type, argv: list[str] | None = None) -> int:
+    """Runs a training script for one method's dataclass. Exit code 2 with one sentence for a bad configuration."""
+    arguments = vars(parse(description, argv))
+    config, resume = arguments.pop("config"), arguments.pop("resume")
+    overrides = {name: value for name, value in arguments.items() if value is not None}
+    try:
+        values = read_yaml(config)
+        values["training"] = {**values.get("training", {}), **overrides}
+        run = build(Run, values)
+        chosen: Method = build(method, run.method, "method.")
+        note = {"worlds": vars(run.worlds), "validation": vars(run.validation)}
+        train(run.training, chosen, run.worlds, validation(run, chosen), resume, note)
+    except (ConfigError, FloatingPointError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def validation(run: Run, method: Method) -> Callable[[Qwen25VL], dict[str, float]]:
+    """Decodes the validation split: silently for a method with slots or <ANS>, with the written chain for one that writes it."""
+    source = replace(run.worlds, split="validation")
+    samples = [source(i) for i in range(run.validation.samples)]
+    branches = set(method.layout(samples[0], np.random.default_rng(0)).branches)
+    pauses = round(sum(getattr(method, "pauses")) / 2) if branches >= {"speak"} else getattr(method, "pauses", 0)
+
+    def validate(backbone: Qwen25VL) -> dict[str, float]:
+        scores: dict[str, Any] = {}
+        if "teacher" in branches:
+            written = evaluate(backbone, samples, "explicit", 0, run.validation.batch)
+            scores |= {"explicit": mean([r.correct for r in written]), "explicit_steps": step_share(written)}
+        if "answer" in branches:
+            silent = evaluate(backbone, samples, "silent", pauses, run.validation.batch, speak="speak" in branches)
+            scores["silent"] = mean([r.correct for r in silent])
+            if "speak" in branches:
+                scores["spoken_steps"] = step_share(silent)
+        scores["accuracy"] = scores.get("silent", scores.get("explicit"))
+        return scores
+
+    return validate
+
+
+def step_share(results: list[Outcome]) -> float:
+    return mean([right for r in results if r.steps is not None for right in r.steps])

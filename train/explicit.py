@@ -1,0 +1,12 @@
+"""Trains the explicit control: the chain of thought written out, then the answer.
+
+    python -m train.explicit --config train/configs/small/explicit.yaml
+"""
+
+import sys
+
+from engine.methods.controls import Explicit
+from train.command import main
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, Explicit))
