@@ -4,22 +4,23 @@ PyAV lists the packets first, without decoding them: that gives every frame's mo
 true number of frames, and what the file is. Moments are then chosen, and one of three readers decodes the frames shown
 at them: decord, else OpenCV by grab and retrieve, else PyAV, which reads everything accepted here, leaves out frames
 that damage has touched, and jumps from keyframe to keyframe, so that a long file is not decoded from end to end.
-The first two are trusted only where they were found exact: sound files in MP4, MOV, Matroska and WebM.
+The first two are trusted only where they were found exact: whole files in MP4, MOV, Matroska and WebM. No reader sees
+every damage: of a few wrong bytes the decoder makes a picture that looks like any other.
 
 Knows nothing of models: frames leave as uint8, and normalising or pairing them is the backbone's business. Anamorphic
-pictures are taken as they are stored; of tracks with several videos the main one is read.
+pictures are taken as they are stored; of several videos in one file the main one is read.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,8 @@ BUDGET_SECONDS = 60.0  # for one file; frames decoded until then are kept
 STALL_SECONDS = 20.0  # for one frame; then the next reader is tried
 SEQUENTIAL_FRAMES = 9_000  # OpenCV decodes from the start, so longer files are left to readers that jump
 
+Pictures = Iterator[tuple[int, np.ndarray]]  # index of a frame in the order of showing, and its uint8 [H, W, 3]
+
 # Demuxers that may open a file. Without the list a playlist named .mp4 would read other files, or the network.
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,flv,mpeg,asf,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,"
@@ -53,12 +56,8 @@ class VideoError(ValueError):
     """A file that can't be used. The message is one sentence for the person who gave it."""
 
 
-class _Unfit(Exception):
-    """This reader is not for this file, which may be fine all the same."""
-
-
 class _Broken(Exception):
-    """This reader gave up on this file."""
+    """A reader gave up on a file."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class _Source:
 
     path: Path
     kind: str  # name of the container
-    simple: bool  # sound enough in form for readers that count frames: see _inspect
+    simple: bool  # decord and OpenCV are exact on files of this form
     stream: int  # index of the video stream in the file
     stamped: bool  # frames are found by their stamps, else by counting
     stamps: np.ndarray  # int64 [N], ascending, in ticks
@@ -150,22 +149,17 @@ def read(path: str | Path, sampling: Sampling = Sampling()) -> Clip:
     wanted = np.unique(shown).tolist()
     height, width = smart_size(source.height, source.width, sampling.factor, sampling.pixels)
 
-    frames: dict[int, np.ndarray] = {}
-    used = ""
-    for name, reader in (("decord", _decord), ("OpenCV", _opencv), ("PyAV", _pyav)):
-        if frames and name == "OpenCV":  # decord found damage, which OpenCV would show without a word
-            continue
-        got = {}
+    frames, used = {}, ""
+    for name, reader in _readers(source):
+        got: dict[int, np.ndarray] = {}
         try:
             for index, picture in _ahead(reader(source, wanted), deadline):
                 got[index] = resize(picture[None], height, width)[0]
-        except _Unfit:
-            continue
         except _Broken:
             pass
-        if got:  # the later reader knows more about damage, so its frames replace the earlier one's
+        if got:  # PyAV comes last and leaves damaged frames out, so its frames replace those of another
             frames, used = got, name
-        if len(frames) == len(wanted) or time.monotonic() >= deadline:
+        if len(got) == len(wanted) or time.monotonic() >= deadline:
             break
 
     late = time.monotonic() >= deadline
@@ -175,22 +169,14 @@ def read(path: str | Path, sampling: Sampling = Sampling()) -> Clip:
     kept = np.isin(shown, list(frames))  # [asked]
     if not kept.all():
         lost = moments[~kept]
-        why = f"damage between {lost[0]:.2f} s and {lost[-1]:.2f} s"
-        if late:
-            why = f"reading was stopped after {BUDGET_SECONDS:g} s"
+        damage = f"the file is damaged between {lost[0]:.2f} s and {lost[-1]:.2f} s"
+        why = f"reading was stopped after {BUDGET_SECONDS:g} s" if late else damage
         notices += (f"{kept.sum()} of the {len(shown)} frames asked for could be read: {why}.",)
+    chosen = shown[kept]
     return Clip(
-        frames=np.stack([frames[index] for index in shown[kept].tolist()]),
-        times=source.times[shown[kept]],
-        duration=source.duration,
-        fps=source.fps,
-        size=(source.width, source.height),
-        reader=used,
-        asked=len(shown),
-        notices=source.notices + notices,
-        sampling=sampling,
-        spacing=spacing,
-    )
+        np.stack([frames[index] for index in chosen.tolist()]), source.times[chosen], source.duration, source.fps,
+        (source.width, source.height), used, len(shown), source.notices + notices, sampling, spacing,
+    )  # fmt: skip
 
 
 def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -258,27 +244,36 @@ def _inspect(path: str | Path, deadline: float) -> _Source:
                 raise VideoError(f"{path.name} holds {what}: give a file with a video in it.")
             best = container.streams.best("video")
             stream = best if best in videos else videos[0]
-            kind, tick, rate = container.format.name.split(",")[0], stream.time_base, float(stream.average_rate or 0)
-            declared, index, codec = (container.duration or 0) / 1e6, stream.index, stream.codec.canonical_name
+            index, tick, rate, stored = stream.index, stream.time_base, float(stream.average_rate or 0), stream.frames
+            kind, codec = container.format.name.split(",")[0], stream.codec.canonical_name
+            declared = (container.duration or 0) / 1e6
             _check_limits(path, stream.codec_context.width, stream.codec_context.height, declared)
-            for packet in _packets(container):  # sound too: the streams end where the file says, or it was cut off
+            for packet in container.demux():  # sound too: together they end where the file says, or it was cut off
                 if time.monotonic() > deadline:
                     raise VideoError(f"{path.name} takes longer than {BUDGET_SECONDS:g} s to open: give a smaller one.")
+                length = packet.duration or 0
                 if packet.pts is not None:
-                    end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                    end = max(end, float((packet.pts + length) * packet.time_base))
                 if packet.stream_index == index:
                     first = first or next((frame for frame, _ in _frames([packet])), None)
                     if packet.size:
-                        row = (packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.is_discard)
-                        rows.append(row)
-    except av.error.FFmpegError:
-        wanted = "give a whole MP4, MOV, WebM, MKV, AVI or GIF file"
-        raise VideoError(f"{path.name} can't be opened as a video, or was cut off: {wanted}.") from None
+                        rows.append((packet.pts, packet.dts, length, packet.is_keyframe, packet.is_discard))
+    except av.error.FFmpegError:  # at the start: no video; later: what came before is used
+        pass
+    if first is None:
+        wanted = "it may be cut off or of another kind; give a whole MP4, MOV, WebM, MKV, AVI or GIF file"
+        raise VideoError(f"{path.name} can't be read as a video: {wanted}.")
 
     stamped = (kind in STAMPED or kind.endswith("_pipe")) and all(row[0] is not None for row in rows)
-    stamps, times, lengths = _timeline(rows, stamped, tick)
-    if first is None or not len(times):
-        raise VideoError(f"{path.name} holds no picture that can be decoded: it is damaged, or not a video.")
+    if stamped:  # frames that an edit list hides serve others only; a stamp standing twice is a VP8 frame never shown
+        table = {pts: length for pts, _, length, _, hidden in rows if not hidden}
+    else:  # frames are shown in the rhythm in which they are decoded
+        table = {dts: length for _, dts, length, _, _ in rows if dts is not None}
+    if not table:
+        raise VideoError(f"{path.name} does not say when its pictures are shown: export it again.")
+    stamps = np.array(sorted(table), np.int64)
+    times = (stamps - stamps[0]).astype(np.float64) * tick.numerator / tick.denominator
+    lengths = np.array([table[stamp] for stamp in stamps.tolist()]) * float(tick)
     fps = (len(times) - 1) / times[-1] if len(times) > 1 else rate or 1.0
     fps = rate if abs(rate - fps) < 0.01 * fps else float(fps)
     duration, turns = float(times[-1] + (lengths[-1] or 1 / fps)), round(first.rotation / 90)
@@ -286,31 +281,19 @@ def _inspect(path: str | Path, deadline: float) -> _Source:
     _check_limits(path, width, height, duration)
 
     notices = []
-    if kind in (*INDEXED, "avi") and declared - end > max(0.25, 3 / fps):
-        notices.append(f"The file says that it lasts {declared:.2f} s, but it is cut off after {end:.2f} s.")
+    missing = max(declared - end, (stored - len(rows)) / fps)
+    if kind in (*INDEXED, "avi") and missing > max(0.25, 3 / fps):
+        notices.append(f"The file says that it lasts {end + missing:.2f} s, but it is cut off after {end:.2f} s.")
     for hole in np.flatnonzero((lengths[:-1] > 0) & (np.diff(times) - lengths[:-1] > 0.5)).tolist() if stamped else ():
         span = f"{times[hole] + lengths[hole]:.2f} s and {times[hole + 1]:.2f} s"
         notices.append(f"No picture is stored between {span}; the one before stands for that time.")
     jumps = [(row[0], row[0] if kind != "mov" or row[1] is None else row[1]) for row in rows if row[3] and stamped]
     keys = [(np.searchsorted(stamps, stamp), jump) for stamp, jump in sorted(jumps)]
-    # decord and OpenCV count frames, may pick another video stream, and know neither AV1 nor animated pictures
-    simple = kind in INDEXED and stamped and codec != "av1" and len(videos) == 1
+    simple = kind in INDEXED and stamped and codec != "av1" and len(videos) == 1 and not turns
     return _Source(
         path, kind, simple, index, stamped, stamps, times, np.array(keys, np.int64).reshape(-1, 2),
         duration, fps, width, height, turns, tuple(notices),
     )  # fmt: skip
-
-
-def _timeline(rows: list[tuple], stamped: bool, tick: Fraction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Stamps of the frames in the order of showing (int64 [N]), their times and their lengths in seconds [N]."""
-    if stamped:  # frames hidden by an edit list serve others only; a stamp standing twice is a VP8 frame never shown
-        table = {pts: length for pts, _, length, _, hidden in rows if not hidden}
-    else:  # frames are shown in the rhythm in which they are decoded
-        table = {dts: length for _, dts, length, _, _ in rows if dts is not None}
-    stamps = np.array(sorted(table), np.int64)
-    lengths = np.array([table[stamp] for stamp in stamps.tolist()], np.int64)
-    scale = tick.numerator / tick.denominator
-    return stamps, (stamps - stamps[:1]) * tick.numerator / tick.denominator, lengths * scale
 
 
 def _checked(path: str | Path) -> Path:
@@ -327,7 +310,8 @@ def _checked(path: str | Path) -> Path:
     except (OSError, ValueError):  # missing, a name too long, a zero byte in the name
         raise VideoError(f"There is no file {path.name[:80]!r}: check the path.") from None
     if not plain:
-        raise VideoError(f"{path.name or path} is {'a folder' if path.is_dir() else 'no plain file'}: give a video file.")
+        what = "a folder" if path.is_dir() else "no plain file"
+        raise VideoError(f"{path.name or path} is {what}: give a video file.")
     if not 0 < size <= MAX_BYTES:
         what = f"has {size / 2**30:.1f} GB; at most {MAX_BYTES / 2**30:g} are read" if size else "is empty"
         raise VideoError(f"{path.name} {what}: give another file.")
@@ -335,10 +319,10 @@ def _checked(path: str | Path) -> Path:
 
 
 def _check_limits(path: Path, width: int, height: int, seconds: float) -> None:
-    if width * height > MAX_PIXELS:
+    if not 0 < width * height <= MAX_PIXELS:  # FFmpeg says 0 where it refuses
         side = math.isqrt(MAX_PIXELS)
-        raise VideoError(f"{path.name} has pictures of {width} x {height}: at most {side} x {side} are read.")
-    if max(width, height) > MAX_ASPECT * max(1, min(width, height)):
+        raise VideoError(f"{path.name} has pictures of no known size, or of more than {side} x {side}.")
+    if max(width, height) >= MAX_ASPECT * min(width, height):
         raise VideoError(f"{path.name} has pictures of {width} x {height}: too long for their height or width.")
     if seconds > MAX_HOURS * 3600:
         raise VideoError(f"{path.name} lasts {seconds / 3600:.1f} hours: at most {MAX_HOURS:g} are read.")
@@ -349,16 +333,6 @@ def _open(path: Path) -> InputContainer:
 
     limits = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
     return av.open(str(path), options=limits, metadata_errors="replace")
-
-
-def _packets(container: InputContainer, *streams: int) -> Iterator[Packet]:
-    """Packets as stored, up to the end of the file or the place where it was cut off."""
-    import av
-
-    try:
-        yield from container.demux(*streams)
-    except av.error.FFmpegError:
-        return
 
 
 def _frames(packets: Iterable[Packet], recovers: bool = True) -> Iterator[tuple[VideoFrame, bool]]:
@@ -377,63 +351,62 @@ def _frames(packets: Iterable[Packet], recovers: bool = True) -> Iterator[tuple[
             yield frame, sound
 
 
-def _decord(source: _Source, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """(index, uint8 [H, W, 3]) for each wanted frame. Turned files are left out: in Matroska decord ignores the turn."""
-    if not source.simple or source.turns:
-        raise _Unfit
-    try:
-        import decord
-    except (ImportError, OSError, RuntimeError) as error:  # no wheel here, or one that does not load
-        raise _Unfit from error
+def _readers(source: _Source) -> list[tuple[str, Callable[[_Source, list[int]], Pictures]]]:
+    """The reader for a file, and PyAV as its second chance. decord and OpenCV count frames: they are not for files
+    whose frames have to be found by their stamps, can't be told which video stream is meant, and know no AV1."""
+    long = len(source.times) > SEQUENTIAL_FRAMES
+    for name, module, reader in (("decord", "decord", _decord), ("OpenCV", "cv2", _opencv)):
+        if source.simple and not (long and name == "OpenCV"):
+            try:
+                importlib.import_module(module)
+                return [(name, reader), ("PyAV", _pyav)]
+            except (ImportError, OSError, RuntimeError):  # no wheel for this machine, or one that doesn't load
+                pass
+    return [("PyAV", _pyav)]
+
+
+def _decord(source: _Source, wanted: list[int]) -> Pictures:
+    import decord
+
     decord.logging.set_level(decord.logging.QUIET)
     video = decord.VideoReader(str(source.path), ctx=decord.cpu(0))
     starts = video.get_frame_timestamp([0, *wanted])[:, 0].astype(np.float64)  # from float32
     same = np.allclose(starts[1:] - starts[0], source.times[wanted], rtol=1e-6, atol=source.slack)
-    if len(video) != len(source.times) or not same:  # hidden frames of VP8 and of edit lists shift its count
-        raise _Unfit
+    if len(video) != len(source.times) or not same:  # frames that VP8 and edit lists hide shift its count
+        raise _Broken
     for index in wanted:
         yield index, video[index].asnumpy()
 
 
-def _opencv(source: _Source, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """(index, uint8 [H, W, 3]) for each wanted frame, up to the first one that is lost."""
-    if not source.simple or wanted[-1] >= SEQUENTIAL_FRAMES:
-        raise _Unfit
+def _opencv(source: _Source, wanted: list[int]) -> Pictures:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    try:
-        import cv2
-    except (ImportError, OSError) as error:
-        raise _Unfit from error
+    import cv2
+
     video, start, chosen = cv2.VideoCapture(str(source.path), cv2.CAP_FFMPEG), None, set(wanted)
-    try:
-        video.set(cv2.CAP_PROP_ORIENTATION_AUTO, 0)
-        for index in range(wanted[-1] + 1):
-            if not video.grab():
-                return
-            moment = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            start = moment if start is None else start
-            if abs(moment - start - source.times[index]) > source.slack:  # a frame was lost, and with it the count
-                return
-            if index in chosen:
-                yield index, np.rot90(video.retrieve()[1][..., ::-1], source.turns)
-    finally:
-        video.release()
+    for index in range(wanted[-1] + 1):
+        if not video.grab():
+            return
+        moment = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        start = moment if start is None else start
+        if abs(moment - start - source.times[index]) > source.slack:  # a frame was lost, and with it the count
+            return
+        if index in chosen:
+            yield index, video.retrieve()[1][..., ::-1]
 
 
-def _pyav(source: _Source, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """(index, uint8 [H, W, 3]) for each wanted frame that is sound."""
+def _pyav(source: _Source, wanted: list[int]) -> Pictures:
     with _open(source.path) as container:
         stream = container.streams[source.stream]
         stream.thread_type = "AUTO"
         recovers = source.kind in STAMPED  # without stamps, nobody knows how many frames the damage took
-        frames, index, chosen = _frames(_packets(container, stream), recovers), -1, set(wanted)
+        frames, index, chosen = _frames(container.demux(stream), recovers), -1, set(wanted)
         for target in wanted:
             if target <= index:
                 continue
             place = np.searchsorted(source.keys[:, 0], target, side="right") - 1
             if source.kind in INDEXED and place >= 0 and source.keys[place, 0] > index + 1:
                 container.seek(int(source.keys[place, 1]), stream=stream)
-                frames = _frames(_packets(container, stream), recovers)
+                frames = _frames(container.demux(stream), recovers)
             for frame, sound in frames:
                 index = index + 1
                 if source.stamped and frame.pts is not None:
@@ -445,9 +418,8 @@ def _pyav(source: _Source, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]
                     break
 
 
-def _ahead(pictures: Iterator[tuple[int, np.ndarray]], deadline: float) -> Iterator[tuple[int, np.ndarray]]:
-    """The same, drawn in a thread of its own, so that a decoder that hangs can be left behind. Raises what the reader
-    says about itself: _Unfit or _Broken."""
+def _ahead(pictures: Pictures, deadline: float) -> Pictures:
+    """The same, drawn in a thread of its own, so that a decoder that hangs can be left behind. Raises _Broken."""
     items: queue.Queue = queue.Queue(maxsize=1)  # a 4K picture is 25 MB
     left = threading.Event()
 
@@ -465,7 +437,7 @@ def _ahead(pictures: Iterator[tuple[int, np.ndarray]], deadline: float) -> Itera
     try:
         while (item := items.get(timeout=max(0.0, min(STALL_SECONDS, deadline - time.monotonic())))) is not None:
             if isinstance(item, Exception):
-                raise item if isinstance(item, _Unfit) else _Broken from item
+                raise _Broken from item
             yield item
     except queue.Empty:
         raise _Broken from None

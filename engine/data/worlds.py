@@ -25,8 +25,8 @@ class WorldsSource:
 
     corrupt: what the model is shown instead of the clip, for the baselines that prove the benchmark: nothing, the last
     frame, one frame at random, the frames in random order.
-    lookup: no clip at all and only the chain's last step ("so middle is B"): the warm-up that teaches to find an option's
-    letter in the question.
+    lookup: no clip at all, and every option named with its letter in random order ("so middle is B"): the warm-up that
+    teaches to find an option's letter in the question. The last one named is the answer.
     """
 
     split: str = "train"
@@ -49,7 +49,9 @@ class WorldsSource:
     def __call__(self, index: int) -> Sample:
         record = self.record(index)
         if self.lookup:
-            return replace(sample(record, None), thoughts=record.steps[-1].text)
+            order = self.rng(index).permutation(len(record.options))
+            named = [f"so {record.options[i]} is {letter(i)}" for i in order]
+            return replace(sample(record, None), thoughts="\n".join(named), answer=letter(order[-1]))
         return sample(record, corrupted(visual(record), self.corrupt, self.rng(index)))
 
 

@@ -38,6 +38,7 @@ def make(family: str, difficulty: int, seed: int, split: str) -> Record:
         raise ValueError(f"A seed is a whole number from 0, not {seed}.")
     world, part = _WORLDS[family], "test" if split == "fresh" else split
     rng = np.random.default_rng([SPLITS.index(split), FAMILIES.index(family), difficulty, seed])
+    # Every world is asked alike: cups and relay need no part (tally picks its handwriting by it) nor, to tell, chance.
     scene = world.sample(rng, difficulty, part, lambda trajectory: bucket((family, *trajectory)) == part)
     question, options, texts, answer = world.tell(scene, rng)
     options = tuple(options[i] for i in rng.permutation(len(options)))

@@ -1,7 +1,8 @@
 """An oracle: classical vision that answers from the frames alone, and so proves that the clips tell their answers.
 
 It knows how the worlds look and the rules, and sees nothing of a clip but sampled pictures, their times, the question
-and the options. Made for clips of 504x336 sampled at 4 frames a second; it wants a picture in the middle of each step.
+and the options. It wants pictures of 504x336 (84x56 do, if they weren't compressed) at 4 frames a second, so that one
+falls on the middle of each step.
 """
 
 from collections.abc import Sequence
@@ -51,11 +52,11 @@ class _Film:
         return self.at(INTRO + (step + 0.5) * STEP)
 
 
-def _patch(picture: np.ndarray, x: float, left: float, top: float, bottom: float) -> np.ndarray:
-    """The part `left` to each side of x, from top to bottom, in scene units."""
+def _patch(picture: np.ndarray, x: float, half: float, top: float, bottom: float) -> np.ndarray:
+    """The part from `half` left of x to `half` right of it, from top to bottom, in scene units."""
     height = picture.shape[0]
-    columns = slice(round((x - left) * height), max(round((x + left) * height), round((x - left) * height) + 1))
-    return picture[round(top * height) : round(bottom * height), columns]
+    left = round((x - half) * height)
+    return picture[round(top * height) : round(bottom * height), left : max(round((x + half) * height), left + 1)]
 
 
 def _follow_ball(film: _Film, count: int) -> str:
@@ -79,8 +80,7 @@ def _follow_ball(film: _Film, count: int) -> str:
 
 
 def _follow_star(film: _Film, colours: Sequence[str]) -> str:
-    """The star lies on the shape nearest to what the intro loses; the two colours that have moved most in mid-step
-    touch."""
+    """The star lies on the shape nearest to what the intro loses; the two that have moved most in mid-step touch."""
     lost = np.abs(film.at(0.0) - film.start(0)).sum(-1)
     star_at = np.argwhere(lost > 60).mean(0)
     start = _middles(film.start(0), colours)

@@ -1,0 +1,94 @@
+"""The embedded benchmark: which clips a split holds, and the shipped methods' scores on them. Clips go through the
+training-size drawing, not through mp4 files; a test holds the two against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from engine import worlds
+from engine.ask import SMALL, load
+from engine.data.worlds import corrupted, sample, visual
+from engine.evaluation import How, evaluate, summary
+
+RANGES = {"validation": (1, 6), "test": (1, 6), "longer": (7, 10)}
+
+# Method -> (folder under assets/small, how it answers). `pause-explicit` is the distilled model's own written chain.
+METHODS: dict[str, tuple[str, How]] = {
+    "pause": ("pause", "silent"),
+    "pause-explicit": ("pause", "explicit"),
+    "explicit": ("explicit", "explicit"),
+    "answer-only": ("answer-only", "silent"),
+    "filler": ("filler", "silent"),
+}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """`limit` clips: families in turn, difficulties in turn. `seeds`: freshly made clips instead of the split's own."""
+
+    split: str = "test"
+    families: tuple[str, ...] = worlds.FAMILIES
+    fewest: int | None = None
+    most: int | None = None
+    limit: int = 500
+    seeds: tuple[int, int] | None = None
+
+    def records(self) -> list[worlds.Record]:
+        """Errors: ValueError for an empty or impossible choice."""
+        if self.split not in RANGES:
+            raise ValueError(f"There is no split {self.split!r}: choose one of {', '.join(RANGES)}.")
+        for family in self.families:
+            if family not in worlds.FAMILIES:
+                raise ValueError(f"There is no family {family!r}: choose among {', '.join(worlds.FAMILIES)}.")
+        low = RANGES[self.split][0] if self.fewest is None else self.fewest
+        high = RANGES[self.split][1] if self.most is None else self.most
+        if not 1 <= low <= high:
+            raise ValueError(f"Steps {low}:{high}: write the fewest and the most, from 1.")
+        first, last = self.seeds or (0, self.limit)
+        if not 0 <= first < last or self.limit < 1:
+            raise ValueError("No clip is chosen: seeds need FIRST < LAST, from 0, and the limit at least 1.")
+        kind = "fresh" if self.seeds else "validation" if self.split == "validation" else "test"
+        made = []
+        for seed in range(first, min(last, first + self.limit)):
+            family = self.families[seed % len(self.families)]
+            difficulty = low + (seed // len(self.families)) % (high - low + 1)
+            made.append(worlds.make(family, difficulty, seed, kind))
+        return made
+
+
+def measure(
+    benchmark: Benchmark, methods: Sequence[str], pauses: int | None, device: str, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """The figures of each method, and the settings that gave them. Errors: ValueError for an unknown or missing method."""
+    for name in methods:
+        if name not in METHODS:
+            raise ValueError(f"There is no method {name!r}: choose among {', '.join(METHODS)}.")
+    records = benchmark.records()
+    samples = [sample(record, visual(record)) for record in records]
+    families, difficulties = [r.family for r in records], [r.difficulty for r in records]
+    figures = {}
+    used = {}
+    for name in methods:
+        folder, how = METHODS[name]
+        model = load(SMALL / folder, device=device)
+        trained = model.trained_pauses or (0, 0)
+        count = (trained[0] + trained[1]) // 2 if pauses is None or folder == "answer-only" else pauses
+        used[name] = count if how == "silent" else 0
+        say(f"{name}: {len(samples)} clips")
+        results = evaluate(model.backbone, samples, how, count, speak=name == "pause")
+        figures[name] = summary(results, families, difficulties)
+    settings = asdict(benchmark) | {
+        "steps": [min(difficulties), max(difficulties)], "clips": len(records), "pauses": used, "device": device,
+        "seeds": list(benchmark.seeds) if benchmark.seeds else None,
+    }  # fmt: skip
+    return {"methods": figures, "settings": settings}
+
+
+def baseline_samples(records: Sequence[worlds.Record], how: Any) -> list[Any]:
+    """The same questions with a damaged view of the clip, for the baselines that prove the benchmark."""
+    return [sample(r, corrupted(visual(r), how, np.random.default_rng([7, r.seed]))) for r in records]

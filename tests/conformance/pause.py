@@ -1,0 +1,327 @@
+"""Implicit-Video-Reasoning's numbers, met by PauseDistillation through pack, masks, one forward, Outcome and loss.
+
+`expected.*` is what the released code computes: PauseDistillation.as_published(). `expected_independent.*` has the right
+positions in the decoder pass too: the same without `compat`. Its numbers under transformers 5.23's own rule for what
+follows a video are checked where both rules agree; elsewhere the engine keeps to the rule the model was trained with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from engine import masks, objectives
+from engine.backbones.qwen2_5_vl import Qwen25VL
+from engine.data.samples import Sample
+from engine.layout import Layout, Packed, Piece, Segment, Visual, pack
+from engine.methods.outcome import Outcome, run
+from engine.methods.pause import PauseDistillation
+from tests.conformance.quantities import Quantity, array, gradient, number, same, unchecked
+from tests.rows import branch_rows
+
+NAMES = {  # the folder's names for special tokens -> the engine's
+    "pause": "<pause>", "begin_cot": "<COT>", "begin_ans": "<ANS>", "im_start": "<|im_start|>", "im_end": "<|im_end|>",
+    "answer_start": "<answer>", "answer_end": "</answer>", "think_start": "<think>", "think_end": "</think>",
+}  # fmt: skip
+BRANCHES = {"decoder": "speak", "answer": "answer", "teacher": "teacher"}  # the folder's names -> the method's
+TERMS = {"ce_decoder": "decode", "ce_answer": "answer", "ce_teacher": "teacher", "kd": "distil"}
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Numerals:
+    """A tokenizer whose text is written in ids ("57 10 14"): the folders give ids and no words."""
+
+    ids: dict[str, int]
+    newline: int
+    pad_token_id: int
+    unk_token_id: int | None = None
+
+    def convert_tokens_to_ids(self, name: str) -> int:
+        return self.ids[name]
+
+    def encode(self, text: str, **_: bool) -> list[int]:
+        return [int(word) for word in text.replace("\n", f" {self.newline} ").split()]
+
+
+class GivenPixels(Qwen25VL):
+    """The backbone, taking patches as the published processor normalised them."""
+
+    def encode_patches(self, patches: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
+        return self.encode_pixels(patches, grids)
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One sample of a folder: the ids of its three sequences, and the same as the engine's sample and prompt."""
+
+    given: dict[str, Any]
+    sample: Sample
+    prompt: Segment
+
+    @property
+    def name(self) -> str:
+        return self.given["name"]
+
+    def layout(self, method: PauseDistillation) -> Layout:
+        """The method's own layout, behind the given prompt instead of the engine's."""
+        count = self.given["num_pauses"]
+        made = replace(method, pauses=(count, count)).layout(self.sample, np.random.default_rng(0))
+        return replace(made, branches={name: (self.prompt, *path[1:]) for name, path in made.branches.items()})
+
+
+def _load(folder: Path) -> tuple[GivenPixels, list[Golden]]:
+    config, inputs = _json(folder / "config.json"), _json(folder / "inputs.json")
+    given = next(iter(config["models"].values()))
+    kind = Qwen2_5_VLForConditionalGeneration
+    if given["class"] != kind.__name__:
+        raise ValueError(f"{folder} needs the class {given['class']}; the method runs on {kind.__name__}.")
+    model = kind(kind.config_class.from_dict(given["config"]))
+    model.load_state_dict(load_file(folder / given["weights"]), strict=True)
+    special = inputs["special_ids"]
+    words = Numerals({ours: special[theirs] for theirs, ours in NAMES.items()}, special["newline"], special["pad"])
+    pixels = load_file(folder / "inputs.safetensors")
+    backbone = GivenPixels(model.eval(), words)
+    return backbone, [_golden(g, special, pixels[f"{g['name']}.pixel_values"]) for g in inputs["samples"]]
+
+
+def _golden(given: dict[str, Any], special: dict[str, int], pixels: Tensor) -> Golden:
+    still = given["kind"] == "image"
+    # transformers 4.52.4, which the numbers come from, cuts a fraction of a second off.
+    seconds = float(int(given["second_per_grid_ts"] or 0))
+    visual = Visual(pixels, tuple(given["grid_thw"]), seconds, still)
+    place = special["image_token_id" if still else "video_token_id"]
+    start, ids = given["prompt_len"], given["input_ids"]
+    pieces: list[Piece] = []
+    for is_place, run_of_ids in groupby(ids["decoder"][:start], lambda i: i == place):
+        pieces.append(visual if is_place else _text(run_of_ids))
+    spoken, answered = ids["decoder"][start:], ids["answer"][start:]
+    thoughts = _between(spoken, special["think_start"], special["think_end"])
+    answer = _between(answered, special["answer_start"], special["answer_end"])
+    sample = Sample(visual, "", (), _text(thoughts), _text(answer))
+    return Golden(given, sample, Segment("context", tuple(pieces)))
+
+
+def _text(ids: Sequence[int]) -> str:
+    return " ".join(map(str, ids))
+
+
+def _between(ids: list[int], opening: int, closing: int) -> list[int]:
+    """What stands between the last opening and the last closing tag."""
+    first = len(ids) - ids[::-1].index(opening)
+    return ids[first : len(ids) - 1 - ids[::-1].index(closing)]
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One packed forward of one sample, and where each of its sequences stands in it."""
+
+    out: Outcome
+    rows: dict[str, list[int]]  # by the folder's names
+    total: Tensor
+    terms: dict[str, Tensor]
+
+    @property
+    def packed(self) -> Packed:
+        return self.out.packed
+
+    def positions(self, sequence: str) -> Tensor:
+        return self.packed.positions[:, 0, self.rows[sequence]]
+
+    def logits(self, sequence: str, start: int) -> Tensor:
+        return self.out.backbone.logits(self.out.hidden[-1][0, self.rows[sequence][start:]]).detach()
+
+    def labels(self, sequence: str) -> list[int]:
+        supervised = self.packed.branches[BRANCHES[sequence]]
+        target = dict(zip(supervised.row.tolist(), supervised.target.tolist(), strict=True))
+        rows = self.rows[sequence]
+        return [IGNORED, *(target.get(row, IGNORED) for row in rows[:-1])]
+
+    def predicting(self, sequence: str) -> tuple[list[int], Tensor]:
+        """Where in the sequence the answer is predicted, and the states that predict it [layers, positions, dim]."""
+        branch = self.out.branch(BRANCHES[sequence])
+        chosen = branch.rows.name == branch.rows.names.index("answer")
+        states, _ = branch.predicting("answer")
+        return [self.rows[sequence].index(row) for row in branch.rows.row[chosen].tolist()], torch.stack(states).detach()
+
+
+def _pass(backbone: Qwen25VL, golden: Golden, method: PauseDistillation) -> Pass:
+    layout = golden.layout(method)
+    out = run(backbone, pack([layout], backbone.encode, backbone.pad))
+    rows = branch_rows(layout, backbone.encode)
+    return Pass(out, {theirs: rows[ours] for theirs, ours in BRANCHES.items()}, *method.loss(out))
+
+
+def check(folder: Path) -> list[Quantity]:
+    """Every quantity of a folder, in the order of its samples."""
+    backbone, samples = _load(folder)
+    expected, arrays = _json(folder / "expected.json")["samples"], load_file(folder / "expected.safetensors")
+    right, right_arrays = {}, {}
+    if (folder / "expected_independent.json").is_file():
+        right = _json(folder / "expected_independent.json")["samples"]
+        right_arrays = load_file(folder / "expected_independent.safetensors")
+    compat = PauseDistillation.as_published()
+    found: list[Quantity] = []
+    for golden in samples:
+        name = golden.name
+        backbone.model.zero_grad(set_to_none=True)
+        published = _pass(backbone, golden, compat)
+        published.total.backward()
+        with torch.no_grad():
+            correct = _pass(backbone, golden, replace(compat, compat=False))
+        found += _inputs(golden, published)
+        found += _numbers(backbone, name, expected[name], published)
+        found += _arrays(golden, _of(arrays, name), published, correct)
+        if name in right:
+            found += _independent(backbone, golden, right[name], _of(right_arrays, name), published, correct)
+    found += _batch(backbone, samples, expected, compat)
+    found += [unchecked(name) for name in expected.keys() | right.keys() if name not in {s.name for s in samples}]
+    given = {n.split(".")[0] for n in arrays.keys() | right_arrays.keys()}
+    return found + [unchecked(f"{name}.*") for name in given - {s.name + k for s in samples for k in ("", "_")}]
+
+
+def _of(arrays: dict[str, Tensor], sample: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{sample}."): value for key, value in arrays.items() if key.startswith(f"{sample}.")}
+
+
+def _inputs(golden: Golden, at: Pass) -> list[Quantity]:
+    """The method's layout is the published one: the same ids, the same of them supervised."""
+    found = []
+    for sequence, ids in golden.given["input_ids"].items():
+        rows = at.rows[sequence]
+        found.append(same(f"{golden.name}.{sequence}.input_ids", ids, at.packed.ids[0, rows]))
+        found.append(same(f"{golden.name}.{sequence}.labels", golden.given["labels"][sequence], at.labels(sequence)))
+    return found
+
+
+def _numbers(backbone: Qwen25VL, name: str, given: dict[str, Any], at: Pass) -> list[Quantity]:
+    found = []
+    parameters = dict(backbone.model.named_parameters())
+    for key, value in given.items():
+        if key in TERMS:
+            found.append(number(f"{name}.{key}", value, float(at.terms[TERMS[key]])))
+        elif key == "total":
+            found.append(number(f"{name}.total", value, float(at.total)))
+        elif key.startswith("kd_positions_"):
+            found.append(same(f"{name}.{key}", value, at.predicting(key.removeprefix("kd_positions_"))[0]))
+        elif key == "decoder_positions_are_1d":
+            positions = at.positions("decoder")
+            plain = bool((positions == torch.arange(positions.shape[1])).all())
+            found.append(same(f"{name}.{key}", value, plain))
+        elif key == "grad_norms":
+            for parameter, norm in value.items():
+                grad = parameters[parameter].grad if parameter in parameters else None
+                found.append(gradient(f"{name}.grad_norms.{parameter}", norm, float(grad.norm()) if grad is not None else 0))
+        else:
+            found.append(unchecked(f"{name}.{key}"))
+    return found
+
+
+def _arrays(golden: Golden, given: dict[str, Tensor], published: Pass, correct: Pass) -> list[Quantity]:
+    found = []
+    for key, value in given.items():
+        name = f"{golden.name}.{key}"
+        sequence, _, what = key.partition(".")
+        if key == "decoder_visible":
+            rows = published.rows["decoder"]
+            seen = masks.visible(published.packed)[0][rows][:, rows]
+            found.append(same(name, value.bool(), seen))
+        elif what == "position_ids":
+            found.append(same(name, value, published.positions(sequence)))
+        elif what == "position_ids_mrope":
+            found.append(same(name, value, correct.positions(sequence)))
+        elif what == "logits_from_prompt_end":
+            found.append(array(name, value, published.logits(sequence, golden.given["prompt_len"])))
+        elif what == "pause_hidden_last":
+            start = golden.given["prompt_len"]
+            rows = published.rows[sequence][start : start + golden.given["num_pauses"]]
+            found.append(array(name, value, published.out.hidden[-1][0, rows].detach()))
+        elif what == "kd_hidden":
+            found.append(array(name, value, published.predicting(sequence)[1]))
+        else:
+            found.append(unchecked(name))
+    return found
+
+
+def _independent(
+    backbone: Qwen25VL, golden: Golden, given: dict[str, Any], arrays: dict[str, Tensor], published: Pass, correct: Pass
+) -> list[Quantity]:
+    """The numbers that no published code gives: mRoPE positions in the decoder pass too."""
+    name = golden.name
+    right = {key: float(correct.terms[term]) for key, term in TERMS.items()} | {"total": float(correct.total)}
+    native = right | {
+        "ce_decoder_mrope": right["ce_decoder"],
+        "total_decoder_mrope": right["total"],
+        "total_decoder_1d": float(published.total),
+    }
+    agree = given.get("native_5_23_positions_agree_with_4_52", False)
+    found = []
+    for part, value in given.items():
+        if part == "native_5_23_positions_agree_with_4_52":
+            found.append(same(f"{name}.{part}", value, _native_agrees(backbone, golden, correct)))
+        elif part == "decoder_with_mrope":
+            found += [_named(f"{name}.{part}.{key}", number, x, right.get(key)) for key, x in value.items()]
+        elif part == "with_5_23_positions":
+            if agree:
+                found += [_named(f"{name}.{part}.{key}", number, x, native.get(key)) for key, x in value.items()]
+        else:
+            found.append(unchecked(f"{name}.{part}"))
+    for key, value in arrays.items():
+        if key == "decoder_with_mrope.logits_from_prompt_end":
+            found.append(array(f"{name}.{key}", value, correct.logits("decoder", golden.given["prompt_len"])))
+        elif not key.startswith("with_5_23_positions") or agree:
+            found.append(unchecked(f"{name}.{key}"))
+    return found
+
+
+def _named(name: str, compare: Any, expected: float, got: float | None) -> Quantity:
+    return unchecked(name) if got is None else compare(name, expected, got)
+
+
+def _native_agrees(backbone: Qwen25VL, golden: Golden, correct: Pass) -> bool:
+    """Whether the installed transformers' own positions are the engine's on every sequence."""
+    config = backbone.model.config
+    grid = torch.tensor([golden.sample.visual.grid])
+    for sequence, rows in correct.rows.items():
+        ids = correct.packed.ids[:, rows]
+        kinds = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
+        grids = {"image_grid_thw": grid} if golden.sample.visual.still else {"video_grid_thw": grid}
+        seconds = torch.tensor([golden.sample.visual.seconds])
+        native, _ = backbone.model.model.get_rope_index(ids, kinds, second_per_grid_ts=seconds, **grids)
+        if not torch.equal(native[:, 0], correct.positions(sequence)):
+            return False
+    return True
+
+
+def _batch(
+    backbone: Qwen25VL, samples: list[Golden], expected: dict[str, Any], method: PauseDistillation
+) -> list[Quantity]:
+    """All samples, all branches, in one forward: each sample's losses, and the batch's total."""
+    with torch.no_grad():
+        layouts = [golden.layout(method) for golden in samples]
+        out = run(backbone, pack(layouts, backbone.encode, backbone.pad))
+        total, _ = method.loss(out)
+        found = []
+        for sequence, ours in BRANCHES.items():
+            branch = out.branch(ours)
+            rows = branch.rows
+            each = objectives.cross_entropy(branch.logits(), rows.target, rows.sample, branch.batch)
+            for golden, loss in zip(samples, each.tolist(), strict=True):
+                given = expected[golden.name].get(f"ce_{sequence}")
+                found += [] if given is None else [number(f"batch.{golden.name}.ce_{sequence}", given, loss)]
+    mean = sum(expected[golden.name]["total"] for golden in samples) / len(samples)
+    return [*found, number("batch.total", mean, float(total))]
