@@ -47,6 +47,10 @@ class Model:
     def small(self) -> bool:
         return self.familiarity is not None
 
+    @property
+    def layers(self) -> int:
+        return int(self.backbone.model.config.get_text_config().num_hidden_layers)
+
 
 @dataclass(frozen=True)
 class Option:

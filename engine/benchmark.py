@@ -89,6 +89,3 @@ def measure(
     return {"methods": figures, "settings": settings}
 
 
-def baseline_samples(records: Sequence[worlds.Record], how: Any) -> list[Any]:
-    """The same questions with a damaged view of the clip, for the baselines that prove the benchmark."""
-    return [sample(r, corrupted(visual(r), how, np.random.default_rng([7, r.seed]))) for r in records]

@@ -98,7 +98,7 @@ def convert(value: Any, hint: Any, name: str) -> Any:
             number = float(value)
         except (TypeError, ValueError):
             raise wrong from None
-        if isinstance(value, bool) or (hint is int and number != int(number)):
+        if isinstance(value, bool) or (hint is int and not number.is_integer()):
             raise wrong
         return hint(number)
     if hint in (str, dict) and isinstance(value, hint):

@@ -34,7 +34,7 @@ class Familiarity:
         return float(_distance(feature(backbone, visual), self.mean, self.whiten))
 
     def save(self, folder: Path) -> None:
-        save_file({"mean": self.mean, "whiten": self.whiten}, folder / TENSORS)
+        save_file({"mean": self.mean, "whiten": self.whiten.contiguous()}, folder / TENSORS)
         words = {"limit": self.limit, "questions": list(self.questions)}
         (folder / WORDS).write_text(json.dumps(words, indent=1) + "\n", encoding="utf-8")
 

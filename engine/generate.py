@@ -32,7 +32,7 @@ class Thoughts:
     context: Tensor  # bool [batch, length]: the rows of video and question
     slots: Tensor  # [batch, slots]: the slots' rows
     after_context: Tensor  # [batch]: the position that follows the context
-    last_context: Tensor  # [batch, dim]: the last context token's state, which predicts an explicit chain
+    last_context: Tensor  # [layers + 1, batch, dim]: the last context token's states, which predict an explicit chain
     states: Tensor  # [layers + 1, batch, slots, dim]: the slots' hidden states, embeddings first
 
     @property
@@ -90,7 +90,7 @@ def think(backbone: Qwen25VL, samples: Sequence[Sample], pauses: int) -> Thought
         is_context,
         rows,
         after,
-        states.last[every, last],
+        torch.stack([h[every, last] for h in states.hidden]),
         torch.stack([h[every[:, None], rows] for h in states.hidden]),
     )
 
@@ -170,7 +170,7 @@ def speak(backbone: Qwen25VL, thoughts: Thoughts, limit: int = 256) -> Written:
 def explicit(backbone: Qwen25VL, thoughts: Thoughts, limit: int = 320) -> Written:
     """The chain written out, then the answer: from video and question alone, the slots unseen."""
     fork = _fork(thoughts, with_slots=False)
-    return _write(backbone, fork, thoughts.last_context[None], limit)
+    return _write(backbone, fork, thoughts.last_context, limit)
 
 
 @torch.no_grad()

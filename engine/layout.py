@@ -126,7 +126,8 @@ class Packed:
 
     def to(self, device: torch.device | str) -> Packed:
         def move(rows: Rows) -> Rows:
-            return Rows(rows.sample.to(device), rows.row.to(device), rows.target.to(device), rows.names, rows.name.to(device))
+            sample, row, target, name = (x.to(device) for x in (rows.sample, rows.row, rows.target, rows.name))
+            return Rows(sample, row, target, rows.names, name)
 
         return Packed(
             self.ids.to(device), self.positions.to(device), self.node.to(device), self.sees.to(device),
@@ -223,15 +224,17 @@ def pack(layouts: Sequence[Layout], encode: Encode, pad: int) -> Packed:
                 node = nodes[index]
                 if node.segment.role != "target":
                     continue
-                if before is None:
+                if before is None or nodes[before].last_row < 0:
                     raise ValueError(f"branch {branch!r} begins with a target: put a context before it")
                 if node.segment.name not in known:
                     known.append(node.segment.name)
                 label = known.index(node.segment.name)
-                rows_before = [nodes[before].last_row, *range(node.row, node.row + len(node.encoded.ids) - 1)]
-                table += [(b, r, t, label) for r, t in zip(rows_before, node.encoded.ids, strict=True)]
+                before_it = nodes[before].last_row  # predicts the first token; each later one has its forerunner
+                for offset, token in enumerate(node.encoded.ids):
+                    table.append((b, before_it, token, label))
+                    before_it = node.row + offset
 
-    def columns(table: list[tuple[int, ...]], width: int) -> list[Tensor]:
+    def columns(table: Sequence[tuple[int, ...]], width: int) -> list[Tensor]:
         return list(torch.tensor(table, dtype=torch.long).reshape(-1, width).unbind(1))
 
     branches = {}

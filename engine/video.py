@@ -39,17 +39,18 @@ MAX_HOURS = 6.0
 MAX_RESULT_BYTES = 8 * 2**30  # of the frames handed back
 BUDGET_SECONDS = 60.0  # for one file; frames decoded until then are kept
 STALL_SECONDS = 20.0  # for one frame; then the next reader is tried
-SEQUENTIAL_FRAMES = 9_000  # OpenCV decodes from the start, so longer files are left to readers that jump
+SEQUENTIAL = 9_000  # frames: OpenCV decodes from the start, so longer files are left to readers that jump
 
 Pictures = Iterator[tuple[int, np.ndarray]]  # index of a frame in the order of showing, and its uint8 [H, W, 3]
 
-# Demuxers that may open a file. Without the list a playlist named .mp4 would read other files, or the network.
+# Demuxers that may open a file. Without the list a playlist named .mp4 would read other files, or the network. Not in
+# it: those that find their streams late (MPEG, FLV), on which PyAV before 18 crashes when it is given any option.
 CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,flv,mpeg,asf,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,"
-    "ogg,wav,mp3,flac,aac"  # these five so that a file of sound is told from one of rubbish
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,"
+    "ogg,wav,mp3,flac,aac"  # these so that a file of sound is told from one of rubbish
 )
 INDEXED = ("mov", "matroska")  # jumps are exact here
-STAMPED = (*INDEXED, "gif", "mpegts", "flv")  # every packet carries its moment; in other containers frames are counted
+STAMPED = (*INDEXED, "gif")  # every packet carries its moment; in other containers frames are counted
 
 
 class VideoError(ValueError):
@@ -80,7 +81,7 @@ class Sampling:
     def __post_init__(self) -> None:
         for name in ("frames", "min_frames", "max_frames", "pixels", "factor"):
             value = getattr(self, name)
-            if not (isinstance(value, Integral) and value >= 1 or name == "frames" and value is None):
+            if not ((isinstance(value, Integral) and int(value) >= 1) or (name == "frames" and value is None)):
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}.")
         if self.fps is not None and not (isinstance(self.fps, Real) and 1e-6 <= self.fps <= 1000):
             raise ValueError(f"fps must be a number above 0 and at most 1000, not {self.fps!r}.")
@@ -121,12 +122,12 @@ class _Source:
 
     path: Path
     kind: str  # name of the container
-    simple: bool  # decord and OpenCV are exact on files of this form
+    simple: bool  # in a form on which decord and OpenCV, which count frames, are exact
     stream: int  # index of the video stream in the file
     stamped: bool  # frames are found by their stamps, else by counting
     stamps: np.ndarray  # int64 [N], ascending, in ticks
     times: np.ndarray  # float64 [N], the same in seconds from the first
-    keys: np.ndarray  # int64 [K, 2]: index of the first frame a keyframe serves, and the stamp to jump to for it
+    keys: np.ndarray  # int64 [K], stamps of the keyframes, where jumps to them are exact
     duration: float
     fps: float
     width: int
@@ -210,7 +211,8 @@ def smart_size(height: int, width: int, factor: int, pixels: int) -> tuple[int, 
 
 def _moments(source: _Source, sampling: Sampling) -> tuple[np.ndarray, float, tuple[str, ...]]:
     """Moments to look at in seconds, the distance between two of them, and what the user should know about them."""
-    duration, stored, notices = source.duration, len(source.times), ()
+    duration, stored = source.duration, len(source.times)
+    notices: tuple[str, ...] = ()
     if stored == 1:
         spacing = duration if sampling.fps is None else 1 / sampling.fps
         return np.zeros(1), spacing, ("The file holds a single picture, so nothing moves in it.",)
@@ -240,13 +242,10 @@ def _inspect(path: str | Path, deadline: float) -> _Source:
         with _open(path) as container:
             videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
             if not videos:
-                what = "only sound" if container.streams.audio else "no pictures"
-                raise VideoError(f"{path.name} holds {what}: give a file with a video in it.")
-            best = container.streams.best("video")
-            stream = best if best in videos else videos[0]
+                raise VideoError(f"{path.name} holds only sound or text: give a file with a video in it.")
+            stream = max(videos, key=lambda s: s == container.streams.best("video"))
             index, tick, rate, stored = stream.index, stream.time_base, float(stream.average_rate or 0), stream.frames
-            kind, codec = container.format.name.split(",")[0], stream.codec.canonical_name
-            declared = (container.duration or 0) / 1e6
+            kind, declared = container.format.name.split(",")[0], (container.duration or 0) / 1e6
             _check_limits(path, stream.codec_context.width, stream.codec_context.height, declared)
             for packet in container.demux():  # sound too: together they end where the file says, or it was cut off
                 if time.monotonic() > deadline:
@@ -261,8 +260,7 @@ def _inspect(path: str | Path, deadline: float) -> _Source:
     except av.error.FFmpegError:  # at the start: no video; later: what came before is used
         pass
     if first is None:
-        wanted = "it may be cut off or of another kind; give a whole MP4, MOV, WebM, MKV, AVI or GIF file"
-        raise VideoError(f"{path.name} can't be read as a video: {wanted}.")
+        raise VideoError(f"{path.name} can't be read or is cut off: give a whole MP4, MOV, WebM, MKV, AVI or GIF file.")
 
     stamped = (kind in STAMPED or kind.endswith("_pipe")) and all(row[0] is not None for row in rows)
     if stamped:  # frames that an edit list hides serve others only; a stamp standing twice is a VP8 frame never shown
@@ -284,15 +282,19 @@ def _inspect(path: str | Path, deadline: float) -> _Source:
     missing = max(declared - end, (stored - len(rows)) / fps)
     if kind in (*INDEXED, "avi") and missing > max(0.25, 3 / fps):
         notices.append(f"The file says that it lasts {end + missing:.2f} s, but it is cut off after {end:.2f} s.")
-    for hole in np.flatnonzero((lengths[:-1] > 0) & (np.diff(times) - lengths[:-1] > 0.5)).tolist() if stamped else ():
-        span = f"{times[hole] + lengths[hole]:.2f} s and {times[hole + 1]:.2f} s"
-        notices.append(f"No picture is stored between {span}; the one before stands for that time.")
-    jumps = [(row[0], row[0] if kind != "mov" or row[1] is None else row[1]) for row in rows if row[3] and stamped]
-    keys = [(np.searchsorted(stamps, stamp), jump) for stamp, jump in sorted(jumps)]
-    simple = kind in INDEXED and stamped and codec != "av1" and len(videos) == 1 and not turns
+    holes = np.flatnonzero((lengths[:-1] > 0) & (np.diff(times) - lengths[:-1] > 0.5) & stamped)
+    if len(holes):
+        where = f"{times[holes[0]] + lengths[holes[0]]:.2f} s and {times[holes[0] + 1]:.2f} s"
+        more = f", nor in {len(holes) - 1} other places" if len(holes) > 1 else ""
+        notices.append(f"No picture is stored between {where}{more}; the one before stands for that time.")
+    indexed = [(row[0], row[3]) for row in rows] if stamped and kind in INDEXED else []
+    order, key = np.array(indexed, np.int64).reshape(-1, 2).T  # stamps as decoded, and whether a keyframe has them
+    newest = np.maximum.accumulate(np.where(key, order, np.iinfo(np.int64).min))
+    # decord jumps wrongly where a keyframe is decoded before frames that are shown before it, as HEVC often has it
+    simple = bool(indexed) and bool((order >= newest).all()) and len(videos) == 1 and not turns
+    keys = np.sort(order[key > 0])
     return _Source(
-        path, kind, simple, index, stamped, stamps, times, np.array(keys, np.int64).reshape(-1, 2),
-        duration, fps, width, height, turns, tuple(notices),
+        path, kind, simple, index, stamped, stamps, times, keys, duration, fps, width, height, turns, tuple(notices),
     )  # fmt: skip
 
 
@@ -352,16 +354,14 @@ def _frames(packets: Iterable[Packet], recovers: bool = True) -> Iterator[tuple[
 
 
 def _readers(source: _Source) -> list[tuple[str, Callable[[_Source, list[int]], Pictures]]]:
-    """The reader for a file, and PyAV as its second chance. decord and OpenCV count frames: they are not for files
-    whose frames have to be found by their stamps, can't be told which video stream is meant, and know no AV1."""
-    long = len(source.times) > SEQUENTIAL_FRAMES
-    for name, module, reader in (("decord", "decord", _decord), ("OpenCV", "cv2", _opencv)):
-        if source.simple and not (long and name == "OpenCV"):
-            try:
+    """The reader for a file, and PyAV as its second chance."""
+    for name, module, reader, most in (("decord", "decord", _decord, math.inf), ("OpenCV", "cv2", _opencv, SEQUENTIAL)):
+        try:
+            if source.simple and len(source.times) <= most:
                 importlib.import_module(module)
                 return [(name, reader), ("PyAV", _pyav)]
-            except (ImportError, OSError, RuntimeError):  # no wheel for this machine, or one that doesn't load
-                pass
+        except (ImportError, OSError, RuntimeError):  # no wheel for this machine, or one that doesn't load
+            continue
     return [("PyAV", _pyav)]
 
 
@@ -403,9 +403,9 @@ def _pyav(source: _Source, wanted: list[int]) -> Pictures:
         for target in wanted:
             if target <= index:
                 continue
-            place = np.searchsorted(source.keys[:, 0], target, side="right") - 1
-            if source.kind in INDEXED and place >= 0 and source.keys[place, 0] > index + 1:
-                container.seek(int(source.keys[place, 1]), stream=stream)
+            keys = source.keys[source.keys <= source.stamps[target]]
+            if len(keys) and keys[-1] > source.stamps[max(index, 0)]:
+                container.seek(int(keys[-1]), stream=stream)
                 frames = _frames(container.demux(stream), recovers)
             for frame, sound in frames:
                 index = index + 1
@@ -430,7 +430,7 @@ def _ahead(pictures: Pictures, deadline: float) -> Pictures:
                 if left.is_set():
                     return
             items.put(None)
-        except Exception as error:  # noqa: BLE001 - three libraries, each with its own ways to fail
+        except Exception as error:  # three libraries, each with its own ways to fail
             items.put(error)
 
     threading.Thread(target=work, daemon=True).start()

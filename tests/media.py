@@ -14,7 +14,11 @@ import av
 import numpy as np
 
 BITS = 12
-QUIET = {"libx265": {"x265-params": "log-level=none"}, "libx264": {"preset": "ultrafast"}, "libsvtav1": {"preset": "12"}}
+QUIET = {
+    "libx265": {"x265-params": "log-level=none"},
+    "libx264": {"preset": "ultrafast"},
+    "libsvtav1": {"preset": "6", "crf": "5"},
+}
 
 
 def numbered(number: int, width: int = 96, height: int = 64) -> np.ndarray:
@@ -28,22 +32,18 @@ def numbered(number: int, width: int = 96, height: int = 64) -> np.ndarray:
 
 def number(picture: np.ndarray) -> int:
     """The number that `numbered` drew, at whatever size it is now."""
-    step = picture.shape[1] / (picture.shape[1] // BITS * BITS / BITS) if picture.shape[1] < 2 * BITS else None
-    assert step is None, "too small to tell the bars apart"
     line = picture[picture.shape[0] * 3 // 4, :, 1].astype(int)
     return sum(int(line[int((bit + 0.5) * len(line) / BITS)] > 127) << bit for bit in range(BITS))
 
 
 def encoder(*names: str) -> str | None:
     """The first of these encoders that this PyAV has."""
-    return next((name for name in names if name in av.codecs_available and _encodes(name)), None)
-
-
-def _encodes(name: str) -> bool:
-    try:
-        return av.Codec(name, "w").is_encoder
-    except av.codec.codec.UnknownCodecError:
-        return False
+    for name in names:
+        try:
+            return av.Codec(name, "w").name
+        except av.codec.codec.UnknownCodecError:
+            continue
+    return None
 
 
 def write(
@@ -74,12 +74,10 @@ def write(
     return path
 
 
-def remux(source: Path, target: Path, turn: int = 0, shift: int = 0, **options: str) -> Path:
-    """The same packets in another file, turned by `turn` degrees and later by `shift` ticks."""
+def remux(source: Path, target: Path, shift: int = 0, **options: str) -> Path:
+    """The same packets in another file, later by `shift` ticks."""
     with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
         stream = new.add_stream_from_template(old.streams.video[0])
-        if turn:
-            stream.set_display_rotation(turn)
         for packet in old.demux(video=0):
             if packet.size:
                 packet.stream, packet.pts, packet.dts = stream, packet.pts + shift, packet.dts + shift
@@ -87,10 +85,29 @@ def remux(source: Path, target: Path, turn: int = 0, shift: int = 0, **options: 
     return target
 
 
-def sound(path: Path) -> Path:
-    """A file that holds a second of silence and no pictures."""
+def turn(source: Path, target: Path, degrees: int) -> Path:
+    """The same MP4 with a matrix that says: show it turned counter-clockwise by `degrees`."""
+    data, cosine, sine = (
+        bytearray(source.read_bytes()),
+        {90: 0, 180: -1, -90: 0}[degrees],
+        {90: 1, 180: 0, -90: -1}[degrees],
+    )
+    matrix = (cosine << 16, -sine << 16, 0, sine << 16, cosine << 16, 0, 0, 0, 1 << 30)
+    struct.pack_into(">9i", data, data.index(b"tkhd") + 44, *matrix)
+    target.write_bytes(data)
+    return target
+
+
+def sound(path: Path, cover: bool = False) -> Path:
+    """A file that holds a second of silence and no film, at most the picture on the cover."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=8000)
+        if cover:
+            picture = container.add_stream("mjpeg", rate=1)
+            picture.width, picture.height, picture.pix_fmt = 96, 64, "yuvj420p"
+            picture.disposition = av.stream.Disposition.attached_pic.value
+            shown = av.VideoFrame.from_ndarray(numbered(0), "rgb24").reformat(format="yuvj420p")
+            container.mux([*picture.encode(shown), *picture.encode()])
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), "fltp", "mono")
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))

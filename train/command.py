@@ -9,11 +9,17 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from engine.backbones.qwen2_5_vl import Qwen25VL
 from engine.config import ConfigError, build, read_yaml
+from engine.data.samples import letter
 from engine.data.worlds import WorldsSource
 from engine.evaluation import Outcome, evaluate, mean
+from engine.layout import Layout, pack
+from engine.methods.controls import Silent
+from engine.methods.outcome import run as run_forward
+from engine.methods.pause import PauseDistillation
 from engine.training import Method, Training, train
 
 
@@ -69,11 +75,14 @@ def validation(run: Run, method: Method) -> Callable[[Qwen25VL], dict[str, float
     """Decodes the validation split: silently for a method with slots or <ANS>, with the written chain for one that writes it."""
     source = replace(run.worlds, split="validation")
     samples = [source(i) for i in range(run.validation.samples)]
-    branches = set(method.layout(samples[0], np.random.default_rng(0)).branches)
-    pauses = round(sum(getattr(method, "pauses")) / 2) if branches >= {"speak"} else getattr(method, "pauses", 0)
+    layouts = [method.layout(sample, np.random.default_rng(i)) for i, sample in enumerate(samples)]
+    branches = set(layouts[0].branches)
+    pauses = _pauses(method)
 
     def validate(backbone: Qwen25VL) -> dict[str, float]:
         scores: dict[str, Any] = {}
+        if "look" in branches:
+            return {"accuracy": letters_right(backbone, layouts)}
         if "teacher" in branches:
             written = evaluate(backbone, samples, "explicit", 0, run.validation.batch)
             scores |= {"explicit": mean([r.correct for r in written]), "explicit_steps": step_share(written)}
@@ -86,6 +95,22 @@ def validation(run: Run, method: Method) -> Callable[[Qwen25VL], dict[str, float
         return scores
 
     return validate
+
+
+def _pauses(method: Method) -> int:
+    """How many slots validation gives: the middle of the trained range."""
+    if isinstance(method, PauseDistillation):
+        return sum(method.pauses) // 2
+    return method.pauses if isinstance(method, Silent) else 0
+
+
+@torch.no_grad()
+def letters_right(backbone: Qwen25VL, layouts: list[Layout]) -> float:
+    """The share of option letters that the look-up predicts from everything before them."""
+    out = run_forward(backbone, pack(layouts, backbone.encode, backbone.pad).to(backbone.device)).branch("look")
+    letters = torch.tensor([backbone.text_ids(f" {letter(i)}")[0] for i in range(4)], device=backbone.device)
+    asked = torch.isin(out.rows.target, letters)
+    return float((out.logits().argmax(-1) == out.rows.target)[asked].float().mean())
 
 
 def step_share(results: list[Outcome]) -> float:

@@ -6,9 +6,10 @@ video goes on at 1 + the largest position used so far (transformers 5.23 compute
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from transformers import AttentionInterface, AutoConfig, AutoTokenizer, Qwen2_5_
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from engine.layout import Encoded, Packed, Segment, Special, Visual
+from engine.layout import Encoded, Packed, Piece, Segment, Special, Visual
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -48,6 +49,13 @@ def rotary_positions(grid: tuple[int, int, int], merge: int, interval: float) ->
     axes = torch.meshgrid(t, torch.arange(height), torch.arange(width), indexing="ij")
     positions = torch.stack(axes).reshape(3, -1)
     return positions, int(positions.max()) + 1
+
+
+def _joined(pieces: Sequence[Piece]) -> Iterator[Piece]:
+    """Texts that stand beside each other become one, so that it falls into the tokens of the whole."""
+    for is_text, beside in groupby(pieces, lambda piece: isinstance(piece, str)):
+        run = list(beside)
+        yield from ["".join(run)] if is_text else run
 
 
 @lru_cache(maxsize=8)
@@ -179,7 +187,7 @@ class Qwen25VL:
         positions: list[Tensor] = []
         visuals: list[tuple[Visual, list[int]]] = []
         start = 0
-        for piece in segment.pieces:
+        for piece in _joined(segment.pieces):
             if isinstance(piece, Visual):
                 relative, extent = rotary_positions(piece.grid, merge, 1 if piece.still else piece.seconds * rate)
                 new = [config.image_token_id if piece.still else config.video_token_id] * relative.shape[1]

@@ -50,7 +50,7 @@ def config(
         text_config={
             "vocab_size": -(-len(words) // 64) * 64, "hidden_size": hidden, "intermediate_size": 3 * hidden,
             "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": heads,
-            "max_position_embeddings": 4096, "tie_word_embeddings": False,
+            "max_position_embeddings": 4096, "tie_word_embeddings": True,
             "bos_token_id": None, "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"],
             "rope_parameters": {
                 "rope_type": "default", "rope_theta": 10000.0,
@@ -65,7 +65,7 @@ def config(
         },
         image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,
     )  # fmt: skip
 
 
@@ -76,5 +76,31 @@ def fresh(words: PreTrainedTokenizerFast, seed: int = 0, **shape: int) -> Qwen25
     for name, weight in model.named_parameters():
         if weight.dim() >= 2 and "embed_tokens" not in name:
             nn.init.xavier_uniform_(weight.view(len(weight), -1))
-    nn.init.normal_(model.get_input_embeddings().weight, std=0.5)
+    nn.init.normal_(model.get_input_embeddings().weight, std=0.3)
+    for layer in model.model.language_model.layers:
+        look_alike(layer.self_attn, heads=2)
+        for head, back in ((2, 1), (3, 2)):
+            look_back(layer.self_attn, head, back, model.model.language_model.rotary_emb.inv_freq)
     return Qwen25VL(model, words)
+
+
+@torch.no_grad()
+def look_alike(attention: nn.Module, heads: int) -> None:
+    """The first heads start by attending to earlier tokens like the present one: their keys begin equal to their queries."""
+    rows = heads * attention.head_dim
+    attention.k_proj.weight[:rows] = attention.q_proj.weight[:rows]
+
+
+@torch.no_grad()
+def look_back(attention: nn.Module, head: int, back: int, frequencies: torch.Tensor, strength: float = 1.5) -> None:
+    """This head starts by attending `back` tokens back.
+
+    Rotary positions turn a constant query and key into a function of distance; a key turned by `back` positions has its
+    peak there.
+    """
+    rows = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
+    angle = frequencies * back
+    attention.q_proj.bias[rows] = strength * torch.cat([torch.ones_like(angle), torch.zeros_like(angle)])
+    attention.k_proj.bias[rows] = strength * torch.cat([angle.cos(), angle.sin()])
+    attention.q_proj.weight[rows] *= 0.1
+    attention.k_proj.weight[rows] *= 0.1

@@ -35,6 +35,10 @@ def letter(index: int) -> str:
     return chr(ord("A") + index)
 
 
+def option_lines(options: Sequence[str]) -> str:
+    return "\n".join(f"{letter(i)}. {option}" for i, option in enumerate(options))
+
+
 def user_turn(question: str, options: Sequence[str], problem_type: str = "multiple choice") -> tuple[Piece, ...]:
     """Question, options a line each, and the type's hint.
 
@@ -46,8 +50,7 @@ def user_turn(question: str, options: Sequence[str], problem_type: str = "multip
     if len(options) > 26:
         raise ValueError(f"{len(options)} options: at most 26 have a letter.")
     if options:
-        lines = [f"{letter(i)}. {option}" for i, option in enumerate(options)]
-        question = f"{question} Options:\n" + "\n".join(lines)
+        question = f"{question} Options:\n{option_lines(options)}"
     text = f"{question}\n{TYPE_HINTS[problem_type]} within the "
     return text, Special("<answer>"), " ", Special("</answer>"), " tags."
 

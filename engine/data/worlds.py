@@ -25,8 +25,6 @@ class WorldsSource:
 
     corrupt: what the model is shown instead of the clip, for the baselines that prove the benchmark: nothing, the last
     frame, one frame at random, the frames in random order.
-    lookup: no clip at all, and every option named with its letter in random order ("so middle is B"): the warm-up that
-    teaches to find an option's letter in the question. The last one named is the answer.
     """
 
     split: str = "train"
@@ -34,7 +32,6 @@ class WorldsSource:
     difficulties: tuple[int, int] = (1, 6)  # fewest and most steps
     seed: int = 0
     corrupt: Corruption = "none"
-    lookup: bool = False
 
     def rng(self, index: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, index])
@@ -48,10 +45,8 @@ class WorldsSource:
 
     def __call__(self, index: int) -> Sample:
         record = self.record(index)
-        if self.lookup:
-            order = self.rng(index).permutation(len(record.options))
-            named = [f"so {record.options[i]} is {letter(i)}" for i in order]
-            return replace(sample(record, None), thoughts="\n".join(named), answer=letter(order[-1]))
+        if self.corrupt == "blind":
+            return sample(record, None)
         return sample(record, corrupted(visual(record), self.corrupt, self.rng(index)))
 
 
@@ -65,12 +60,10 @@ def visual(record: worlds.Record) -> Visual:
     return cut_patches(frames, 1 / FRAMES_PER_SECOND, SIDE, MERGE, TEMPORAL)
 
 
-def corrupted(clip: Visual, how: Corruption, rng: np.random.Generator) -> Visual | None:
+def corrupted(clip: Visual, how: Corruption, rng: np.random.Generator) -> Visual:
     """What a baseline is shown in place of the clip. Slices (pairs of frames) are the unit, as the model reads them."""
     if how == "none":
         return clip
-    if how == "blind":
-        return None
     slices = clip.patches.reshape(clip.grid[0], -1, clip.patches.shape[1])
     order = {
         "last": np.array([len(slices) - 1]),

@@ -43,7 +43,7 @@ def make(family: str, difficulty: int, seed: int, split: str) -> Record:
     question, options, texts, answer = world.tell(scene, rng)
     options = tuple(options[i] for i in rng.permutation(len(options)))
     letter = LETTERS[options.index(answer)]
-    steps = timed([*texts, f"so {answer} is {letter}"])
+    steps = timed([*texts, f"so {answer} {letter}"])
     return Record(family, split, seed, difficulty, question, options, steps, answer, letter, steps[-1].end, scene)
 
 

@@ -31,9 +31,8 @@ def number(name: str, expected: float, got: float) -> Quantity:
 
 
 def gradient(name: str, expected: float, got: float) -> Quantity:
-    off = abs(got - expected)
-    used = off / (GRADIENT_TOLERANCE * abs(expected)) if off else 0.0
-    return Quantity(name, f"{expected:.8g}", f"{got:.8g}", used)
+    allowed = max(GRADIENT_TOLERANCE * abs(expected), 1e-30)
+    return Quantity(name, f"{expected:.8g}", f"{got:.8g}", abs(got - expected) / allowed)
 
 
 def array(name: str, expected: Tensor, got: Tensor) -> Quantity:

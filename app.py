@@ -1,0 +1,432 @@
+"""The page: a clip, a question, and what a model thought about it without words. Builds, wires and launches; no model code.
+
+    python app.py                                        # the small model that ships, on http://127.0.0.1:7860
+    python app.py --model Qwen/Qwen2.5-VL-3B-Instruct    # any folder or Hub id of a supported family
+    python app.py --model FOLDER --adapter FOLDER --host 0.0.0.0 --port 8000
+"""
+
+import argparse
+import base64
+import io
+import json
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from tempfile import TemporaryDirectory
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # both are read when the libraries below are imported
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+try:
+    import spaces  # on ZeroGPU only, and before torch
+except ImportError:
+    spaces = None
+
+import gradio as gr
+import torch
+
+from engine import __version__, ask, worlds
+from engine.insight import cards, plots
+from engine.video import Clip, Sampling, read
+
+ASSETS = Path(__file__).resolve().parent / "assets"
+EXAMPLES = ASSETS / "examples"
+MOST_PAUSES = 32
+LONGEST_SEED = 2**53  # a browser counts no further
+HOUR = 3600
+ICON = (
+    "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'><rect width='32' height='32' rx='9' fill='%234f46e5'/>"
+    "<g fill='white'><circle cx='9' cy='16' r='3'/><circle cx='16' cy='16' r='3' opacity='.7'/>"
+    "<circle cx='23' cy='16' r='3' opacity='.4'/></g></svg>"
+)
+TITLE = """<header><h1>Sotto</h1><p>Ask about a video. The model thinks in silence, answers, and then says what it thought.</p>
+<details><summary>What is this?</summary><p>Models usually solve a question of several steps by writing the steps out,
+one token after another. Here the model thinks in a few silent slots, called pauses, that run all at once behind the video
+and the question. What the slots hold is said aloud afterwards, from the slots alone: the model sees neither video nor
+question while it speaks. Film a new clip to try it on something that nobody has seen, and compare its silent answer with
+the written one.</p></details></header>"""
+TEACHER = """<small>How alike each state is to the one from which the written chain reads its answer, in the same layer. The
+last column is the silent answer's own state, which training drew to it.</small>"""
+NO_TEACHER = "<small>Tick “Also answer by the written chain” to compare the slots with it.</small>"
+EMPTY = f"""<div class="s-empty"><b aria-hidden="true">{"<i></i>" * 8}</b>
+<p>Pick, film or upload a clip, then press <strong>Think</strong>.</p>
+<small>The answer, the thoughts and the slots' hidden states appear here.</small></div>"""
+TO_RESULTS = "() => { if (innerWidth < 900) document.querySelector('#results').scrollIntoView({behavior: 'smooth'}) }"
+PICKED = """element.addEventListener('click', event => {
+  const button = event.target.closest('button');
+  if (button) trigger('click', {index: Number(button.dataset.index)});
+});"""
+
+# Components by name, as the events of the page set them.
+RESULTS = ("status", "notices", "empty", "shown", "answers", "thoughts", "slots", "teacher", "note", "download", "thought",
+           "think", "stop")  # fmt: skip
+CLEARED = ("truth", "known", "reveal", "truth_card", "thought", "status", "notices", "empty", "shown", "think", "stop")
+FILLED = ("clip", "question", "options", *CLEARED)
+REVEALED = ("known", "truth_card", "reveal", "answers", "thoughts")
+
+Record = dict[str, Any]  # a world's clip as `worlds.as_json` tells it
+Row = list[Any]  # new values of components, in the order of their names
+
+
+@dataclass(frozen=True)
+class Thought:
+    """A finished reply, with the true record of its clip where there is one."""
+
+    reply: ask.Reply
+    truth: Record | None
+
+
+def on_gpu(work: Callable[..., Any]) -> Callable[..., Any]:
+    """Borrows a GPU for the work where the page runs on ZeroGPU; elsewhere the same work."""
+    return spaces.GPU(work) if spaces else work
+
+
+def thinking(
+    model: ask.Model, clip: Clip, question: str, options: Sequence[str], pauses: int, write_chain: bool
+) -> Iterator[str | ask.Reply]:
+    """The stages of `ask` as they begin, then its reply. Closing the iterator ends the work at its next stage."""
+    stages: SimpleQueue[str | ask.Reply | Exception] = SimpleQueue()
+    left = threading.Event()
+
+    def report(stage: str) -> None:
+        if left.is_set():
+            raise InterruptedError
+        stages.put(stage)
+
+    def work() -> None:
+        try:
+            stages.put(ask.ask(model, clip, question, options, pauses, write_chain, report))
+        except (torch.OutOfMemoryError, MemoryError):
+            stages.put(ValueError("The clip doesn't fit in this machine's memory: give a shorter one, or fewer pauses."))
+        except Exception as error:  # noqa: BLE001 - raised again below, where the caller is
+            stages.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while True:
+            item = stages.get()
+            if isinstance(item, Exception):
+                raise item
+            yield item
+            if isinstance(item, ask.Reply):
+                return
+    finally:
+        left.set()
+
+
+def filmed(family: str, steps: float, seed: float | None) -> Iterator[tuple[Record, str]]:
+    """Record and path of a new clip; the file is there until the iterator goes on. Errors: ValueError with a sentence."""
+    if seed is None or seed != int(seed) or not 0 <= seed < LONGEST_SEED:
+        raise ValueError(f"The seed must be a whole number from 0 to {LONGEST_SEED - 1}: type one, or roll it.")
+    record = worlds.make(family, int(steps), int(seed), "fresh")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"{family}-{int(steps)}-{int(seed)}.mp4"
+        worlds.write(record, path)
+        yield worlds.as_json(record), str(path)
+
+
+def examples() -> list[Record]:
+    """The records of the shipped clips, each with its clip's path."""
+    files = sorted(EXAMPLES.glob("*.json"))
+    return [json.loads(f.read_text(encoding="utf-8")) | {"clip": str(f.with_suffix(".mp4"))} for f in files]
+
+
+def gallery(records: Sequence[Record]) -> str:
+    """The shipped clips as buttons, each with a picture of a telling moment."""
+    from PIL import Image
+
+    buttons = []
+    for index, record in enumerate(records):
+        frames = read(record["clip"], Sampling(fps=2.0, pixels=252 * 168, factor=2)).frames
+        picture = io.BytesIO()
+        Image.fromarray(frames[3 if record["family"] == "tally" else 1]).save(picture, "JPEG", quality=82)
+        data = base64.b64encode(picture.getvalue()).decode()
+        name = f"{record['family'].capitalize()}, {record['difficulty']} steps"
+        buttons.append(f"<button data-index='{index}'><img src='data:image/jpeg;base64,{data}' alt=''>{name}</button>")
+    return f"<div class='s-gallery'>{''.join(buttons)}</div>"
+
+
+def lines(options: str | None) -> list[str]:
+    return [line.strip() for line in (options or "").splitlines() if line.strip()]
+
+
+def row(names: Sequence[str], **values: Any) -> Row:
+    """New values of the components called `names`; those not given stay as they are."""
+    return [values.get(name, gr.skip()) for name in names]
+
+
+def idle(**values: Any) -> dict[str, Any]:
+    """The two buttons when nothing runs."""
+    return {"think": gr.Button("Think", interactive=True), "stop": gr.Button(interactive=False), **values}
+
+
+def told(thought: Thought, known: bool) -> dict[str, Any]:
+    """The cards of a thought, marked right and wrong once its clip's truth is known."""
+    truth = thought.truth if known else None
+    return {"answers": cards.answers(thought.reply, truth), "thoughts": cards.thoughts(thought.reply, truth)}
+
+
+class Page:
+    """What the page of one model does. Holds nothing of its visitors: that is in their own sessions' states."""
+
+    def __init__(self, model: ask.Model) -> None:
+        self.model = model
+        self.examples = examples()
+        self.thinking = on_gpu(partial(thinking, model))
+
+    def stages(
+        self, clip: str | None, question: str | None, options: str | None, pauses: float, write_chain: bool
+    ) -> Iterator[str | tuple[ask.Reply, float]]:
+        """Stages as they begin, then the reply and the seconds that reading took. Errors: ValueError with a sentence."""
+        if not clip:
+            raise ValueError("There is no clip yet: pick an example, film one, or upload your own.")
+        if pauses != int(pauses) or not 0 <= pauses <= MOST_PAUSES:
+            raise ValueError(f"{pauses:g} pauses: choose a whole number from 0 to {MOST_PAUSES}.")
+        ask.check(question or "", lines(options), int(pauses))
+        yield cards.STAGES[0]
+        began = time.perf_counter()
+        frames = read(clip, self.model.sampling)
+        seconds = time.perf_counter() - began
+        for item in self.thinking(frames, question, lines(options), int(pauses), bool(write_chain)):
+            yield item if isinstance(item, str) else (item, seconds)
+
+    # The API: these docstrings are its documentation, and that of its MCP tools.
+
+    def api_think(self, clip: str, question: str, options: str, pauses: int, write_chain: bool) -> dict[str, Any]:
+        """Answers a question about a video clip after thinking in a few silent slots, and says what it thought.
+
+        Args:
+            clip: The video file.
+            question: What to answer.
+            options: The options, one a line, 2 to 26 of them; empty for an open question.
+            pauses: Number of silent thinking slots, 0 to 32.
+            write_chain: Whether to answer by a written chain of thought too, for comparison.
+        Returns:
+            answer, options with probabilities, thoughts, explicit (the written chain), slots, generated_tokens, seconds,
+            familiar (false = the model knows no such clips and abstains), notices, settings.
+        """
+        try:
+            *_, (reply, seconds) = self.stages(clip, question, options, pauses, write_chain)
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        return cards.as_json(reply, seconds)
+
+    def api_film(self, family: str, steps: int, seed: int) -> Iterator[tuple[str, str, str]]:
+        """Films a new clip of one of three small worlds, with a question that needs several steps of thought.
+
+        Args:
+            family: cups, relay or tally.
+            steps: Number of steps, 1 to 10.
+            seed: Any whole number from 0. The same three always make the same clip.
+        Returns:
+            The clip (mp4), the question, and its options, one a line.
+        """
+        try:
+            for record, path in filmed(family, steps, seed):
+                yield path, record["question"], "\n".join(record["options"])
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    # What happens on the page.
+
+    def think(
+        self, clip: str | None, question: str, options: str, pauses: float, write_chain: bool, truth: Record | None,
+        known: bool, layer: float,
+    ) -> Iterator[Row]:  # fmt: skip
+        busy = {"think": gr.Button("Thinking …", interactive=False), "stop": gr.Button(interactive=True)}
+        try:
+            for item in self.stages(clip, question, options, pauses, write_chain):
+                if isinstance(item, str):
+                    yield row(RESULTS, status=cards.progress(item, write_chain), notices="", **busy)
+                else:
+                    yield from self.results(Thought(item[0], truth), item[1], known, layer)
+        except ValueError as error:
+            gone = {"empty": gr.HTML(visible=True), "shown": gr.Column(visible=False), "thought": None}
+            yield row(RESULTS, status="", notices=cards.banner(str(error), "error"), **idle(**gone))
+
+    def results(self, thought: Thought, reading: float, known: bool, layer: float) -> Iterator[Row]:
+        reply = thought.reply
+        against = None
+        if reply.teacher_state is not None:
+            against = plots.teacher(reply.states, reply.answer_state, reply.teacher_state)
+        everything = cards.as_json(reply, reading, states=True) | {"sampling": asdict(self.model.sampling)}
+        with TemporaryDirectory() as folder:  # gradio has copied the file by the time that it asks for more
+            path = Path(folder) / "sotto-reply.json"
+            path.write_text(json.dumps(everything), encoding="utf-8")
+            yield row(
+                RESULTS, status="", notices=cards.notices(reply), empty=gr.HTML(visible=False),
+                shown=gr.Column(visible=True), slots=self.slots(layer, thought), teacher=against,
+                note=TEACHER if against else NO_TEACHER, download=str(path), thought=thought,
+                **idle(**told(thought, known)),
+            )  # fmt: skip
+
+    def slots(self, layer: float, thought: Thought | None) -> Any:
+        """The heatmap of one layer; None where there are no slots."""
+        if thought is None or not thought.reply.slots:
+            return None
+        return plots.slots(thought.reply.states, min(max(int(layer), 0), len(thought.reply.states) - 1))
+
+    def pick(self, event: gr.EventData) -> Row:
+        record = self.examples[event.index]
+        return self.filled(record, record["clip"])
+
+    def film(self, family: str, steps: float, seed: float | None) -> Iterator[Row]:
+        try:
+            for record, path in filmed(family, steps, seed):
+                yield self.filled(record, path)
+        except ValueError as error:
+            yield self.cleared(FILLED, notices=cards.banner(str(error), "error"))
+
+    def filled(self, record: Record, path: str) -> Row:
+        asked = {"clip": path, "question": record["question"], "options": "\n".join(record["options"])}
+        return self.cleared(FILLED, truth=record, reveal=gr.Button(visible=True), **asked)
+
+    def cleared(self, names: Sequence[str] = CLEARED, **values: Any) -> Row:
+        """Forgets everything about the clip before."""
+        blank = {
+            "truth": None, "known": False, "reveal": gr.Button(visible=False), "truth_card": gr.HTML("", visible=False),
+            "thought": None, "status": "", "notices": "", "empty": gr.HTML(visible=True), "shown": gr.Column(visible=False),
+        }  # fmt: skip
+        return row(names, **idle(**blank | values))
+
+    def reveal(self, truth: Record | None, thought: Thought | None) -> Row:
+        if truth is None:
+            return row(REVEALED)
+        card = gr.HTML(cards.true_answer(truth), visible=True)
+        marked = told(thought, True) if thought else {}
+        return row(REVEALED, known=True, truth_card=card, reveal=gr.Button(visible=False), **marked)
+
+    def build(self) -> gr.Blocks:
+        """Lays the page out and wires it."""
+        model = self.model
+        low, high = model.trained_pauses or (8, 8)
+        steps_info = "The small model was trained on 1 to 6." if model.small else None
+        with gr.Blocks(title="Sotto", analytics_enabled=False, delete_cache=(HOUR, 6 * HOUR), fill_width=True) as demo:
+            gr.HTML(TITLE, elem_id="head")
+            with gr.Row(elem_id="columns"):
+                with gr.Column(scale=5, min_width=300, elem_id="ask"):
+                    clip = gr.Video(label="Clip", sources=["upload"], height=270, autoplay=True, elem_id="clip")
+                    reveal = gr.Button("Show the true answer", size="sm", visible=False, elem_id="reveal")
+                    truth_card = gr.HTML(visible=False, elem_id="truth")
+                    with gr.Tabs(elem_id="sources"):
+                        with gr.Tab("Examples"):
+                            picks = gr.HTML(gallery(self.examples), js_on_load=PICKED, elem_id="examples")
+                        with gr.Tab("Film a new clip"):
+                            family = gr.Radio(list(worlds.FAMILIES), value=worlds.FAMILIES[0], label="World")
+                            steps = gr.Slider(1, 10, value=4, step=1, label="Steps", info=steps_info, elem_id="steps")
+                            with gr.Row(equal_height=True, elem_id="seeding"):
+                                seed = gr.Number(7, label="Seed", precision=0, min_width=80, scale=2, elem_id="seed")
+                                dice = gr.Button("🎲 Roll", min_width=80, scale=1, elem_id="dice")
+                            film = gr.Button("Film it", elem_id="film")
+                    question = gr.Textbox(label="Question", lines=2, max_lines=6, elem_id="question")
+                    options = gr.Textbox(label="Options", info="One a line, 2 to 26; none for an open question.",
+                                         lines=3, max_lines=8, elem_id="options")  # fmt: skip
+                    pauses = gr.Slider(0, MOST_PAUSES, value=min(max(8, low), high), step=1, label="Pauses",
+                                       info="Silent thinking slots.", elem_id="pauses")  # fmt: skip
+                    gr.HTML(cards.trained_range(model.trained_pauses, MOST_PAUSES), elem_id="trained")
+                    chain = gr.Checkbox(True, label="Also answer by the written chain", container=False, elem_id="chain")
+                    with gr.Row(elem_id="go"):
+                        think = gr.Button("Think", variant="primary", scale=3, min_width=120, elem_id="think")
+                        stop = gr.Button("Stop", scale=1, min_width=80, interactive=False, elem_id="stop")
+                with gr.Column(scale=8, min_width=300, elem_id="results"):
+                    status = gr.HTML(elem_id="status")
+                    notices = gr.HTML(elem_id="notices")
+                    empty = gr.HTML(EMPTY, elem_id="empty")
+                    with gr.Column(visible=False, elem_id="shown") as shown:
+                        answers = gr.HTML(elem_id="answers")
+                        thoughts = gr.HTML(elem_id="thoughts")
+                        with gr.Column(elem_id="states"):
+                            gr.HTML("<h3>What the slots hold: how alike their hidden states are</h3>")
+                            with gr.Row():
+                                with gr.Column(min_width=260, elem_id="slots"):
+                                    gr.HTML("<h4>Slot by slot, in one layer</h4>")
+                                    slots = gr.Plot(show_label=False, container=False)
+                                    layer = gr.Slider(0, model.layers, value=model.layers, step=1, label="Layer",
+                                                      info="0 is the embeddings.", elem_id="layer")  # fmt: skip
+                                with gr.Column(min_width=260, elem_id="teacher"):
+                                    gr.HTML("<h4>Layer by layer, against the written chain</h4>")
+                                    teacher = gr.Plot(show_label=False, container=False)
+                                    note = gr.HTML()
+                        download = gr.DownloadButton("Download everything as JSON", size="sm", elem_id="download")
+            gr.HTML(f"Sotto {__version__} · {cards.text(model.name)} on {model.backbone.device}", elem_id="foot")
+
+            truth = gr.State(None, time_to_live=HOUR)  # the clip's record stays here until the visitor asks for it
+            known = gr.State(False, time_to_live=HOUR)
+            thought = gr.State(None, time_to_live=HOUR)
+            parts = {
+                "clip": clip, "question": question, "options": options, "truth": truth, "known": known, "reveal": reveal,
+                "truth_card": truth_card, "thought": thought, "status": status, "notices": notices, "empty": empty,
+                "shown": shown, "answers": answers, "thoughts": thoughts, "slots": slots, "teacher": teacher,
+                "note": note, "download": download, "think": think, "stop": stop,
+            }  # fmt: skip
+            results, cleared, filled, revealed = (
+                [parts[name] for name in names] for names in (RESULTS, CLEARED, FILLED, REVEALED)
+            )
+            inputs = [clip, question, options, pauses, chain]
+            own = partial(dict, api_visibility="private")
+            one = partial(dict, concurrency_limit=1)
+            thinks = think.click(self.think, [*inputs, truth, known, layer], results, show_progress="minimal",
+                                 show_progress_on=status, **own(**one(concurrency_id="model")))  # fmt: skip
+            think.click(None, js=TO_RESULTS)
+            stop.click(lambda: row(("status", "think", "stop"), status="", **idle()), None, [status, think, stop],
+                       cancels=thinks, show_progress="hidden", **own(queue=False))  # fmt: skip
+            picks.click(self.pick, None, filled, cancels=thinks, show_progress_on=clip, **own())
+            film.click(self.film, [family, steps, seed], filled, cancels=thinks, show_progress_on=clip,
+                       **own(**one(concurrency_id="film")))  # fmt: skip
+            gr.on([clip.upload, clip.clear], self.cleared, None, cleared, cancels=thinks, show_progress="hidden", **own())
+            dice.click(lambda: random.randrange(10**6), None, seed, show_progress="hidden", **own(queue=False))
+            reveal.click(self.reveal, [truth, thought], revealed, show_progress="hidden", **own())
+            layer.input(self.slots, [layer, thought], slots, show_progress="hidden", trigger_mode="always_last", **own())
+
+            # The API, through a button that nobody sees.
+            called, reply = gr.Button(visible=False), gr.JSON(visible=False, label="reply")
+            called.click(self.api_think, inputs, reply, api_name="think", **one(concurrency_id="model"))
+            called.click(self.api_film, [family, steps, seed], [clip, question, options], api_name="film",
+                         **one(concurrency_id="film"))  # fmt: skip
+        return demo.queue(max_size=32)
+
+
+def theme() -> gr.Theme:
+    """System fonts only: the page asks nothing of other hosts."""
+    return gr.themes.Base(
+        primary_hue="indigo", neutral_hue="zinc", radius_size="lg",
+        font=["Inter", "ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "Consolas", "monospace"],
+    )  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    known = argparse.ArgumentParser(prog="python app.py", description="Opens the page.")
+    known.add_argument("--model", default=os.environ.get("MODEL_ID"),
+                       help="folder or Hub id (default: $MODEL_ID, else the small model that ships)")  # fmt: skip
+    known.add_argument("--adapter", help="PEFT adapter to merge in")
+    known.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to be reached from other machines")
+    known.add_argument("--port", type=int, default=7860)
+    known.add_argument("--share", action="store_true", help="open a public link through Gradio's servers")
+    return known
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    try:
+        demo = Page(ask.load(options.model, options.adapter)).build()
+        demo.launch(
+            server_name=options.host, server_port=options.port, share=options.share, max_file_size="200mb",
+            allowed_paths=[str(EXAMPLES)], theme=theme(), css_paths=ASSETS / "style.css", run_history=False,
+            head=f'<link rel="icon" href="data:image/svg+xml,{ICON}">', footer_links=["api", "settings"],
+        )  # fmt: skip
+    except (ValueError, OSError) as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""A reply told to people: small pieces of HTML, and the same as JSON. Everything that a model or a person wrote is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from html import escape
+from typing import Any
+
+from torch import Tensor
+
+from engine.ask import UNKNOWN, Explicit, Option, Reply
+from engine.data.samples import letter
+
+STAGES = ("Reading the clip", "Thinking silently", "Answering", "Saying the thoughts", "Writing the chain out")
+Truth = Mapping[str, Any]  # a world's record as `worlds.as_json` tells it
+
+
+def text(words: str) -> str:
+    """Words from outside as HTML: escaped, and characters that can't be shown replaced."""
+    return escape("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in words))
+
+
+def banner(sentence: str, kind: str = "note", title: str = "") -> str:
+    """One sentence in a box; kind: note, warning or error."""
+    head = f"<strong>{text(title)}</strong> " if title else ""
+    role = "status" if kind == "note" else "alert"
+    return f'<div class="s-banner s-{kind}" role="{role}">{head}{text(sentence)}</div>'
+
+
+def notices(reply: Reply) -> str:
+    """The reply's notices; an abstention comes first and loud."""
+    loud = [n for n in reply.notices if n.startswith(UNKNOWN)]
+    quiet = [n for n in reply.notices if not n.startswith(UNKNOWN)]
+    return "".join(
+        [banner(n.removeprefix(UNKNOWN).strip(), "warning", UNKNOWN) for n in loud] + [banner(n) for n in quiet]
+    )
+
+
+def progress(stage: str, write_chain: bool) -> str:
+    """The stages as a line of steps, those up to `stage` filled."""
+    stages = STAGES if write_chain else STAGES[:-1]
+    at = stages.index(stage) if stage in stages else 0
+    dots = "".join(f'<i class="{"done" if i < at else "now" if i == at else ""}"></i>' for i in range(len(stages)))
+    return f'<div class="s-progress" role="status"><span>{text(stage)} …</span><b aria-hidden="true">{dots}</b></div>'
+
+
+def trained_range(trained: tuple[int, int] | None, most: int) -> str:
+    """A mark under the slider of pauses: where this model was trained."""
+    if trained is None:
+        return '<div class="s-range"><small>This model was never trained for pauses.</small></div>'
+    low, high = trained
+    said = f"{low}" if low == high else f"{low} to {high}"
+    left, width = 100 * low / most, max(100 * (min(high, most) - low) / most, 2)
+    return (
+        f'<div class="s-range"><div aria-hidden="true"><i style="left:min({left:.1f}%, 98%);width:{width:.1f}%"></i></div>'
+        f"<small>Trained with {said} pauses.</small></div>"
+    )
+
+
+def answers(reply: Reply, truth: Truth | None = None) -> str:
+    """The silent answer with its probabilities beside the written chain's, and what the silence saves.
+
+    With `truth`, answers are marked right or wrong.
+    """
+    muted = "" if reply.familiar else " s-muted"
+    say = "" if reply.familiar else "<p class='s-doubt'>It would say this, but don't trust it:</p>"
+    silent_seconds = reply.seconds["think"] + reply.seconds["answer"]
+    silent = _verdict(
+        f"Silent, with {reply.slots} pause{'' if reply.slots == 1 else 's'}", reply.answer,
+        reply.generated_tokens, silent_seconds, truth, say + _bars(reply.options, reply.answer),
+    )  # fmt: skip
+    explicit = _saving(reply, silent_seconds)
+    if reply.explicit:
+        words = reply.explicit
+        explicit = _verdict("Written chain", words.answer, words.generated_tokens, words.seconds, truth, explicit)
+    return f'<div class="s-answers{muted}">{silent}{explicit}</div>'
+
+
+def _verdict(title: str, answer: str, tokens: int, seconds: float, truth: Truth | None, more: str) -> str:
+    mark = _mark(answer == truth["answer"]) if truth else ""
+    return (
+        f'<section><h3>{title}</h3><p class="s-big{" s-long" if len(answer) > 24 else ""}">'
+        f"{text(answer) or '(nothing)'}{mark}</p>"
+        f'<p class="s-cost"><span><b>{tokens}</b> token{"s" * (tokens != 1)} written</span>'
+        f"<span><b>{_seconds(seconds)}</b></span></p>{more}</section>"
+    )
+
+
+def _bars(options: Sequence[Option], answer: str) -> str:
+    rows = []
+    for i, option in enumerate(options):
+        share = f"{100 * option.probability:.0f} %"
+        rows.append(
+            f'<li class="{"s-top" if option.text == answer else ""}"><span>{letter(i)}</span>'
+            f'<span class="s-name">{text(option.text)}</span><span class="s-share">{share}</span>'
+            f'<i aria-hidden="true"><u style="width:{100 * option.probability:.1f}%"></u></i></li>'
+        )
+    return f'<ol class="s-bars" aria-label="Probability of each option">{"".join(rows)}</ol>' if rows else ""
+
+
+def _saving(reply: Reply, silent_seconds: float) -> str:
+    words = reply.explicit
+    if words is None:
+        return '<section class="s-absent"><h3>Written chain</h3><p>Not asked for.</p></section>'
+    ratio = [_times(words.generated_tokens / reply.generated_tokens, "fewer", "more") + " tokens"]
+    ratio.append(_times(words.seconds / silent_seconds, "less", "more") + " time")
+    return f'<p class="s-saving">Answering silently took <b>{ratio[0]}</b> and <b>{ratio[1]}</b>.</p>'
+
+
+def _times(ratio: float, fewer: str, more: str) -> str:
+    return f"{ratio:.1f}× {fewer}" if ratio >= 1 else f"{1 / ratio:.1f}× {more}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _mark(right: bool) -> str:
+    return f'<em class="s-{"right" if right else "wrong"}">{"✓ right" if right else "✗ wrong"}</em>'
+
+
+def thoughts(reply: Reply, truth: Truth | None = None) -> str:
+    """The thoughts said from the slots, line by line, beside the written chain; with `truth`, each step is marked."""
+    said = _steps("Thoughts, said from the slots alone", reply.thoughts, truth)
+    if not reply.slots:
+        said = "<section><h3>Thoughts, said from the slots alone</h3><p>No pauses, so no thoughts to say.</p></section>"
+    return f'<div class="s-thoughts">{said}{_written(reply.explicit, truth)}</div>'
+
+
+def _written(explicit: Explicit | None, truth: Truth | None) -> str:
+    return _steps("The chain, written out", explicit.text, truth) if explicit else ""
+
+
+def _steps(title: str, lines: str, truth: Truth | None) -> str:
+    steps = [line for line in lines.split("\n") if line.strip()]
+    wanted = [step["text"] for step in truth["steps"]] if truth else []
+    rows = []
+    for i, step in enumerate(steps):
+        right = i < len(wanted) and step.strip() == wanted[i]
+        side = f' class="s-{"right" if right else "wrong"}"' if truth else ""
+        rows.append(f"<li{side}>{text(step)}{_mark(right) if truth else ''}</li>")
+    count = sum(step.strip() == want for step, want in zip(steps, wanted))
+    score = f'<small class="s-score">{count} of {len(wanted)} steps right</small>' if truth else ""
+    body = f"<ol>{''.join(rows)}</ol>" if rows else "<p>Nothing was said.</p>"
+    return f"<section><h3>{title}{score}</h3>{body}</section>"
+
+
+def true_answer(truth: Truth) -> str:
+    """A filmed clip's true answer with its steps."""
+    steps = "".join(f"<li>{text(step['text'])}</li>" for step in truth["steps"])
+    return (
+        f'<div class="s-truth" role="status"><p>True answer: <b>{text(truth["answer"])}</b></p>'
+        f"<details><summary>Its {truth['difficulty']} true step{'s' * (truth['difficulty'] != 1)}</summary>"
+        f"<ol>{steps}</ol></details></div>"
+    )
+
+
+def as_json(reply: Reply, reading: float, states: bool = False) -> dict[str, Any]:
+    """A reply in JSON's own types; with `states`, hidden states too, rounded to 4 digits. reading: seconds for the clip."""
+    told = {
+        "answer": reply.answer,
+        "options": [asdict(option) for option in reply.options] or None,
+        "thoughts": reply.thoughts,
+        "explicit": asdict(reply.explicit) if reply.explicit else None,
+        "slots": reply.slots,
+        "generated_tokens": reply.generated_tokens,
+        "seconds": {"video": reading, **reply.seconds},
+        "familiar": reply.familiar,
+        "notices": list(reply.notices),
+        "settings": reply.settings,
+    }
+    if not states:
+        return told
+    teacher = None if reply.teacher_state is None else _rounded(reply.teacher_state)
+    held = {"slots": _rounded(reply.states), "answer": _rounded(reply.answer_state), "teacher": teacher}
+    return told | {"states": held}
+
+
+def _rounded(states: Tensor) -> list[Any]:
+    return states.nan_to_num().double().numpy().round(4).tolist()

@@ -1,0 +1,80 @@
+"""Configurations: unknown keys, wrong types and missing values are errors that say what to do; the shipped ones load."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from engine.config import ConfigError, build, convert, read_yaml
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: float = 0.1
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str
+    count: int = 1
+    kind: Literal["a", "b"] = "a"
+    span: tuple[int, int] = (1, 2)
+    words: tuple[str, ...] = ()
+    inner: Inner = field(default_factory=Inner)
+    perhaps: float | None = None
+
+
+def test_nested_values_are_converted():
+    made = build(Outer, {"name": "x", "count": "3", "span": "4,5", "words": ["p", "q"], "inner": {"rate": "1e-3"}})
+    assert made == Outer("x", 3, "a", (4, 5), ("p", "q"), Inner(0.001))
+    assert build(Outer, {"name": "x", "perhaps": "none"}).perhaps is None
+    assert build(Outer, {"name": "x", "perhaps": 2}).perhaps == 2.0
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"name": "x", "cuont": 1}, "'cuont'. Did you mean 'count'"),
+        ({"name": "x", "inner": {"rte": 1}}, "'inner.rte'. Did you mean 'rate'"),
+        ({"name": "x", "count": 1.5}, "count = 1.5: expected int"),
+        ({"name": "x", "count": True}, "count = True: expected int"),
+        ({"name": "x", "kind": "c"}, "one of 'a', 'b'"),
+        ({"name": "x", "span": [1]}, "span"),
+        ({"name": 3}, "name = 3: expected str"),
+        ({}, "Missing: name"),
+    ],
+)
+def test_mistakes_are_named(values, words):
+    with pytest.raises(ConfigError) as caught:
+        build(Outer, values)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "words"), [("- 1", "keys and values"), ("a: [", "not valid YAML"), ("!!python/object:os.x {}", "YAML")])
+def test_files_that_are_no_configuration(tmp_path, text, words):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        read_yaml(path)
+    with pytest.raises(ConfigError, match="Can't read"):
+        read_yaml(tmp_path / "none.yaml")
+
+
+def test_numbers_must_be_finite_where_they_count():
+    with pytest.raises(ConfigError):
+        convert("inf", int, "n")
+
+
+def test_the_shipped_configurations_load():
+    from engine.methods.controls import Explicit, Silent
+    from engine.methods.pause import PauseDistillation
+    from train.command import Run
+
+    kinds = {"pause": PauseDistillation, "answer_only": Silent, "filler": Silent}
+    found = sorted((Path(__file__).parent.parent / "train" / "configs").rglob("*.yaml"))
+    assert found
+    for path in found:
+        run = build(Run, read_yaml(path))
+        name = next((k for k in kinds if k in path.stem), None)
+        build(kinds[name] if name else Explicit, run.method, "method.")

@@ -1,0 +1,151 @@
+"""Generation: cached = uncached, batch = single, what infers is what trains, and nothing shared is written to."""
+
+import numpy as np
+import pytest
+import torch
+
+from engine import generate
+from engine.data.samples import Sample
+from engine.data.worlds import WorldsSource
+from engine.layout import Layout, Segment, Special, marker, pack, slots
+from engine.methods.outcome import run
+from engine.methods.pause import PauseDistillation
+from tests.tiny import tiny_backbone
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return tiny_backbone()
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    source = WorldsSource(split="validation")
+    return [source(i) for i in range(4)]
+
+
+def uncached(backbone, path: tuple, limit: int) -> list[int]:
+    """Greedy decoding that runs the whole path again for each token."""
+    emitted: list[int] = []
+    while len(emitted) < limit:
+        forced = Segment("context", tuple(Special(backbone.tokenizer.convert_ids_to_tokens(i)) for i in emitted))
+        packed = pack([Layout({"line": (*path, forced)})], backbone.encode, backbone.pad)
+        with torch.no_grad():
+            out = run(backbone, packed)
+        emitted.append(int(backbone.logits(out.hidden[-1][0, -1]).argmax()))
+        if emitted[-1] == backbone.token(generate.END_OF_TURN):
+            break
+    return emitted
+
+
+def paths(sample: Sample, pauses: int) -> dict[str, tuple]:
+    trunk, think = generate.context(sample), slots("<pause>", pauses)
+    return {
+        "answer": (trunk, think, marker("<ANS>")),
+        "speak": (trunk, think, marker("<COT>", sees=(think,))),
+        "explicit": (trunk,),
+    }
+
+
+@pytest.mark.parametrize("name", ["answer", "speak", "explicit"])
+def test_cached_generation_equals_running_everything_again(backbone, samples, name):
+    thoughts = generate.think(backbone, samples, 5)
+    written = getattr(generate, name)(backbone, thoughts, 12)
+    for i, sample in enumerate(samples):
+        assert written.ids[i] == uncached(backbone, paths(sample, 5)[name], 12)
+
+
+@pytest.mark.parametrize("pauses", [0, 1, 8])
+def test_a_batch_gives_each_sample_what_it_gets_alone(backbone, samples, pauses):
+    together = generate.think(backbone, samples, pauses)
+    for i, sample in enumerate(samples):
+        alone = generate.think(backbone, [sample], pauses)
+        assert torch.allclose(together.states[:, i], alone.states[:, 0], atol=1e-5)
+        for name in ("answer", "speak", "explicit"):
+            many, one = (getattr(generate, name)(backbone, t, 10) for t in (together, alone))
+            assert many.ids[i] == one.ids[0]
+            steps = len(one.states)
+            assert torch.allclose(many.states[:steps, :, i], one.states[:, :, 0], atol=1e-5)
+
+
+def test_inference_feeds_what_training_fed(backbone, samples):
+    """The states at the slots, and the state that predicts the first answer token, are those of the training layout."""
+    method = PauseDistillation(pauses=(6, 6))
+    packed = pack([method.layout(s, np.random.default_rng(0)) for s in samples], backbone.encode, backbone.pad)
+    with torch.no_grad():
+        trained = run(backbone, packed)
+    thoughts = generate.think(backbone, samples, 6)
+    rows = packed.slot_row.reshape(len(samples), 6)
+    every = torch.arange(len(samples))[:, None]
+    for layer, states in zip(thoughts.states, trained.hidden):
+        assert torch.allclose(layer, states[every, rows], atol=1e-5)
+    table = packed.branches["answer"]
+    first = [int(table.row[table.sample == i][0]) for i in range(len(samples))]
+    written = generate.answer(backbone, thoughts, 1)
+    assert torch.allclose(written.states[0, -1], trained.hidden[-1][torch.arange(len(samples)), first], atol=1e-5)
+
+
+def test_speaking_sees_the_slots_alone(backbone, samples):
+    """The same slots' cache behind another context says the same words, and the slots matter."""
+    thoughts = generate.think(backbone, samples, 4)
+    blind = generate.Thoughts(
+        tuple((k.clone(), v.clone()) for k, v in thoughts.layers), thoughts.context, thoughts.slots,
+        thoughts.after_context, thoughts.last_context, thoughts.states,
+    )  # fmt: skip
+    for keys, values in blind.layers:
+        for i in range(len(samples)):
+            keys[i, :, thoughts.context[i]] = 7.0
+            values[i, :, thoughts.context[i]] = -7.0
+    before, after = generate.speak(backbone, thoughts, 8), generate.speak(backbone, blind, 8)
+    assert torch.equal(before.states, after.states)
+    blind.layers[0][1][0, :, thoughts.slots[0]] = 3.0
+    assert not torch.equal(before.states[:, :, 0], generate.speak(backbone, blind, 8).states[:, :, 0])
+
+
+def test_thoughts_can_be_continued_many_times(backbone, samples):
+    thoughts = generate.think(backbone, samples, 3)
+    before = [(k.clone(), v.clone()) for k, v in thoughts.layers]
+    first = generate.answer(backbone, thoughts)
+    generate.explicit(backbone, thoughts, 20)
+    generate.speak(backbone, thoughts, 20)
+    assert generate.answer(backbone, thoughts).ids == first.ids
+    assert all(torch.equal(k, a) and torch.equal(v, b) for (k, v), (a, b) in zip(thoughts.layers, before))
+
+
+def test_option_probabilities_are_where_the_letter_stands(backbone, samples):
+    thoughts = generate.think(backbone, samples, 2)
+    shares = generate.option_probabilities(backbone, thoughts, ["A", "B", "C"])
+    assert torch.allclose(shares.sum(-1), torch.ones(len(samples)))
+    for i, sample in enumerate(samples):
+        path = (*paths(sample, 2)["answer"], marker("<answer>"))
+        packed = pack([Layout({"line": path})], backbone.encode, backbone.pad)
+        with torch.no_grad():
+            logits = backbone.logits(run(backbone, packed).hidden[-1][0, -1])
+        ids = [backbone.text_ids(letter)[0] for letter in "ABC"]
+        assert torch.allclose(shares[i], logits[ids].softmax(-1), atol=1e-5)
+
+
+def test_wrong_numbers_are_refused(backbone, samples):
+    with pytest.raises(ValueError, match="negative"):
+        generate.think(backbone, samples, -1)
+    with pytest.raises(ValueError, match="No sample"):
+        generate.think(backbone, [], 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<answer>B</answer><|im_end|>", "B"),
+        ("<think>a</think><answer> A </answer><answer>C</answer>", "C"),
+        ("no tags<|im_end|>", "no tags"),
+        ("", ""),
+    ],
+)
+def test_the_answer_stands_between_the_last_tags(text, answer):
+    assert generate.answer_of(text) == answer
+
+
+def test_the_thoughts_stand_between_the_thinking_tags():
+    assert generate.thoughts_of("<think>a\nb</think><answer>A</answer>") == "a\nb"
+    assert generate.thoughts_of("<think>a\nb") == "a\nb"
+    assert generate.thoughts_of("") == ""

@@ -1,0 +1,139 @@
+"""The training loop: exact resume, steps decided by (seed, step) alone, safe checkpoints, clear refusals."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine.config import ConfigError
+from engine.data.worlds import WorldsSource
+from engine.methods.controls import Explicit, Silent
+from engine.methods.pause import PauseDistillation
+from engine.training import Batches, Training, checkpoints, learning_rate, train
+from tests.tiny import tiny_backbone
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("start")
+    tiny_backbone().save(folder)
+    return str(folder)
+
+
+SOURCE = WorldsSource(difficulties=(1, 2))
+
+
+def settings(start: str, out: Path, steps: int, **changes) -> Training:
+    values = {
+        "init": start, "out": str(out), "steps": steps, "batch": 4, "accumulate": 2, "lr": 3e-3, "warmup": 2,
+        "schedule": "constant", "device": "cpu", "workers": 0, "log_every": 1, "validate_every": 2, "save_every": 2,
+    }  # fmt: skip
+    return Training(**(values | changes))
+
+
+def accuracy(backbone) -> dict[str, float]:
+    return {"accuracy": 0.5}
+
+
+def losses(out: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def test_a_resumed_run_gives_the_losses_of_one_that_was_not_interrupted(start, tmp_path):
+    method = PauseDistillation(pauses=(2, 5))
+    train(settings(start, tmp_path / "whole", 4), method, SOURCE, accuracy)
+    train(settings(start, tmp_path / "parts", 2), method, SOURCE, accuracy)
+    train(settings(start, tmp_path / "parts", 4), method, SOURCE, accuracy, resume=True)
+    whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
+    assert whole == parts
+    assert len(set(whole.values())) == 4
+    for name in ("model.safetensors", "optimizer.bin"):
+        one, other = (checkpoints(tmp_path / run)[-1] / name for run in ("whole", "parts"))
+        assert one.exists() and other.exists()
+    from safetensors.torch import load_file
+
+    one, other = (load_file(checkpoints(tmp_path / run)[-1] / "model.safetensors") for run in ("whole", "parts"))
+    assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_step_is_decided_by_seed_and_step_alone(start, workers):
+    from engine.backbones.qwen2_5_vl import Qwen25VL
+    from engine.training import batches
+
+    dataset = Batches(SOURCE, PauseDistillation(pauses=(1, 9)), Qwen25VL.load(start), 4, 2, seed=3)
+    late = list(batches(dataset, 2, 3, workers))[0]
+    through = list(batches(dataset, 0, 3, workers))[2]
+    for one, other in zip(late, through):
+        assert torch.equal(one.ids, other.ids)
+        assert torch.equal(one.patches, other.patches)
+    other_seed = Batches(SOURCE, PauseDistillation(pauses=(1, 9)), dataset.backbone, 4, 2, seed=4)[2]
+    assert any(a.ids.shape != b.ids.shape or not torch.equal(a.ids, b.ids) for a, b in zip(late, other_seed))
+
+
+def test_two_processes_see_what_one_sees(start):
+    from engine.backbones.qwen2_5_vl import Qwen25VL
+
+    backbone = Qwen25VL.load(start)
+    one = Batches(SOURCE, Explicit(), backbone, 4, 1, seed=0)[1][0]
+    two = [Batches(SOURCE, Explicit(), backbone, 2, 1, seed=0, rank=r, ranks=2)[1][0] for r in range(2)]
+    rows = sorted(tuple(i for i in row.tolist() if i != backbone.pad) for row in one.ids)
+    split = sorted(tuple(i for i in row.tolist() if i != backbone.pad) for part in two for row in part.ids)
+    assert rows == split
+
+
+def test_training_lowers_the_loss(start, tmp_path):
+    out = tmp_path / "run"
+    train(settings(start, out, 12, batch=8), Silent(pauses=2), SOURCE, accuracy)
+    seen = losses(out)
+    assert np.mean([seen[i] for i in (10, 11, 12)]) < 0.8 * seen[1]
+
+
+def test_the_best_model_is_kept_and_loads(start, tmp_path):
+    from engine.backbones.qwen2_5_vl import Qwen25VL
+
+    scores = iter([0.2, 0.9, 0.4])
+    best = train(settings(start, tmp_path, 6), Explicit(), SOURCE, lambda b: {"accuracy": next(scores)})
+    assert json.loads((best / "scores.json").read_text()) == {"step": 4, "accuracy": 0.9}
+    assert Qwen25VL.load(best).token("<pause>") > 0
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-0000004", "step-0000006"]
+
+
+def test_a_run_is_not_overwritten(start, tmp_path):
+    train(settings(start, tmp_path, 2), Explicit(), SOURCE, accuracy)
+    with pytest.raises(ConfigError, match="--resume"):
+        train(settings(start, tmp_path, 2), Explicit(), SOURCE, accuracy)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(start, tmp_path):
+    class Breaking(Explicit):
+        def loss(self, out):
+            total, terms = super().loss(out)
+            return (total * float("nan") if len(checkpoints(tmp_path)) else total), terms
+
+    with pytest.raises(FloatingPointError, match="step 2"):
+        train(settings(start, tmp_path, 4), Breaking(), SOURCE, accuracy)
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-0000002"]
+
+
+def test_a_half_written_checkpoint_is_not_taken(start, tmp_path):
+    train(settings(start, tmp_path, 2), Explicit(), SOURCE, accuracy)
+    (tmp_path / "checkpoints" / "unfinished").mkdir()
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-0000002"]
+
+
+def test_the_learning_rate_rises_and_falls():
+    config = Training(steps=100, warmup=10, lr=1.0, schedule="linear", final_lr=0.1)
+    assert learning_rate(config, 0) == pytest.approx(0.1)
+    assert learning_rate(config, 9) == pytest.approx(1.0)
+    assert learning_rate(config, 55) == pytest.approx(0.55)
+    assert learning_rate(config, 100) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("change", "word"), [({"batch": 3}, "divided"), ({"init": ""}, "start from")])
+def test_impossible_settings_are_refused(start, tmp_path, change, word):
+    with pytest.raises(ConfigError, match=word):
+        train(settings(start, tmp_path, 2, **change), Explicit(), SOURCE, accuracy)
