@@ -106,7 +106,7 @@ def thinking(
             stages.put(ask.ask(model, clip, question, options, pauses, write_chain, report))
         except (torch.OutOfMemoryError, MemoryError):
             stages.put(ValueError("The clip doesn't fit in this machine's memory: give a shorter one, or fewer pauses."))
-        except Exception as error:  # noqa: BLE001 - raised again below, where the caller is
+        except Exception as error:
             stages.put(error)
 
     threading.Thread(target=work, daemon=True).start()
@@ -149,7 +149,7 @@ def gallery(records: Sequence[Record]) -> str:
         picture = io.BytesIO()
         Image.fromarray(frames[3 if record["family"] == "tally" else 1]).save(picture, "JPEG", quality=82)
         data = base64.b64encode(picture.getvalue()).decode()
-        name = f"{record['family'].capitalize()}, {record['difficulty']} steps"
+        name = f"{record['family']}, {record['difficulty']} steps"
         buttons.append(f"<button data-index='{index}'><img src='data:image/jpeg;base64,{data}' alt=''>{name}</button>")
     return f"<div class='s-gallery'>{''.join(buttons)}</div>"
 
@@ -313,8 +313,8 @@ class Page:
             gr.HTML(TITLE, elem_id="head")
             with gr.Row(elem_id="columns"):
                 with gr.Column(scale=5, min_width=300, elem_id="ask"):
-                    clip = gr.Video(label="Clip", sources=["upload"], height=270, autoplay=True, elem_id="clip")
-                    reveal = gr.Button("Show the true answer", size="sm", visible=False, elem_id="reveal")
+                    clip = gr.Video(label="Clip", sources=["upload"], height=252, autoplay=True, elem_id="clip")
+                    reveal = gr.Button("Show the true answer", size="sm", visible=False, elem_id="reveal", scale=0)
                     truth_card = gr.HTML(visible=False, elem_id="truth")
                     with gr.Tabs(elem_id="sources"):
                         with gr.Tab("Examples"):
@@ -326,11 +326,11 @@ class Page:
                                 seed = gr.Number(7, label="Seed", precision=0, min_width=80, scale=2, elem_id="seed")
                                 dice = gr.Button("🎲 Roll", min_width=80, scale=1, elem_id="dice")
                             film = gr.Button("Film it", elem_id="film")
-                    question = gr.Textbox(label="Question", lines=2, max_lines=6, elem_id="question")
-                    options = gr.Textbox(label="Options", info="One a line, 2 to 26; none for an open question.",
-                                         lines=3, max_lines=8, elem_id="options")  # fmt: skip
-                    pauses = gr.Slider(0, MOST_PAUSES, value=min(max(8, low), high), step=1, label="Pauses",
-                                       info="Silent thinking slots.", elem_id="pauses")  # fmt: skip
+                    question = gr.Textbox(label="Question", lines=1, max_lines=6, elem_id="question")
+                    options = gr.Textbox(label="Options, one a line (none for an open question)", lines=3, max_lines=8,
+                                         elem_id="options")  # fmt: skip
+                    pauses = gr.Slider(0, MOST_PAUSES, value=min(max(8, low), high), step=1, elem_id="pauses",
+                                       label="Pauses: silent thinking slots")  # fmt: skip
                     gr.HTML(cards.trained_range(model.trained_pauses, MOST_PAUSES), elem_id="trained")
                     chain = gr.Checkbox(True, label="Also answer by the written chain", container=False, elem_id="chain")
                     with gr.Row(elem_id="go"):
@@ -349,8 +349,8 @@ class Page:
                                 with gr.Column(min_width=260, elem_id="slots"):
                                     gr.HTML("<h4>Slot by slot, in one layer</h4>")
                                     slots = gr.Plot(show_label=False, container=False)
-                                    layer = gr.Slider(0, model.layers, value=model.layers, step=1, label="Layer",
-                                                      info="0 is the embeddings.", elem_id="layer")  # fmt: skip
+                                    layer = gr.Slider(0, model.layers, value=model.layers, step=1, elem_id="layer",
+                                                      label="Layer (0: embeddings)")  # fmt: skip
                                 with gr.Column(min_width=260, elem_id="teacher"):
                                     gr.HTML("<h4>Layer by layer, against the written chain</h4>")
                                     teacher = gr.Plot(show_label=False, container=False)
@@ -396,9 +396,19 @@ class Page:
 
 def theme() -> gr.Theme:
     """System fonts only: the page asks nothing of other hosts."""
-    return gr.themes.Base(
+    base = gr.themes.Base(
         primary_hue="indigo", neutral_hue="zinc", radius_size="lg",
         font=["Inter", "ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "Consolas", "monospace"],
+    )  # fmt: skip
+    return base.set(
+        block_radius="14px", button_large_radius="12px", button_small_radius="9px", block_info_text_color="*neutral_500",
+        block_info_text_color_dark="*neutral_400", block_label_text_color="*neutral_600",
+        block_label_text_color_dark="*neutral_300", block_title_text_color="*neutral_800",
+        block_title_text_color_dark="*neutral_200", block_title_text_weight="500", input_background_fill="*neutral_50",
+        input_background_fill_dark="*neutral_900", input_border_width="1px", input_border_color="*neutral_200",
+        input_border_color_dark="*neutral_700", button_secondary_background_fill="white",
+        button_secondary_background_fill_dark="*neutral_800", button_secondary_border_color="*neutral_300",
+        button_secondary_border_color_dark="*neutral_600", button_border_width="1px",
     )  # fmt: skip
 
 
@@ -407,8 +417,9 @@ def parser() -> argparse.ArgumentParser:
     known.add_argument("--model", default=os.environ.get("MODEL_ID"),
                        help="folder or Hub id (default: $MODEL_ID, else the small model that ships)")  # fmt: skip
     known.add_argument("--adapter", help="PEFT adapter to merge in")
-    known.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to be reached from other machines")
-    known.add_argument("--port", type=int, default=7860)
+    host, port = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), os.environ.get("GRADIO_SERVER_PORT", "7860")
+    known.add_argument("--host", default=host, help="0.0.0.0 to be reached from other machines")
+    known.add_argument("--port", type=int, default=port)
     known.add_argument("--share", action="store_true", help="open a public link through Gradio's servers")
     return known
 

@@ -27,7 +27,9 @@ def answer(options: argparse.Namespace) -> dict[str, Any]:
 
     ask.check(options.question, options.option, options.pauses)
     model = ask.load(options.model, options.adapter, options.device)
-    chosen = {name: getattr(options, name) for name in ("fps", "frames", "pixels") if getattr(options, name) is not None}
+    chosen = {
+        name: getattr(options, name) for name in ("fps", "frames", "pixels") if getattr(options, name) is not None
+    }
     began = time.perf_counter()
     clip = read(options.clip, replace(model.sampling, **chosen))
     video = time.perf_counter() - began
@@ -81,7 +83,9 @@ def parser() -> argparse.ArgumentParser:
     ask = verbs.add_parser("answer", help="answer a question about a clip")
     ask.add_argument("clip")
     ask.add_argument("question")
-    ask.add_argument("--option", action="append", default=[], help="an option's text; repeat it; none = an open question")
+    ask.add_argument(
+        "--option", action="append", default=[], help="an option's text; repeat it; none = an open question"
+    )
     ask.add_argument("--pauses", type=int, default=8, help="thinking slots")
     ask.add_argument("--model", help="folder or Hub id (default: the small model that ships)")
     ask.add_argument("--adapter", help="PEFT adapter to merge in")

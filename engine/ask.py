@@ -1,8 +1,8 @@
 """From a file and a question to a reply: the whole path in one call, for the page, the command line and ten lines of Python.
 
-    backbone = load()                                   # the small model that ships; or a folder or Hub id
-    reply = ask(backbone, read("clip.mp4"), "Where is the ball at the end?", ["left", "middle", "right"])
-    reply.answer, reply.thoughts, reply.states.shape
+backbone = load()                                   # the small model that ships; or a folder or Hub id
+reply = ask(backbone, read("clip.mp4"), "Where is the ball at the end?", ["left", "middle", "right"])
+reply.answer, reply.thoughts, reply.states.shape
 """
 
 from __future__ import annotations

@@ -8,11 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from engine import worlds
 from engine.ask import SMALL, load
-from engine.data.worlds import corrupted, sample, visual
+from engine.data.worlds import sample, visual
 from engine.evaluation import How, evaluate, summary
 
 RANGES = {"validation": (1, 6), "test": (1, 6), "longer": (7, 10)}
@@ -87,5 +85,3 @@ def measure(
         "seeds": list(benchmark.seeds) if benchmark.seeds else None,
     }  # fmt: skip
     return {"methods": figures, "settings": settings}
-
-

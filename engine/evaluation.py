@@ -58,9 +58,7 @@ def evaluate(
         for sample, text, count, thought in zip(part, written.text, written.tokens, said, strict=True):
             found = generate.answer_of(text)
             steps = None if thought is None else steps_right(thought, sample.thoughts)
-            results.append(
-                Outcome(found == sample.answer, found, thought or "", count, thoughts.count, seconds, steps)
-            )
+            results.append(Outcome(found == sample.answer, found, thought or "", count, thoughts.count, seconds, steps))
     return results
 
 

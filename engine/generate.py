@@ -86,7 +86,7 @@ def think(backbone: Qwen25VL, samples: Sequence[Sample], pauses: int) -> Thought
     every = torch.arange(batch, device=rows.device)
     after = packed.positions.amax(0).masked_fill(~is_context, -1).amax(1) + 1
     return Thoughts(
-        tuple((layer.keys, layer.values) for layer in cache.layers),
+        tuple((keys, values) for keys, values, *_ in cache),
         is_context,
         rows,
         after,
@@ -161,7 +161,8 @@ def answer(backbone: Qwen25VL, thoughts: Thoughts, limit: int = 32) -> Written:
 def speak(backbone: Qwen25VL, thoughts: Thoughts, limit: int = 256) -> Written:
     """The thoughts said from the slots alone: after <COT>, seeing neither video nor question."""
     if not thoughts.count:
-        return Written([[]] * thoughts.batch, [""] * thoughts.batch, [0] * thoughts.batch, thoughts.states[:0])
+        layers, batch, _, dim = thoughts.states.shape
+        return Written([[]] * batch, [""] * batch, [0] * batch, thoughts.states.new_zeros(0, layers, batch, dim))
     fork = _fork_slots(thoughts)
     return _write(backbone, fork, _marker(backbone, fork, "<COT>"), limit)
 

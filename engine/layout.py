@@ -239,8 +239,8 @@ def pack(layouts: Sequence[Layout], encode: Encode, pad: int) -> Packed:
 
     branches = {}
     for branch, table in supervised.items():
-        sample, row, token, label = columns(table, 4)
-        branches[branch] = Rows(sample, row, token, tuple(names[branch]), label)
+        sample, row, predicted, name = columns(table, 4)
+        branches[branch] = Rows(sample, row, predicted, tuple(names[branch]), name)
     slot_sample, slot_row = columns(slot_rows, 2)
     visual_sample, visual_row = columns(visual_rows, 2)
     patches = torch.cat([v.patches for v in visuals]) if visuals else torch.zeros(0, 0, dtype=torch.uint8)

@@ -96,7 +96,10 @@ class Batches(Dataset):
         first = (step * self.ranks + self.rank) * self.size
         indices = range(first, first + self.size)
         layouts = [self.method.layout(self.source(i), np.random.default_rng([self.seed, i, 1])) for i in indices]
-        singles = [(pack([layout], self.backbone.encode, self.backbone.pad).ids.shape[1], i) for i, layout in enumerate(layouts)]
+        singles = [
+            (pack([layout], self.backbone.encode, self.backbone.pad).ids.shape[1], i)
+            for i, layout in enumerate(layouts)
+        ]
         order = [i for _, i in sorted(singles)]
         part = self.size // self.passes
         parts = [order[i : i + part] for i in range(0, self.size, part)]

@@ -16,11 +16,12 @@ from engine.backbones.qwen2_5_vl import CLIP_MEAN, CLIP_STD, SPECIAL_TOKENS, Qwe
 from engine.data.samples import Sample, context, user_turn
 from engine.layout import Layout, Packed, Segment, Special, Visual, marker, pack, slots
 from tests import tiny
+from tests.tiny import tiny_backbone
 
 
 @pytest.fixture(scope="module")
 def model() -> Qwen25VL:
-    return tiny.backbone()
+    return tiny_backbone()
 
 
 def prompt_ids(model: Qwen25VL, sample: Sample, *after: Segment) -> list[int]:
@@ -99,9 +100,9 @@ def test_a_token_that_is_missing(model: Qwen25VL) -> None:
 # Patches
 
 
-def normalised(visual: Visual, side: int = 14, temporal: int = 2) -> Tensor:
-    mean = torch.tensor(CLIP_MEAN).repeat_interleave(temporal * side * side)
-    std = torch.tensor(CLIP_STD).repeat_interleave(temporal * side * side)
+def normalised(visual: Visual) -> Tensor:
+    mean = torch.tensor(CLIP_MEAN).repeat_interleave(2 * 14 * 14)
+    std = torch.tensor(CLIP_STD).repeat_interleave(2 * 14 * 14)
     return (visual.patches / 255 - mean) / std
 
 
@@ -148,20 +149,20 @@ def test_a_videos_patches(count: int, merge: int, temporal: int) -> None:
 
 
 def test_frames_that_do_not_fit_the_patches(model: Qwen25VL) -> None:
-    assert model.patch_side == 8
-    with pytest.raises(ValueError, match="20x16 pixels: both sides must be multiples of 8"):
-        model.visual(np.zeros((2, 16, 20, 3), np.uint8), 0.5)
+    assert model.patch_side == 28
+    with pytest.raises(ValueError, match="70x56 pixels: both sides must be multiples of 28"):
+        model.visual(np.zeros((2, 56, 70, 3), np.uint8), 0.5)
 
 
 # Vision
 
 
 def test_all_visuals_at_once_are_each_alone(model: Qwen25VL) -> None:
-    clips = [tiny.clip(model, 0), tiny.clip(model, 1, 5, 24, 16), tiny.clip(model, 2, 1, 8, 32, still=True)]
+    clips = [tiny.clip(model, 0), tiny.clip(model, 1, 5, 84, 56), tiny.clip(model, 2, 1, 28, 112, still=True)]
     with torch.no_grad():
         together = model.encode_patches(torch.cat([c.patches for c in clips]), [c.grid for c in clips])
         alone = [model.encode_patches(c.patches, [c.grid]) for c in clips]
-        pixels = [model.encode_pixels(normalised(c, side=4), [c.grid]) for c in clips]
+        pixels = [model.encode_pixels(normalised(c), [c.grid]) for c in clips]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(together, torch.cat(pixels), rtol=1e-5, atol=1e-5)
 
@@ -169,10 +170,10 @@ def test_all_visuals_at_once_are_each_alone(model: Qwen25VL) -> None:
 @pytest.mark.parametrize(
     "shapes",
     [
-        [(6, 16, 16), (4, 16, 16), (2, 16, 16)],  # every slice is a window of one size: one attention call
-        [(4, 16, 8), (2, 8, 16)],  # as long, and not of one shape
-        [(4, 16, 24)],  # larger than a window
-        [(4, 8, 16), (4, 16, 16)],
+        [(6, 56, 56), (4, 56, 56), (2, 56, 56)],  # every slice is a window of one size: one attention call
+        [(4, 56, 28), (2, 28, 56)],  # as long, and not of one shape
+        [(4, 56, 84)],  # larger than a window
+        [(4, 28, 56), (4, 56, 56)],
     ],
 )
 def test_a_loaded_models_attention_over_slices_is_the_usual_one(
@@ -227,8 +228,8 @@ def test_times_and_what_follows(grid: tuple[int, int, int], interval: float, tim
 
 def mixed(model: Qwen25VL) -> Packed:
     """Two words, an image of 1 x 2 tokens, a word, a clip of 3 x 1 x 1 tokens a second apart, a word."""
-    image = tiny.clip(model, 0, 1, 8, 16, still=True)
-    clip = tiny.clip(model, 1, 6, 8, 8, 0.5)
+    image = tiny.clip(model, 0, 1, 28, 56, still=True)
+    clip = tiny.clip(model, 1, 6, 28, 28, 0.5)
     word = Special("<pause>")
     return pack([Layout({"x": (Segment("context", (word, word, image, word, clip, word)),)})], model.encode, model.pad)
 
@@ -262,14 +263,14 @@ def prompt(model: Qwen25VL, visual: Visual) -> Packed:
 
 
 def test_positions_are_transformers_own_where_its_rule_is_the_published_one(model: Qwen25VL) -> None:
-    videos = tiny.clip(model, 0, 4, 16, 24), tiny.clip(model, 0, 2, 8, 8)
-    for visual in (*videos, tiny.clip(model, 0, 1, 24, 8, still=True)):
+    videos = tiny.clip(model, 0, 4, 56, 84), tiny.clip(model, 0, 2, 28, 28)
+    for visual in (*videos, tiny.clip(model, 0, 1, 84, 28, still=True)):
         packed = prompt(model, visual)
         assert torch.equal(packed.positions, native_positions(model, packed, visual))
 
 
 def test_positions_after_a_long_video_are_the_published_ones(model: Qwen25VL) -> None:
-    visual = tiny.clip(model, 0, 10, 16, 24)  # slices a second apart: times 0, 2, 4, 6, 8; 2 x 3 tokens each
+    visual = tiny.clip(model, 0, 10, 56, 84)  # slices a second apart: times 0, 2, 4, 6, 8; 2 x 3 tokens each
     packed = prompt(model, visual)
     native = native_positions(model, packed, visual)
     after = int(packed.visual_row[-1]) + 1
@@ -293,7 +294,7 @@ def test_the_forward_is_transformers_own(model: Qwen25VL) -> None:
         theirs = model.model(
             input_ids=packed.ids,
             mm_token_type_ids=2 * (packed.ids == config.video_token_id).int(),
-            pixel_values_videos=normalised(visual, side=4),
+            pixel_values_videos=normalised(visual),
             video_grid_thw=torch.tensor([visual.grid]),
             second_per_grid_ts=torch.tensor([visual.seconds]),
             output_hidden_states=True,
@@ -327,30 +328,33 @@ def test_saved_and_loaded_it_is_the_same(model: Qwen25VL, loaded: Qwen25VL) -> N
     assert loaded.model.config.text_config._attn_implementation == "sdpa"
 
 
+def save_without_pauses(model: Qwen25VL, words: int, folder: Path) -> int:
+    """-> the number of tokens of the saved tokenizer."""
+    model.model.save_pretrained(folder)
+    lacking = tiny.words(words)
+    as_text = lacking.backend_tokenizer.to_str().replace("<pause>", "<other>")
+    lacking._tokenizer = lacking.backend_tokenizer.from_str(as_text)
+    lacking.save_pretrained(folder)
+    return len(lacking)
+
+
 def test_missing_special_tokens_are_added(model: Qwen25VL, tmp_path: Path) -> None:
-    model.model.save_pretrained(tmp_path)
-    plain = tiny.words()
-    state = plain.backend_tokenizer.to_str().replace("<pause>", "<other>")
-    plain._tokenizer = plain.backend_tokenizer.from_str(state)
-    plain.save_pretrained(tmp_path)
+    count = save_without_pauses(model, 380, tmp_path)
     grown = Qwen25VL.load(tmp_path)
-    assert grown.token("<pause>") == len(grown.tokenizer) - 1
-    assert grown.token("<COT>") == model.token("<COT>")
-    assert grown.text_ids("<pause>") != [grown.token("<pause>")]
-    assert grown.model.get_input_embeddings().num_embeddings == 448  # there was room
+    assert grown.token("<pause>") == count
+    assert grown.token("<COT>") < count
+    assert count not in grown.text_ids("<pause>")
+    there, rows = (m.model.get_input_embeddings().weight for m in (model, grown))
+    assert torch.equal(rows, there)  # it had room
 
 
 def test_tokens_beyond_the_embedding_make_it_grow(model: Qwen25VL, tmp_path: Path) -> None:
-    model.model.save_pretrained(tmp_path)
-    plain = tiny.words()
-    plain._tokenizer = plain.backend_tokenizer.from_str(plain.backend_tokenizer.to_str().replace("<pause>", "<other>"))
-    plain.add_tokens([f"<extra{i}>" for i in range(448 - len(plain))], special_tokens=True)
-    plain.save_pretrained(tmp_path)
+    count = save_without_pauses(model, 400, tmp_path)
     grown = Qwen25VL.load(tmp_path)
-    assert grown.token("<pause>") == 448
-    rows = grown.model.get_input_embeddings().weight
-    assert len(rows) == len(grown.model.lm_head.weight) == 449
-    assert torch.equal(rows[:448], model.model.get_input_embeddings().weight)
+    there, rows = (m.model.get_input_embeddings().weight for m in (model, grown))
+    assert grown.token("<pause>") == count == len(there)
+    assert len(rows) == len(grown.model.lm_head.weight) == count + 1
+    assert torch.equal(rows[:count], there)
     assert torch.isfinite(rows).all()
 
 

@@ -51,7 +51,9 @@ def test_mistakes_are_named(values, words):
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "words"), [("- 1", "keys and values"), ("a: [", "not valid YAML"), ("!!python/object:os.x {}", "YAML")])
+@pytest.mark.parametrize(
+    ("text", "words"), [("- 1", "keys and values"), ("a: [", "not valid YAML"), ("!!python/object:os.x {}", "YAML")]
+)
 def test_files_that_are_no_configuration(tmp_path, text, words):
     path = tmp_path / "c.yaml"
     path.write_text(text)

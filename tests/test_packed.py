@@ -24,6 +24,7 @@ from engine.methods.outcome import Outcome, run
 from engine.methods.pause import PauseDistillation
 from tests import tiny
 from tests.rows import branch_rows
+from tests.tiny import tiny_backbone
 
 METHODS = {
     "pause": PauseDistillation(pauses=(2, 9)),
@@ -38,7 +39,7 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def model() -> Qwen25VL:
-    return tiny.backbone()
+    return tiny_backbone()
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +210,7 @@ def test_padding_is_of_no_consequence(model: Qwen25VL, samples: list[Sample]) ->
 
 def test_spoken_thoughts_see_the_slots_alone(model: Qwen25VL) -> None:
     """With one layer the slots' keys hold their own embeddings, so nothing of the clip can pass through them."""
-    shallow, method = tiny.backbone(layers=1), PauseDistillation(pauses=(4, 4))
+    shallow, method = tiny_backbone(layers=1), PauseDistillation(pauses=(4, 4))
     first = Sample(tiny.clip(model, 1), "Was it 1 or 2?", ("left", "right"), "It goes right.", "B")
     second = Sample(tiny.clip(model, 2), "Was it 3 or 4?", ("right", "left"), "It goes right.", "B")
     for backbone, passes_through_slots in ((shallow, False), (model, True)):

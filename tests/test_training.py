@@ -52,7 +52,8 @@ def test_a_resumed_run_gives_the_losses_of_one_that_was_not_interrupted(start, t
     assert len(set(whole.values())) == 4
     for name in ("model.safetensors", "optimizer.bin"):
         one, other = (checkpoints(tmp_path / run)[-1] / name for run in ("whole", "parts"))
-        assert one.exists() and other.exists()
+        assert one.exists()
+        assert other.exists()
     from safetensors.torch import load_file
 
     one, other = (load_file(checkpoints(tmp_path / run)[-1] / "model.safetensors") for run in ("whole", "parts"))
@@ -65,7 +66,7 @@ def test_a_step_is_decided_by_seed_and_step_alone(start, workers):
     from engine.training import batches
 
     dataset = Batches(SOURCE, PauseDistillation(pauses=(1, 9)), Qwen25VL.load(start), 4, 2, seed=3)
-    late = list(batches(dataset, 2, 3, workers))[0]
+    late = next(iter(batches(dataset, 2, 3, workers)))
     through = list(batches(dataset, 0, 3, workers))[2]
     for one, other in zip(late, through):
         assert torch.equal(one.ids, other.ids)

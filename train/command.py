@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from engine.backbones.qwen2_5_vl import Qwen25VL
 from engine.config import ConfigError, build, read_yaml
 from engine.data.samples import letter
+from engine.data.video_r1 import VideoR1Source
 from engine.data.worlds import WorldsSource
 from engine.evaluation import Outcome, evaluate, mean
 from engine.layout import Layout, pack
@@ -38,6 +39,7 @@ class Run:
     method: dict
     training: Training = field(default_factory=Training)
     worlds: WorldsSource = field(default_factory=WorldsSource)
+    video_r1: VideoR1Source | None = None  # instead of the worlds
     validation: Validation = field(default_factory=Validation)
 
 
@@ -63,8 +65,9 @@ def main(description: str | None, method: type, argv: list[str] | None = None) -
         values["training"] = {**values.get("training", {}), **overrides}
         run = build(Run, values)
         chosen: Method = build(method, run.method, "method.")
-        note = {"worlds": vars(run.worlds), "validation": vars(run.validation)}
-        train(run.training, chosen, run.worlds, validation(run, chosen), resume, note)
+        source = run.video_r1 or run.worlds
+        note = {type(source).__name__: asdict(source), "validation": asdict(run.validation)}
+        train(run.training, chosen, source, validation(run, chosen), resume, note)
     except (ConfigError, FloatingPointError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -73,7 +76,7 @@ def main(description: str | None, method: type, argv: list[str] | None = None) -
 
 def validation(run: Run, method: Method) -> Callable[[Qwen25VL], dict[str, float]]:
     """Decodes the validation split: silently for a method with slots or <ANS>, with the written chain for one that writes it."""
-    source = replace(run.worlds, split="validation")
+    source = replace(run.video_r1 or run.worlds, split="validation")
     samples = [source(i) for i in range(run.validation.samples)]
     layouts = [method.layout(sample, np.random.default_rng(i)) for i, sample in enumerate(samples)]
     branches = set(layouts[0].branches)

@@ -1,6 +1,6 @@
 """Makes the untrained small model with its tokenizer: what the embedded runs start from.
 
-    python -m train.fresh runs/fresh
+python -m train.fresh runs/fresh
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Warms up a fresh small model on finding an option's letter, in text alone.
 
-    python -m train.lookup --config train/configs/small/lookup.yaml
+python -m train.lookup --config train/configs/small/lookup.yaml
 """
 
 import sys

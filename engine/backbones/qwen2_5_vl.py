@@ -6,11 +6,11 @@ video goes on at 1 + the largest position used so far (transformers 5.23 compute
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,11 +51,15 @@ def rotary_positions(grid: tuple[int, int, int], merge: int, interval: float) ->
     return positions, int(positions.max()) + 1
 
 
-def _joined(pieces: Sequence[Piece]) -> Iterator[Piece]:
+def _joined(pieces: Sequence[Piece]) -> list[Piece]:
     """Texts that stand beside each other become one, so that it falls into the tokens of the whole."""
-    for is_text, beside in groupby(pieces, lambda piece: isinstance(piece, str)):
-        run = list(beside)
-        yield from ["".join(run)] if is_text else run
+    joined: list[Piece] = []
+    for piece in pieces:
+        if joined and isinstance(piece, str) and isinstance(joined[-1], str):
+            joined[-1] += piece
+        else:
+            joined.append(piece)
+    return joined
 
 
 @lru_cache(maxsize=8)
@@ -66,7 +70,7 @@ def _normalisation(temporal: int, side: int) -> tuple[Tensor, Tensor]:
     return 1 / (255 * std), -mean / std
 
 
-def slices_attention(module, query, key, value, attention_mask, slice_length: int = 0, **kwargs):  # noqa: ANN001, ANN201
+def slices_attention(module, query, key, value, attention_mask, slice_length: int = 0, **kwargs):  # noqa: ANN001, ANN003, ANN201
     """transformers' SDPA over equally long slices at once, where its own code calls SDPA for one slice after another.
 
     query, key, value: [1, heads, patches, dim]; slice_length 0 = one slice.
@@ -87,7 +91,7 @@ class Qwen25VL:
     """The model with its tokenizer. One instance serves every caller: nothing is written to it between calls."""
 
     model: Qwen2_5_VLForConditionalGeneration
-    tokenizer: object
+    tokenizer: Any  # transformers' fast tokenizer; its own types say less than Any
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Qwen25VL:
@@ -107,9 +111,10 @@ class Qwen25VL:
         missing = [t for t in SPECIAL_TOKENS if t not in tokenizer.get_vocab()]
         if missing:
             tokenizer.add_tokens(missing, special_tokens=True)
-            if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            if len(tokenizer) > model.config.text_config.vocab_size:
                 model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
-        return cls(model.to(device).eval(), tokenizer)
+        model.eval().to(torch.device(device))
+        return cls(model, tokenizer)
 
     def save(self, path: str | Path) -> None:
         self.model.save_pretrained(path)
@@ -140,9 +145,13 @@ class Qwen25VL:
     # Vision
 
     @property
+    def vision_config(self) -> Any:
+        return self.model.config.vision_config
+
+    @property
     def patch_side(self) -> int:
         """A frame's sides must be multiples of this many pixels."""
-        vision = self.model.config.vision_config
+        vision = self.vision_config
         return vision.patch_size * vision.spatial_merge_size
 
     def visual(self, frames: np.ndarray, seconds_per_frame: float, still: bool = False) -> Visual:
@@ -151,13 +160,13 @@ class Qwen25VL:
         frames: uint8 [frames, height, width, 3], sides multiples of `patch_side`; the last frame is repeated until the
         count fills the last temporal slice.
         """
-        vision = self.model.config.vision_config
+        vision = self.vision_config
         side, merge, temporal = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
         return cut_patches(frames, seconds_per_frame, side, merge, temporal, still)
 
     def encode_patches(self, patches: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """uint8 patches of all visuals of a batch, in one vision pass -> [visual tokens, dim]."""
-        vision = self.model.config.vision_config
+        vision = self.vision_config
         scale, shift = _normalisation(vision.temporal_patch_size, vision.patch_size)
         pixels = patches.to(torch.float32).mul_(scale.to(patches.device)).add_(shift.to(patches.device))
         return self.encode_pixels(pixels, grids)
@@ -165,9 +174,9 @@ class Qwen25VL:
     def encode_pixels(self, pixels: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """Normalised patches [patches, columns] -> [visual tokens, dim]."""
         visual = self.model.model.visual
-        vision = self.model.config.vision_config
+        vision = self.vision_config
         window = vision.window_size // vision.patch_size
-        kwargs = {}
+        kwargs: dict[str, Any] = {}
         if vision._attn_implementation == "slices" and len({g[1:] for g in grids}) == 1 and max(grids[0][1:]) <= window:
             # Every slice is one window of the same length: attention runs over all of them at once.
             whole = torch.tensor([0, len(pixels)], dtype=torch.int32, device=pixels.device)
@@ -181,8 +190,8 @@ class Qwen25VL:
 
     def encode(self, segment: Segment) -> Encoded:
         """One segment -> ids, positions from 0, and where its visuals' tokens stand."""
-        config = self.model.config
-        merge, rate = config.vision_config.spatial_merge_size, config.vision_config.tokens_per_second
+        config, vision = self.model.config, self.vision_config
+        merge, rate = vision.spatial_merge_size, vision.tokens_per_second
         ids: list[int] = []
         positions: list[Tensor] = []
         visuals: list[tuple[Visual, list[int]]] = []

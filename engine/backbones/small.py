@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -25,7 +26,10 @@ def tokenizer(texts: Iterable[str], size: int = 1024) -> PreTrainedTokenizerFast
     """A byte-level BPE tokenizer whose merges come from `texts`, with the chat tokens and the method's tokens."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(WORDS), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     bpe.decoder = decoders.ByteLevel()
     bpe.train_from_iterator(
@@ -76,23 +80,24 @@ def fresh(words: PreTrainedTokenizerFast, seed: int = 0, **shape: int) -> Qwen25
     for name, weight in model.named_parameters():
         if weight.dim() >= 2 and "embed_tokens" not in name:
             nn.init.xavier_uniform_(weight.view(len(weight), -1))
-    nn.init.normal_(model.get_input_embeddings().weight, std=0.3)
-    for layer in model.model.language_model.layers:
+    nn.init.normal_(model.get_parameter("model.language_model.embed_tokens.weight"), std=0.3)
+    language: Any = model.model.language_model
+    for layer in language.layers:
         look_alike(layer.self_attn, heads=2)
         for head, back in ((2, 1), (3, 2)):
-            look_back(layer.self_attn, head, back, model.model.language_model.rotary_emb.inv_freq)
+            look_back(layer.self_attn, head, back, language.rotary_emb.inv_freq)
     return Qwen25VL(model, words)
 
 
 @torch.no_grad()
-def look_alike(attention: nn.Module, heads: int) -> None:
+def look_alike(attention: Any, heads: int) -> None:
     """The first heads start by attending to earlier tokens like the present one: their keys begin equal to their queries."""
     rows = heads * attention.head_dim
     attention.k_proj.weight[:rows] = attention.q_proj.weight[:rows]
 
 
 @torch.no_grad()
-def look_back(attention: nn.Module, head: int, back: int, frequencies: torch.Tensor, strength: float = 1.5) -> None:
+def look_back(attention: Any, head: int, back: int, frequencies: torch.Tensor, strength: float = 1.5) -> None:
     """This head starts by attending `back` tokens back.
 
     Rotary positions turn a constant query and key into a function of distance; a key turned by `back` positions has its

@@ -64,24 +64,29 @@ def answers(reply: Reply, truth: Truth | None = None) -> str:
     With `truth`, answers are marked right or wrong.
     """
     muted = "" if reply.familiar else " s-muted"
-    say = "" if reply.familiar else "<p class='s-doubt'>It would say this, but don't trust it:</p>"
-    silent_seconds = reply.seconds["think"] + reply.seconds["answer"]
-    silent = _verdict(
-        f"Silent, with {reply.slots} pause{'' if reply.slots == 1 else 's'}", reply.answer,
-        reply.generated_tokens, silent_seconds, truth, say + _bars(reply.options, reply.answer),
-    )  # fmt: skip
-    explicit = _saving(reply, silent_seconds)
-    if reply.explicit:
-        words = reply.explicit
-        explicit = _verdict("Written chain", words.answer, words.generated_tokens, words.seconds, truth, explicit)
-    return f'<div class="s-answers{muted}">{silent}{explicit}</div>'
+    doubt = "" if reply.familiar else '<p class="s-doubt">It would say this, but don\'t trust it:</p>'
+    seconds = reply.seconds["think"] + reply.seconds["answer"]
+    title = f"Silent, with {reply.slots} pause{'s' * (reply.slots != 1)}"
+    bars = _bars(reply.options, reply.answer)
+    silent = _verdict(title, doubt, reply.answer, reply.generated_tokens, seconds, truth, bars)
+    words = reply.explicit
+    if words is None:
+        written = '<section class="s-absent"><h3>Written chain</h3><p>Not asked for.</p></section>'
+        return f'<div class="s-answers{muted}">{silent}{written}</div>'
+    written = _verdict("Written chain", doubt, words.answer, words.generated_tokens, words.seconds, truth, "")
+    tokens = _times(words.generated_tokens / reply.generated_tokens, "fewer tokens", "more tokens")
+    time = _times(words.seconds / seconds, "less time", "more time")
+    saving = f'<p class="s-saving">The silent answer took <b>{tokens}</b> and <b>{time}</b>.</p>'
+    return f'<div class="s-answers{muted}">{silent}{written}{saving}</div>'
 
 
-def _verdict(title: str, answer: str, tokens: int, seconds: float, truth: Truth | None, more: str) -> str:
+def _verdict(
+    title: str, doubt: str, answer: str, tokens: int, seconds: float, truth: Truth | None, more: str
+) -> str:  # fmt: skip
     mark = _mark(answer == truth["answer"]) if truth else ""
+    long = " s-long" if len(answer) > 24 else ""
     return (
-        f'<section><h3>{title}</h3><p class="s-big{" s-long" if len(answer) > 24 else ""}">'
-        f"{text(answer) or '(nothing)'}{mark}</p>"
+        f'<section><h3>{title}</h3>{doubt}<p class="s-big{long}">{text(answer) or "(nothing)"}{mark}</p>'
         f'<p class="s-cost"><span><b>{tokens}</b> token{"s" * (tokens != 1)} written</span>'
         f"<span><b>{_seconds(seconds)}</b></span></p>{more}</section>"
     )
@@ -99,17 +104,9 @@ def _bars(options: Sequence[Option], answer: str) -> str:
     return f'<ol class="s-bars" aria-label="Probability of each option">{"".join(rows)}</ol>' if rows else ""
 
 
-def _saving(reply: Reply, silent_seconds: float) -> str:
-    words = reply.explicit
-    if words is None:
-        return '<section class="s-absent"><h3>Written chain</h3><p>Not asked for.</p></section>'
-    ratio = [_times(words.generated_tokens / reply.generated_tokens, "fewer", "more") + " tokens"]
-    ratio.append(_times(words.seconds / silent_seconds, "less", "more") + " time")
-    return f'<p class="s-saving">Answering silently took <b>{ratio[0]}</b> and <b>{ratio[1]}</b>.</p>'
-
-
 def _times(ratio: float, fewer: str, more: str) -> str:
-    return f"{ratio:.1f}× {fewer}" if ratio >= 1 else f"{1 / ratio:.1f}× {more}"
+    more_or_less, ratio = (fewer, ratio) if ratio >= 1 else (more, 1 / ratio)
+    return f"{ratio:.0f}× {more_or_less}" if ratio >= 10 else f"{ratio:.1f}× {more_or_less}"
 
 
 def _seconds(seconds: float) -> str:
@@ -151,8 +148,7 @@ def true_answer(truth: Truth) -> str:
     steps = "".join(f"<li>{text(step['text'])}</li>" for step in truth["steps"])
     return (
         f'<div class="s-truth" role="status"><p>True answer: <b>{text(truth["answer"])}</b></p>'
-        f"<details><summary>Its {truth['difficulty']} true step{'s' * (truth['difficulty'] != 1)}</summary>"
-        f"<ol>{steps}</ol></details></div>"
+        f"<details><summary>The true steps</summary><ol>{steps}</ol></details></div>"
     )
 
 

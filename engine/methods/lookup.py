@@ -28,7 +28,9 @@ class Lookup:
         lines = option_lines(sample.options)
         trunk = Segment("context", (lines, "\n")) if rng.random() < self.bare else context(sample)
         named = [f"so {sample.options[i]} {letter(i)}" for i in rng.integers(len(sample.options), size=self.lines)]
-        return Layout({"look": (trunk, target(Special("<think>"), "\n".join(named), Special("</think>")), end_of_turn())})
+        return Layout(
+            {"look": (trunk, target(Special("<think>"), "\n".join(named), Special("</think>")), end_of_turn())}
+        )
 
     def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]:
         return weighted({"look": (1.0, out.branch("look").cross_entropy())})

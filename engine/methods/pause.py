@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from engine.data.samples import Sample, chain, context, end_of_turn, solution
-from engine.layout import Layout, marker, slots
+from engine.layout import Layout, Segment, marker, slots
 from engine.methods.outcome import Outcome, weighted
 from engine.objectives import hidden_distance
 
@@ -40,7 +40,7 @@ class PauseDistillation:
     def layout(self, sample: Sample, rng: np.random.Generator) -> Layout:
         trunk = context(sample)
         think = slots("<pause>", int(rng.integers(self.pauses[0], self.pauses[1] + 1)))
-        branches = {}
+        branches: dict[str, tuple[Segment, ...]] = {}
         if self.mode != "teacher":
             branches["speak"] = (trunk, think, marker("<COT>", sees=(think,)), chain(sample), end_of_turn())
             branches["answer"] = (trunk, think, marker("<ANS>"), *solution(sample), end_of_turn())

@@ -47,7 +47,7 @@ def make(family: str, difficulty: int, seed: int, split: str) -> Record:
     return Record(family, split, seed, difficulty, question, options, steps, answer, letter, steps[-1].end, scene)
 
 
-def draw(record: Record, times: Sequence[float], height: int, width: int) -> np.ndarray:
+def draw(record: Record, times: Sequence[float] | np.ndarray, height: int, width: int) -> np.ndarray:
     """The clip at these times (seconds), uint8 RGB [times, height, width, 3]; times beyond the clip show its ends.
 
     Pictures lower than 200 pixels are drawn double and averaged down.

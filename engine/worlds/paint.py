@@ -79,7 +79,7 @@ def stamp(canvas: np.ndarray, sprite: Sprite, at: tuple[float, float], size: flo
     paint = cv2.warpAffine(sprite.paint, inverse, shape, flags=flags)
     keep = cv2.warpAffine(sprite.keep, inverse, shape, flags=flags, borderValue=(1, 1, 1))
     if opacity < 1:
-        paint *= opacity
+        paint = paint * opacity
         keep = 1 - opacity * (1 - keep)
     region = canvas[top:bottom, left:right]
     region *= keep

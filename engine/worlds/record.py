@@ -85,7 +85,7 @@ def carry(rng: np.random.Generator, things: int, start: int, goal: int, steps: i
     pairs = list(combinations(range(things), 2))
     undo = things == 3 and steps == 2 and goal == start
     while True:
-        token, chosen = start, []
+        token, chosen = start, list[tuple[int, int]]()
         for pick in rng.random(steps).tolist():
             free = [pair for pair in pairs if undo or not chosen or pair != chosen[-1]]
             pair = free[int(pick * len(free))]

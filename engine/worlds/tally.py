@@ -154,6 +154,6 @@ def stroke(picture: np.ndarray, size: tuple[int, int], step: float, start: tuple
 def _digit(flash: Flash, view: View) -> Sprite:
     sprite = Sprite(view, -SIDE / 2, -SIDE / 2, SIDE / 2, SIDE / 2)
     step = 10 / (SIDE * view.scale)
-    start = tuple(4 - 0.5 + (0.5 - origin) * step for origin in sprite.origin)
+    start = (3.5 + (0.5 - sprite.origin[0]) * step, 3.5 + (0.5 - sprite.origin[1]) * step)
     ink = stroke(digits()[0][flash.picture], sprite.keep.shape[:2], step, start)
     return sprite.add(INKS[flash.colour], ink)

@@ -1,0 +1,30 @@
+"""`python -m tests.bench [NAME ...] --json`: a list of {name, size, ours, other, ratio (= other / ours), limit, unit}."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def main() -> int:
+    from tests.bench import packed
+
+    benches = {"packed": packed.bench}
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("names", nargs="*", default=[], help=f"among {', '.join(benches)} (default: all)")
+    parser.add_argument("--json", action="store_true", help="print JSON (the default, and the only form)")
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in benches]
+    if unknown:
+        print(f"There is no benchmark {unknown[0]!r}: choose among {', '.join(benches)}.", file=sys.stderr)
+        return 2
+    print(json.dumps([row for name in options.names or benches for row in benches[name]()], indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""Retrains every shipped small model from nothing and holds the new scores against the shipped cards.
+
+    python -m train.small --out runs            # about a day on two CPU cores; goes on where it stopped
+    python -m train.small --check               # scores the shipped weights again, a few minutes
+
+Exit code 1 if a model scores below the lower end of its shipped 95 % interval.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from engine.benchmark import Benchmark, measure
+
+CONFIGS = Path(__file__).parent / "configs" / "small"
+RUNS = (("lookup", "lookup"), ("explicit", "base"), ("pause", "pause"), ("explicit", "explicit"), ("silent", "answer_only"), ("silent", "filler"))  # fmt: skip
+SHIPPED = ("pause", "explicit", "answer-only", "filler")
+EXPECTED = Path(__file__).parent.parent / "assets" / "small" / "scores.json"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the runs")
+    parser.add_argument("--check", action="store_true", help="score what is shipped, without training")
+    parser.add_argument("--write", action="store_true", help="write the scores that later checks are held against")
+    options = parser.parse_args()
+    if not options.check:
+        retrain(options.out)
+    figures = {split: measure(Benchmark(split), SHIPPED, None, "cpu", print)["methods"] for split in ("test", "longer")}
+    if options.write:
+        EXPECTED.write_text(json.dumps(figures, indent=1) + "\n")
+        return 0
+    expected = json.loads(EXPECTED.read_text())
+    worse = 0
+    for split, methods in figures.items():
+        for name, found in methods.items():
+            floor = expected[split][name]["interval"][0]
+            ok = found["accuracy"] >= floor
+            worse += not ok
+            print(f"{split} {name}: {found['accuracy']:.3f}, shipped {expected[split][name]['accuracy']:.3f}, at least {floor:.3f}: {'ok' if ok else 'WORSE'}")  # fmt: skip
+    return 1 if worse else 0
+
+
+def retrain(out: Path) -> None:
+    """Runs what isn't finished, in order, and publishes it over assets/small."""
+
+    def python(*words: str) -> None:
+        subprocess.run([sys.executable, "-m", *words], check=True)
+
+    if not (out / "fresh").exists():
+        python("train.fresh", str(out / "fresh"))
+    for script, name in RUNS:
+        place = name.replace("_", "-")
+        start = "fresh" if name == "lookup" else "lookup/best" if name == "base" else "base/best"
+        python(f"train.{script}", "--config", str(CONFIGS / f"{name}.yaml"), "--init", str(out / start), "--out", str(out / place), "--resume")  # fmt: skip
+        if place in SHIPPED:
+            python("train.publish", str(out / place), str(EXPECTED.parent / place))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
