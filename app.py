@@ -200,7 +200,7 @@ class Page:
 
     # The API: these docstrings are its documentation, and that of its MCP tools.
 
-    def api_think(self, clip: str, question: str, options: str, pauses: int, write_chain: bool) -> dict[str, Any]:
+    def think(self, clip: str, question: str, options: str, pauses: int, write_chain: bool) -> dict[str, Any]:
         """Answers a question about a video clip after thinking in a few silent slots, and says what it thought.
 
         Args:
@@ -219,7 +219,7 @@ class Page:
             raise gr.Error(str(error), print_exception=False) from None
         return cards.as_json(reply, seconds)
 
-    def api_film(self, family: str, steps: int, seed: int) -> Iterator[tuple[str, str, str]]:
+    def film(self, family: str, steps: int, seed: int) -> Iterator[tuple[str, str, str]]:
         """Films a new clip of one of three small worlds, with a question that needs several steps of thought.
 
         Args:
@@ -237,7 +237,7 @@ class Page:
 
     # What happens on the page.
 
-    def think(
+    def on_think(
         self, clip: str | None, question: str, options: str, pauses: float, write_chain: bool, truth: Record | None,
         known: bool, layer: float,
     ) -> Iterator[Row]:  # fmt: skip
@@ -274,11 +274,11 @@ class Page:
             return None
         return plots.slots(thought.reply.states, min(max(int(layer), 0), len(thought.reply.states) - 1))
 
-    def pick(self, event: gr.EventData) -> Row:
+    def on_pick(self, event: gr.EventData) -> Row:
         record = self.examples[event.index]
         return self.filled(record, record["clip"])
 
-    def film(self, family: str, steps: float, seed: float | None) -> Iterator[Row]:
+    def on_film(self, family: str, steps: float, seed: float | None) -> Iterator[Row]:
         try:
             for record, path in filmed(family, steps, seed):
                 yield self.filled(record, path)
@@ -297,7 +297,7 @@ class Page:
         }  # fmt: skip
         return row(names, **idle(**blank | values))
 
-    def reveal(self, truth: Record | None, thought: Thought | None) -> Row:
+    def on_reveal(self, truth: Record | None, thought: Thought | None) -> Row:
         if truth is None:
             return row(REVEALED)
         card = gr.HTML(cards.true_answer(truth), visible=True)
@@ -308,7 +308,8 @@ class Page:
         """Lays the page out and wires it."""
         model = self.model
         low, high = model.trained_pauses or (8, 8)
-        steps_info = "The small model was trained on 1 to 6." if model.small else None
+        trained = f"Trained with {low}{f' to {high}' * (low < high)}." if model.trained_pauses else "Never trained for them."
+        steps_info = "Trained on 1 to 6." if model.small else None
         with gr.Blocks(title="Sotto", analytics_enabled=False, delete_cache=(HOUR, 6 * HOUR), fill_width=True) as demo:
             gr.HTML(TITLE, elem_id="head")
             with gr.Row(elem_id="columns"):
@@ -322,16 +323,15 @@ class Page:
                         with gr.Tab("Film a new clip"):
                             family = gr.Radio(list(worlds.FAMILIES), value=worlds.FAMILIES[0], label="World")
                             steps = gr.Slider(1, 10, value=4, step=1, label="Steps", info=steps_info, elem_id="steps")
-                            with gr.Row(equal_height=True, elem_id="seeding"):
+                            with gr.Row(elem_id="seeding"):
                                 seed = gr.Number(7, label="Seed", precision=0, min_width=80, scale=2, elem_id="seed")
                                 dice = gr.Button("🎲 Roll", min_width=80, scale=1, elem_id="dice")
-                            film = gr.Button("Film it", elem_id="film")
+                                film = gr.Button("Film it", min_width=90, scale=2, elem_id="film")
                     question = gr.Textbox(label="Question", lines=1, max_lines=6, elem_id="question")
-                    options = gr.Textbox(label="Options, one a line (none for an open question)", lines=3, max_lines=8,
-                                         elem_id="options")  # fmt: skip
+                    options = gr.Textbox(label="Options", lines=3, max_lines=8, elem_id="options",
+                                         placeholder="One a line; none for an open question.")  # fmt: skip
                     pauses = gr.Slider(0, MOST_PAUSES, value=min(max(8, low), high), step=1, elem_id="pauses",
-                                       label="Pauses: silent thinking slots")  # fmt: skip
-                    gr.HTML(cards.trained_range(model.trained_pauses, MOST_PAUSES), elem_id="trained")
+                                       label="Pauses", info=f"Silent thinking slots. {trained}")  # fmt: skip
                     chain = gr.Checkbox(True, label="Also answer by the written chain", container=False, elem_id="chain")
                     with gr.Row(elem_id="go"):
                         think = gr.Button("Think", variant="primary", scale=3, min_width=120, elem_id="think")
@@ -350,7 +350,7 @@ class Page:
                                     gr.HTML("<h4>Slot by slot, in one layer</h4>")
                                     slots = gr.Plot(show_label=False, container=False)
                                     layer = gr.Slider(0, model.layers, value=model.layers, step=1, elem_id="layer",
-                                                      label="Layer (0: embeddings)")  # fmt: skip
+                                                      label="Layer", info="0 is the embeddings.")  # fmt: skip
                                 with gr.Column(min_width=260, elem_id="teacher"):
                                     gr.HTML("<h4>Layer by layer, against the written chain</h4>")
                                     teacher = gr.Plot(show_label=False, container=False)
@@ -373,25 +373,35 @@ class Page:
             inputs = [clip, question, options, pauses, chain]
             own = partial(dict, api_visibility="private")
             one = partial(dict, concurrency_limit=1)
-            thinks = think.click(self.think, [*inputs, truth, known, layer], results, show_progress="minimal",
+            thinks = think.click(self.on_think, [*inputs, truth, known, layer], results, show_progress="minimal",
                                  show_progress_on=status, **own(**one(concurrency_id="model")))  # fmt: skip
             think.click(None, js=TO_RESULTS)
             stop.click(lambda: row(("status", "think", "stop"), status="", **idle()), None, [status, think, stop],
                        cancels=thinks, show_progress="hidden", **own(queue=False))  # fmt: skip
-            picks.click(self.pick, None, filled, cancels=thinks, show_progress_on=clip, **own())
-            film.click(self.film, [family, steps, seed], filled, cancels=thinks, show_progress_on=clip,
+            picks.click(self.on_pick, None, filled, cancels=thinks, show_progress_on=clip, **own())
+            film.click(self.on_film, [family, steps, seed], filled, cancels=thinks, show_progress_on=clip,
                        **own(**one(concurrency_id="film")))  # fmt: skip
             gr.on([clip.upload, clip.clear], self.cleared, None, cleared, cancels=thinks, show_progress="hidden", **own())
             dice.click(lambda: random.randrange(10**6), None, seed, show_progress="hidden", **own(queue=False))
-            reveal.click(self.reveal, [truth, thought], revealed, show_progress="hidden", **own())
+            reveal.click(self.on_reveal, [truth, thought], revealed, show_progress="hidden", **own())
             layer.input(self.slots, [layer, thought], slots, show_progress="hidden", trigger_mode="always_last", **own())
 
             # The API, through a button that nobody sees.
             called, reply = gr.Button(visible=False), gr.JSON(visible=False, label="reply")
-            called.click(self.api_think, inputs, reply, api_name="think", **one(concurrency_id="model"))
-            called.click(self.api_film, [family, steps, seed], [clip, question, options], api_name="film",
+            called.click(self.think, inputs, reply, api_name="think", **one(concurrency_id="model"))
+            called.click(self.film, [family, steps, seed], [clip, question, options], api_name="film",
                          **one(concurrency_id="film"))  # fmt: skip
         return demo.queue(max_size=32)
+
+
+def trained_mark(trained: tuple[int, int] | None) -> str:
+    """Style variables that draw the trained range under the slider of pauses: its width and place, in shares."""
+    if trained is None:
+        return ""
+    low, high = min(trained[0], MOST_PAUSES), min(trained[1], MOST_PAUSES)
+    width = max((high - low) / MOST_PAUSES, 0.03)
+    place = min(max((low + high) / 2 / MOST_PAUSES - width / 2, 0) / (1 - min(width, 0.99)), 1)
+    return f"#pauses {{ --s-trained: {width:.1%} 4px; --s-trained-at: {place:.1%} 100%; }}"
 
 
 def theme() -> gr.Theme:
@@ -427,10 +437,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     try:
-        demo = Page(ask.load(options.model, options.adapter)).build()
-        demo.launch(
+        model = ask.load(options.model, options.adapter)
+        Page(model).build().launch(
             server_name=options.host, server_port=options.port, share=options.share, max_file_size="200mb",
-            allowed_paths=[str(EXAMPLES)], theme=theme(), css_paths=ASSETS / "style.css", run_history=False,
+            allowed_paths=[str(EXAMPLES)], theme=theme(), css=trained_mark(model.trained_pauses), css_paths=ASSETS / "style.css", run_history=False,
             head=f'<link rel="icon" href="data:image/svg+xml,{ICON}">', footer_links=["api", "settings"],
         )  # fmt: skip
     except (ValueError, OSError) as error:

@@ -19,12 +19,21 @@ def world(options: argparse.Namespace) -> dict[str, Any]:
     return {**worlds.as_json(record), "clip": options.out}
 
 
+def quiet() -> None:
+    """Keeps the library's progress bars off stderr, which is for our sentences."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
 def answer(options: argparse.Namespace) -> dict[str, Any]:
     from dataclasses import replace
 
     from engine import ask
     from engine.video import read
 
+    quiet()
     ask.check(options.question, options.option, options.pauses)
     model = ask.load(options.model, options.adapter, options.device)
     chosen = {
@@ -52,6 +61,7 @@ def answer(options: argparse.Namespace) -> dict[str, Any]:
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     from engine.benchmark import Benchmark, measure
 
+    quiet()
     families = tuple(options.families.split(","))
     low, high = span(options.steps, "--steps") if options.steps else (None, None)
     seeds = span(options.seeds, "--seeds") if options.seeds else None
@@ -113,7 +123,6 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     options = parser().parse_args(argv)
     try:
         print(json.dumps(options.run(options), indent=1))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from engine import generate
@@ -101,7 +102,7 @@ def load(path: str | Path | None = None, adapter: str | Path | None = None, devi
 
             merged = PeftModel.from_pretrained(backbone.model, str(adapter)).merge_and_unload()
             backbone = Qwen25VL(merged.eval(), backbone.tokenizer)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"Can't load {adapter or place}: {' '.join(str(error).split())[:300]}") from None
     meta = json.loads((place / META).read_text(encoding="utf-8")) if (place / META).is_file() else {}
     pauses = tuple(meta["pauses"]) if meta.get("pauses") else None

@@ -70,13 +70,16 @@ def test_numbers_must_be_finite_where_they_count():
 
 def test_the_shipped_configurations_load():
     from engine.methods.controls import Explicit, Silent
+    from engine.methods.lookup import Lookup
     from engine.methods.pause import PauseDistillation
     from train.command import Run
 
-    kinds = {"pause": PauseDistillation, "answer_only": Silent, "filler": Silent}
+    kinds = {
+        "pause": PauseDistillation, "qwen2_5_vl_7b_video_r1": PauseDistillation, "answer_only": Silent,
+        "filler": Silent, "lookup": Lookup,
+    }  # fmt: skip
     found = sorted((Path(__file__).parent.parent / "train" / "configs").rglob("*.yaml"))
     assert found
     for path in found:
         run = build(Run, read_yaml(path))
-        name = next((k for k in kinds if k in path.stem), None)
-        build(kinds[name] if name else Explicit, run.method, "method.")
+        build(kinds.get(path.stem, Explicit), run.method, "method.")

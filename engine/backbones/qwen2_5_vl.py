@@ -111,7 +111,7 @@ class Qwen25VL:
         missing = [t for t in SPECIAL_TOKENS if t not in tokenizer.get_vocab()]
         if missing:
             tokenizer.add_tokens(missing, special_tokens=True)
-            if len(tokenizer) > model.config.text_config.vocab_size:
+            if len(tokenizer) > model.config.get_text_config().vocab_size:
                 model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
         model.eval().to(torch.device(device))
         return cls(model, tokenizer)

@@ -45,19 +45,6 @@ def progress(stage: str, write_chain: bool) -> str:
     return f'<div class="s-progress" role="status"><span>{text(stage)} …</span><b aria-hidden="true">{dots}</b></div>'
 
 
-def trained_range(trained: tuple[int, int] | None, most: int) -> str:
-    """A mark under the slider of pauses: where this model was trained."""
-    if trained is None:
-        return '<div class="s-range"><small>This model was never trained for pauses.</small></div>'
-    low, high = trained
-    said = f"{low}" if low == high else f"{low} to {high}"
-    left, width = 100 * low / most, max(100 * (min(high, most) - low) / most, 2)
-    return (
-        f'<div class="s-range"><div aria-hidden="true"><i style="left:min({left:.1f}%, 98%);width:{width:.1f}%"></i></div>'
-        f"<small>Trained with {said} pauses.</small></div>"
-    )
-
-
 def answers(reply: Reply, truth: Truth | None = None) -> str:
     """The silent answer with its probabilities beside the written chain's, and what the silence saves.
 

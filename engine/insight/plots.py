@@ -26,7 +26,7 @@ def slots(states: Tensor, layer: int) -> Figure:
     cosine = similarity.between_slots(states)
     figure = _heatmap(cosine[layer], cosine, 1, "slot %{y}, slot %{x}", "slot", "slot")
     figure.update_xaxes(tickvals=_ticks(states.shape[1]), constrain="domain")
-    figure.update_yaxes(tickvals=_ticks(states.shape[1]), constrain="domain", scaleanchor="x")
+    figure.update_yaxes(tickvals=_ticks(states.shape[1]), constrain="domain", constraintoward="top", scaleanchor="x")
     return figure
 
 
@@ -61,7 +61,7 @@ def _heatmap(cosine: Tensor, every: Tensor, first_row: int, hover: str, x_title:
     rows, columns = values.shape
     trace: dict[str, Any] = {
         "z": values.tolist(), "x": list(range(1, columns + 1)), "y": list(range(first_row, first_row + rows)),
-        "zmin": low, "zmax": 1, "colorscale": list(zip(stops, colours)), "xgap": 1, "ygap": 1,
+        "zmin": low, "zmax": 1, "colorscale": list(zip(stops, colours)), "xgap": int(columns <= 16), "ygap": int(rows <= 16),
         "hovertemplate": f"{hover}: %{{z:.2f}}<extra></extra>",
         "colorbar": {
             "title": {"text": "cosine", "side": "right"}, "thickness": 8, "outlinewidth": 0, "xpad": 6,
