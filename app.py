@@ -14,11 +14,12 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -66,22 +67,36 @@ PICKED = """element.addEventListener('click', event => {
 });"""
 
 # Components by name, as the events of the page set them.
-RESULTS = ("status", "notices", "empty", "shown", "answers", "thoughts", "slots", "teacher", "note", "download", "thought",
-           "think", "stop")  # fmt: skip
-CLEARED = ("truth", "known", "reveal", "truth_card", "thought", "status", "notices", "empty", "shown", "think", "stop")
+RESULTS = ("status", "notices", "empty", "shown", "answers", "thoughts", "slots", "teacher", "note", "download", "think",
+           "stop")  # fmt: skip
+CLEARED = ("reveal", "truth_card", "status", "notices", "empty", "shown", "think", "stop")
 FILLED = ("clip", "question", "options", *CLEARED)
-REVEALED = ("known", "truth_card", "reveal", "answers", "thoughts")
+REVEALED = ("truth_card", "reveal", "answers", "thoughts")
 
 Record = dict[str, Any]  # a world's clip as `worlds.as_json` tells it
 Row = list[Any]  # new values of components, in the order of their names
 
 
-@dataclass(frozen=True)
-class Thought:
-    """A finished reply, with the true record of its clip where there is one."""
+@dataclass
+class Visit:
+    """What one visitor has before them; kept on the server, so that a true answer isn't in the page before its time."""
 
-    reply: ask.Reply
-    truth: Record | None
+    turn: int = 0  # counted up by whatever ends the thinking before it
+    clip: str | None = None  # the clip's file name
+    truth: Record | None = None  # its true record, if it is a world's
+    known: bool = False  # whether the truth was shown
+    reply: ask.Reply | None = None
+
+    def take(self, clip: str | None, truth: Record | None = None) -> None:
+        """Another clip, or none."""
+        self.turn, self.clip, self.truth, self.known, self.reply = self.turn + 1, clip, truth, False, None
+
+    def cards(self) -> dict[str, Any]:
+        """The reply's cards, marked right and wrong once the truth is known."""
+        if self.reply is None:
+            return {}
+        truth = self.truth if self.known else None
+        return {"answers": cards.answers(self.reply, truth), "thoughts": cards.thoughts(self.reply, truth)}
 
 
 def on_gpu(work: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,7 +107,7 @@ def on_gpu(work: Callable[..., Any]) -> Callable[..., Any]:
 def thinking(
     model: ask.Model, clip: Clip, question: str, options: Sequence[str], pauses: int, write_chain: bool
 ) -> Iterator[str | ask.Reply]:
-    """The stages of `ask` as they begin, then its reply. Closing the iterator ends the work at its next stage."""
+    """The stages of `ask` as they begin, "" while one goes on, then its reply. Closing it ends the work at its next stage."""
     stages: SimpleQueue[str | ask.Reply | Exception] = SimpleQueue()
     left = threading.Event()
 
@@ -111,13 +126,15 @@ def thinking(
 
     threading.Thread(target=work, daemon=True).start()
     try:
-        while True:
-            item = stages.get()
+        item: str | ask.Reply | Exception = ""
+        while not isinstance(item, ask.Reply):
+            try:
+                item = stages.get(timeout=0.2)
+            except Empty:
+                item = ""
             if isinstance(item, Exception):
                 raise item
             yield item
-            if isinstance(item, ask.Reply):
-                return
     finally:
         left.set()
 
@@ -168,12 +185,6 @@ def idle(**values: Any) -> dict[str, Any]:
     return {"think": gr.Button("Think", interactive=True), "stop": gr.Button(interactive=False), **values}
 
 
-def told(thought: Thought, known: bool) -> dict[str, Any]:
-    """The cards of a thought, marked right and wrong once its clip's truth is known."""
-    truth = thought.truth if known else None
-    return {"answers": cards.answers(thought.reply, truth), "thoughts": cards.thoughts(thought.reply, truth)}
-
-
 class Page:
     """What the page of one model does. Holds nothing of its visitors: that is in their own sessions' states."""
 
@@ -184,8 +195,8 @@ class Page:
 
     def stages(
         self, clip: str | None, question: str | None, options: str | None, pauses: float, write_chain: bool
-    ) -> Iterator[str | tuple[ask.Reply, float]]:
-        """Stages as they begin, then the reply and the seconds that reading took. Errors: ValueError with a sentence."""
+    ) -> Generator[str | tuple[ask.Reply, float]]:
+        """As `thinking`, the reply with the seconds that reading took. Errors: ValueError with a sentence."""
         if not clip:
             raise ValueError("There is no clip yet: pick an example, film one, or upload your own.")
         if pauses != int(pauses) or not 0 <= pauses <= MOST_PAUSES:
@@ -238,22 +249,28 @@ class Page:
     # What happens on the page.
 
     def on_think(
-        self, clip: str | None, question: str, options: str, pauses: float, write_chain: bool, truth: Record | None,
-        known: bool, layer: float,
+        self, clip: str | None, question: str, options: str, pauses: float, write_chain: bool, layer: float, visit: Visit
     ) -> Iterator[Row]:  # fmt: skip
+        visit.turn += 1
+        turn = visit.turn
         busy = {"think": gr.Button("Thinking …", interactive=False), "stop": gr.Button(interactive=True)}
         try:
-            for item in self.stages(clip, question, options, pauses, write_chain):
-                if isinstance(item, str):
-                    yield row(RESULTS, status=cards.progress(item, write_chain), notices="", **busy)
-                else:
-                    yield from self.results(Thought(item[0], truth), item[1], known, layer)
+            with closing(self.stages(clip, question, options, pauses, write_chain)) as stages:
+                for item in stages:
+                    if turn != visit.turn or clip and visit.clip not in (None, Path(clip).name):
+                        break  # the visitor pressed Stop, or took another clip while this one waited
+                    if isinstance(item, tuple):
+                        visit.reply = item[0]
+                        yield from self.results(visit, item[0], item[1], layer)
+                    elif item:
+                        yield row(RESULTS, status=cards.progress(item, write_chain), notices="", **busy)
+            yield row(RESULTS, status="", **idle())
         except ValueError as error:
-            gone = {"empty": gr.HTML(visible=True), "shown": gr.Column(visible=False), "thought": None}
+            visit.reply = None
+            gone = {"empty": gr.HTML(visible=True), "shown": gr.Column(visible=False)}
             yield row(RESULTS, status="", notices=cards.banner(str(error), "error"), **idle(**gone))
 
-    def results(self, thought: Thought, reading: float, known: bool, layer: float) -> Iterator[Row]:
-        reply = thought.reply
+    def results(self, visit: Visit, reply: ask.Reply, reading: float, layer: float) -> Iterator[Row]:
         against = None
         if reply.teacher_state is not None:
             against = plots.teacher(reply.states, reply.answer_state, reply.teacher_state)
@@ -263,46 +280,54 @@ class Page:
             path.write_text(json.dumps(everything), encoding="utf-8")
             yield row(
                 RESULTS, status="", notices=cards.notices(reply), empty=gr.HTML(visible=False),
-                shown=gr.Column(visible=True), slots=self.slots(layer, thought), teacher=against,
-                note=TEACHER if against else NO_TEACHER, download=str(path), thought=thought,
-                **idle(**told(thought, known)),
+                shown=gr.Column(visible=True), slots=self.on_layer(layer, visit), teacher=against,
+                note=TEACHER if against else NO_TEACHER, download=str(path), **idle(**visit.cards()),
             )  # fmt: skip
 
-    def slots(self, layer: float, thought: Thought | None) -> Any:
+    def on_layer(self, layer: float, visit: Visit) -> Any:
         """The heatmap of one layer; None where there are no slots."""
-        if thought is None or not thought.reply.slots:
+        if visit.reply is None or not visit.reply.slots:
             return None
-        return plots.slots(thought.reply.states, min(max(int(layer), 0), len(thought.reply.states) - 1))
+        return plots.slots(visit.reply.states, min(max(int(layer), 0), len(visit.reply.states) - 1))
 
-    def on_pick(self, event: gr.EventData) -> Row:
+    def on_stop(self, visit: Visit) -> Any:
+        visit.turn += 1
+        return gr.Button(interactive=False)
+
+    def on_pick(self, visit: Visit, event: gr.EventData) -> Row:
         record = self.examples[event.index]
-        return self.filled(record, record["clip"])
+        return self.filled(visit, record, record["clip"])
 
-    def on_film(self, family: str, steps: float, seed: float | None) -> Iterator[Row]:
+    def on_film(self, family: str, steps: float, seed: float | None, visit: Visit) -> Iterator[Row]:
         try:
             for record, path in filmed(family, steps, seed):
-                yield self.filled(record, path)
+                yield self.filled(visit, record, path)
         except ValueError as error:
-            yield self.cleared(FILLED, notices=cards.banner(str(error), "error"))
+            yield row(FILLED, notices=cards.banner(str(error), "error"))
 
-    def filled(self, record: Record, path: str) -> Row:
+    def on_clip(self, clip: str | None, visit: Visit) -> Row:
+        visit.take(Path(clip).name if clip else None)
+        return self.cleared(CLEARED)
+
+    def filled(self, visit: Visit, record: Record, path: str) -> Row:
+        visit.take(Path(path).name, record)
         asked = {"clip": path, "question": record["question"], "options": "\n".join(record["options"])}
-        return self.cleared(FILLED, truth=record, reveal=gr.Button(visible=True), **asked)
+        return self.cleared(FILLED, reveal=gr.Button(visible=True), **asked)
 
-    def cleared(self, names: Sequence[str] = CLEARED, **values: Any) -> Row:
-        """Forgets everything about the clip before."""
+    def cleared(self, names: Sequence[str], **values: Any) -> Row:
+        """Takes what belongs to the clip before off the page."""
         blank = {
-            "truth": None, "known": False, "reveal": gr.Button(visible=False), "truth_card": gr.HTML("", visible=False),
-            "thought": None, "status": "", "notices": "", "empty": gr.HTML(visible=True), "shown": gr.Column(visible=False),
+            "reveal": gr.Button(visible=False), "truth_card": gr.HTML("", visible=False), "status": "", "notices": "",
+            "empty": gr.HTML(visible=True), "shown": gr.Column(visible=False),
         }  # fmt: skip
         return row(names, **idle(**blank | values))
 
-    def on_reveal(self, truth: Record | None, thought: Thought | None) -> Row:
-        if truth is None:
+    def on_reveal(self, visit: Visit) -> Row:
+        if visit.truth is None:
             return row(REVEALED)
-        card = gr.HTML(cards.true_answer(truth), visible=True)
-        marked = told(thought, True) if thought else {}
-        return row(REVEALED, known=True, truth_card=card, reveal=gr.Button(visible=False), **marked)
+        visit.known = True
+        card = gr.HTML(cards.true_answer(visit.truth), visible=True)
+        return row(REVEALED, truth_card=card, reveal=gr.Button(visible=False), **visit.cards())
 
     def build(self) -> gr.Blocks:
         """Lays the page out and wires it."""
@@ -358,39 +383,36 @@ class Page:
                         download = gr.DownloadButton("Download everything as JSON", size="sm", elem_id="download")
             gr.HTML(f"Sotto {__version__} · {cards.text(model.name)} on {model.backbone.device}", elem_id="foot")
 
-            truth = gr.State(None, time_to_live=HOUR)  # the clip's record stays here until the visitor asks for it
-            known = gr.State(False, time_to_live=HOUR)
-            thought = gr.State(None, time_to_live=HOUR)
+            visit = gr.State(Visit(), time_to_live=12 * HOUR)
             parts = {
-                "clip": clip, "question": question, "options": options, "truth": truth, "known": known, "reveal": reveal,
-                "truth_card": truth_card, "thought": thought, "status": status, "notices": notices, "empty": empty,
-                "shown": shown, "answers": answers, "thoughts": thoughts, "slots": slots, "teacher": teacher,
-                "note": note, "download": download, "think": think, "stop": stop,
+                "clip": clip, "question": question, "options": options, "reveal": reveal, "truth_card": truth_card,
+                "status": status, "notices": notices, "empty": empty, "shown": shown, "answers": answers,
+                "thoughts": thoughts, "slots": slots, "teacher": teacher, "note": note, "download": download,
+                "think": think, "stop": stop,
             }  # fmt: skip
             results, cleared, filled, revealed = (
                 [parts[name] for name in names] for names in (RESULTS, CLEARED, FILLED, REVEALED)
             )
-            inputs = [clip, question, options, pauses, chain]
-            own = partial(dict, api_visibility="private")
-            one = partial(dict, concurrency_limit=1)
-            thinks = think.click(self.on_think, [*inputs, truth, known, layer], results, show_progress="minimal",
-                                 show_progress_on=status, **own(**one(concurrency_id="model")))  # fmt: skip
+            asked = [clip, question, options, pauses, chain]
+            told = partial(dict, api_visibility="private", show_progress="hidden")
+            model_turn, film_turn = ({"concurrency_limit": 1, "concurrency_id": name} for name in ("model", "film"))
+            think.click(self.on_think, [*asked, layer, visit], results,
+                        **told(show_progress="minimal", show_progress_on=status, **model_turn))  # fmt: skip
             think.click(None, js=TO_RESULTS)
-            stop.click(lambda: row(("status", "think", "stop"), status="", **idle()), None, [status, think, stop],
-                       cancels=thinks, show_progress="hidden", **own(queue=False))  # fmt: skip
-            picks.click(self.on_pick, None, filled, cancels=thinks, show_progress_on=clip, **own())
-            film.click(self.on_film, [family, steps, seed], filled, cancels=thinks, show_progress_on=clip,
-                       **own(**one(concurrency_id="film")))  # fmt: skip
-            gr.on([clip.upload, clip.clear], self.cleared, None, cleared, cancels=thinks, show_progress="hidden", **own())
-            dice.click(lambda: random.randrange(10**6), None, seed, show_progress="hidden", **own(queue=False))
-            reveal.click(self.on_reveal, [truth, thought], revealed, show_progress="hidden", **own())
-            layer.input(self.slots, [layer, thought], slots, show_progress="hidden", trigger_mode="always_last", **own())
+            stop.click(self.on_stop, visit, stop, **told(queue=False))
+            picks.click(self.on_pick, visit, filled, **told(queue=False))
+            film.click(self.on_film, [family, steps, seed, visit], filled,
+                       **told(show_progress="full", show_progress_on=clip, **film_turn))  # fmt: skip
+            gr.on([clip.upload, clip.clear], self.on_clip, [clip, visit], cleared, **told(queue=False))
+            dice.click(lambda: random.randrange(10**6), None, seed, **told(queue=False))
+            reveal.click(self.on_reveal, visit, revealed, **told(queue=False))
+            layer.input(self.on_layer, [layer, visit], slots, **told(trigger_mode="always_last"))
 
             # The API, through a button that nobody sees.
             called, reply = gr.Button(visible=False), gr.JSON(visible=False, label="reply")
-            called.click(self.think, inputs, reply, api_name="think", **one(concurrency_id="model"))
+            called.click(self.think, asked, reply, api_name="think", **model_turn)
             called.click(self.film, [family, steps, seed], [clip, question, options], api_name="film",
-                         **one(concurrency_id="film"))  # fmt: skip
+                         **film_turn)  # fmt: skip
         return demo.queue(max_size=32)
 
 

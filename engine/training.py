@@ -182,8 +182,11 @@ def train(
     matrices = [p for p in backbone.model.parameters() if p.dim() >= 2]
     vectors = [p for p in backbone.model.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    model, optimizer = accelerator.prepare(backbone.model, torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98)))
-    backbone = Qwen25VL(accelerator.unwrap_model(model), backbone.tokenizer)
+    # Not wrapped for distribution: the engine calls the model's parts, so gradients are averaged by hand below.
+    model = accelerator.prepare_model(backbone.model, evaluation_mode=True)
+    optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98)))
+    backbone = Qwen25VL(model, backbone.tokenizer)
+    rank, ranks, leads = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
 
     start, best = 0, -1.0
     if resume and (found := checkpoints(out)):
@@ -191,65 +194,81 @@ def train(
         state = json.loads((found[-1] / "progress.json").read_text())
         start, best = state["step"], state["best"]
     out.mkdir(parents=True, exist_ok=True)
+    log, board = (out / ("log.jsonl" if leads else f"log-{rank}.jsonl")).open("a", encoding="utf-8"), None
     settings = {"training": asdict(config), "method": {type(method).__name__: asdict(method)}, **(note or {})}  # type: ignore[call-overload]
-    (out / "settings.json").write_text(json.dumps(settings, indent=1, default=str))
-    log = (out / "log.jsonl").open("a", encoding="utf-8")
-    board = SummaryWriter(str(out / "tensorboard"))
+    if leads:
+        (out / "settings.json").write_text(json.dumps(settings, indent=1, default=str))
+        board = SummaryWriter(str(out / "tensorboard"))
 
     def record(step: int, values: dict[str, float]) -> None:
         log.write(json.dumps({"step": step, **values}) + "\n")
         log.flush()
         for name, value in values.items():
-            board.add_scalar(name, value, step)
+            if board:
+                board.add_scalar(name, value, step)
 
     def save(step: int) -> None:
         place = out / "checkpoints" / f"step-{step:07d}"
         made = place.with_name("unfinished")
-        shutil.rmtree(made, ignore_errors=True)
+        if leads:
+            shutil.rmtree(made, ignore_errors=True)
+        accelerator.wait_for_everyone()
         accelerator.save_state(str(made))
-        (made / "progress.json").write_text(json.dumps({"step": step, "best": best}))
-        _replace_folder(made, place)
-        for old in checkpoints(out)[: -config.keep]:
-            shutil.rmtree(old)
+        accelerator.wait_for_everyone()
+        if leads:
+            (made / "progress.json").write_text(json.dumps({"step": step, "best": best}))
+            _replace_folder(made, place)
+            for old in checkpoints(out)[: -config.keep]:
+                shutil.rmtree(old)
+        accelerator.wait_for_everyone()
 
-    rank, ranks = accelerator.process_index, accelerator.num_processes
     dataset = Batches(source, method, backbone, config.batch, config.accumulate, config.seed, rank, ranks)
     feed = batches(dataset, start, config.steps, config.workers)
-    bar = tqdm(total=config.steps, initial=start, desc=out.name, dynamic_ncols=True, disable=None)
+    bar = tqdm(total=config.steps, initial=start, desc=out.name, dynamic_ncols=True, disable=None if leads else True)
     began, seen = time.perf_counter(), 0
+    window: list[dict[str, float]] = []  # the losses since the last log line
     for step in range(start, config.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        logged: dict[str, float] = {}
+        step_terms: dict[str, float] = {}
         for packed in (part.to(accelerator.device) for part in next(feed)):
             with accelerator.autocast():
                 total, terms = method.loss(run(backbone, packed))
             accelerator.backward(total / config.accumulate)
             for name, value in {"loss": total.detach(), **terms}.items():
-                logged[name] = logged.get(name, 0.0) + float(value) / config.accumulate
-        if not math.isfinite(logged["loss"]):
+                step_terms[name] = step_terms.get(name, 0.0) + float(value) / config.accumulate
+        if not math.isfinite(step_terms["loss"]):
             raise FloatingPointError(
-                f"The loss is {logged['loss']} at step {step}; the last checkpoint is {checkpoints(out)[-1:] or 'none'}."
+                f"The loss is {step_terms['loss']} at step {step}; the last checkpoint is {checkpoints(out)[-1:] or 'none'}."
             )
+        if ranks > 1:
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    torch.distributed.all_reduce(parameter.grad)
+                    parameter.grad /= ranks
         norm = accelerator.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seen += config.batch * accelerator.num_processes
         bar.update()
         step_now = step + 1
+        window.append(step_terms)
         if step_now % config.log_every == 0 or step_now == config.steps:
             rate = seen / (time.perf_counter() - began)
+            logged = {name: sum(terms[name] for terms in window) / len(window) for name in step_terms}
+            window.clear()
             logged |= {"lr": learning_rate(config, step), "gradient_norm": float(norm), "samples_per_second": rate}
             record(step_now, logged)
-            bar.set_postfix({name: f"{value:.3g}" for name, value in logged.items() if name in ("loss", *terms)})
+            bar.set_postfix({name: f"{value:.3g}" for name, value in logged.items() if name in step_terms})
         if step_now % config.validate_every == 0 or step_now == config.steps:
             backbone.model.eval()
             scores = validate(backbone)
             backbone.model.train()
             record(step_now, {f"validation_{name}": value for name, value in scores.items()})
             bar.write(f"{out.name} step {step_now}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
-            if scores["accuracy"] > best:
-                best = scores["accuracy"]
+            better = scores["accuracy"] > best
+            best = max(best, scores["accuracy"])
+            if better and leads:
                 made = out / "best.unfinished"
                 shutil.rmtree(made, ignore_errors=True)
                 backbone.save(made)
@@ -258,5 +277,6 @@ def train(
         if step_now % config.save_every == 0 or step_now == config.steps:
             save(step_now)
     log.close()
-    board.close()
+    if board:
+        board.close()
     return out / "best"

@@ -1,0 +1,105 @@
+"""Scores: intervals, steps, tokens, the benchmark's clips; and what is known to be familiar."""
+
+import numpy as np
+import pytest
+import torch
+
+from engine import evaluation
+from engine.benchmark import Benchmark
+from engine.data.worlds import WorldsSource, corrupted, visual
+from engine.evaluation import Outcome, evaluate, steps_right, summary, wilson
+from engine.familiarity import Familiarity, fit
+from engine.layout import Visual
+from tests.tiny import tiny_backbone
+
+
+def test_wilson_intervals_known_values():
+    """Against the closed form worked by hand for 8 of 10 (0.4902 to 0.9433) and the two ends."""
+    low, high = wilson(8, 10)
+    assert (low, high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
+    assert wilson(0, 20)[0] == 0
+    assert wilson(20, 20)[1] == pytest.approx(1)
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_steps_are_held_line_by_line():
+    assert steps_right("a\nb\nx", "a\nb\nc") == (True, True, False)
+    assert steps_right("a", "a\nb") == (True, False)
+    assert steps_right("b\na", "a\nb") == (False, False)
+
+
+def test_the_summary_counts_what_it_says():
+    def one(correct: bool, tokens: int, steps) -> Outcome:
+        return Outcome(correct, "A", "", tokens, 8, 0.5, steps)
+
+    results = [one(True, 4, (True, False)), one(False, 6, (True, True)), one(True, 5, None)]
+    figures = summary(results, ["cups", "cups", "tally"], [1, 2, 2])
+    assert figures["accuracy"] == pytest.approx(2 / 3)
+    assert figures["generated_tokens"] == 5
+    assert figures["by_family"]["cups"] == {"accuracy": 0.5, "n": 2, "interval": list(wilson(1, 2))}
+    assert figures["by_steps"]["2"]["n"] == 2
+    assert figures["step_accuracy"] == 0.75
+
+
+def test_evaluation_decodes_and_counts_the_end_token():
+    backbone = tiny_backbone()
+    samples = [WorldsSource(split="validation")(i) for i in range(3)]
+    silent = evaluate(backbone, samples, "silent", 4, batch=2, speak=True)
+    assert [r.slots for r in silent] == [4, 4, 4]
+    assert all(1 <= r.generated_tokens <= 32 and r.steps is not None for r in silent)
+    written = evaluate(backbone, samples, "explicit", 4, batch=2)
+    assert all(r.slots == 0 for r in written)
+    alone = evaluate(backbone, samples[2:], "silent", 4)
+    assert alone[0].answer == silent[2].answer
+
+
+def test_the_benchmark_has_equal_families_and_steps():
+    records = Benchmark("test", limit=36).records()
+    assert {r.split for r in records} == {"test"}
+    count = {(f, k): 0 for f in ("cups", "relay", "tally") for k in range(1, 7)}
+    for record in records:
+        count[record.family, record.difficulty] += 1
+    assert set(count.values()) == {2}
+    assert {r.difficulty for r in Benchmark("longer", limit=24).records()} == {7, 8, 9, 10}
+    fresh = Benchmark(seeds=(5, 8), fewest=2, most=2).records()
+    assert [(r.split, r.seed, r.difficulty) for r in fresh] == [("fresh", 5, 2), ("fresh", 6, 2), ("fresh", 7, 2)]
+
+
+@pytest.mark.parametrize("how", ["last", "single", "shuffled"])
+def test_baselines_see_what_they_should(how):
+    clip = visual(WorldsSource().record(4))
+    seen = corrupted(clip, how, np.random.default_rng(3))
+    slices = clip.patches.reshape(clip.grid[0], -1)
+    given = seen.patches.reshape(seen.grid[0], -1)
+    if how == "shuffled":
+        assert not torch.equal(given, slices)
+        assert sorted(row.sum().item() for row in given) == sorted(row.sum().item() for row in slices)
+    else:
+        assert seen.grid[0] == 1
+        assert any(torch.equal(given[0], row) for row in slices)
+        assert how == "single" or torch.equal(given[0], slices[-1])
+
+
+def test_a_blind_source_has_no_visual():
+    assert WorldsSource(corrupt="blind")(0).visual is None
+
+
+def test_familiarity_passes_its_share_and_turns_noise_away(tmp_path):
+    backbone = tiny_backbone()
+    source, held_out = WorldsSource(), WorldsSource(split="validation")
+    known = [visual(source.record(i)) for i in range(150)]
+    new = [visual(held_out.record(i)) for i in range(50)]
+    found = fit(backbone, known, new, ["Q?"], pass_share=0.9)
+    assert np.mean([found.distance(backbone, v) <= found.limit for v in new]) == pytest.approx(0.9, abs=0.03)
+    noise = Visual(torch.randint(0, 256, known[0].patches.shape, dtype=torch.uint8), known[0].grid, 0.5)
+    assert found.distance(backbone, noise) > found.limit
+    found.save(tmp_path)
+    again = Familiarity.load(tmp_path)
+    assert again is not None
+    assert again.distance(backbone, noise) == pytest.approx(found.distance(backbone, noise))
+    assert again.questions == ("Q?",)
+    assert Familiarity.load(tmp_path / "nowhere") is None
+
+
+def test_mean_of_nothing_is_zero():
+    assert evaluation.mean([]) == 0.0
