@@ -1,13 +1,11 @@
 """The page: a clip, a question, and what a model thought about it without words. Builds, wires and launches; no model code.
 
-    python app.py                                        # the small model that ships, on http://127.0.0.1:7860
-    python app.py --model Qwen/Qwen2.5-VL-3B-Instruct    # any folder or Hub id of a supported family
-    python app.py --model FOLDER --adapter FOLDER --host 0.0.0.0 --port 8000
+python app.py                                        # the small model that ships, on http://127.0.0.1:7860
+python app.py --model Qwen/Qwen2.5-VL-3B-Instruct    # any folder or Hub id of a supported family
+python app.py --model FOLDER --adapter FOLDER --host 0.0.0.0 --port 8000
 """
 
 import argparse
-import base64
-import io
 import json
 import os
 import random
@@ -36,7 +34,7 @@ import torch
 
 from engine import __version__, ask, worlds
 from engine.insight import cards, plots
-from engine.video import Clip, Sampling, read
+from engine.video import Clip, read
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 EXAMPLES = ASSETS / "examples"
@@ -48,18 +46,6 @@ ICON = (
     "<g fill='white'><circle cx='9' cy='16' r='3'/><circle cx='16' cy='16' r='3' opacity='.7'/>"
     "<circle cx='23' cy='16' r='3' opacity='.4'/></g></svg>"
 )
-TITLE = """<header><h1>Sotto</h1><p>Ask about a video. The model thinks in silence, answers, and then says what it thought.</p>
-<details><summary>What is this?</summary><p>Models usually solve a question of several steps by writing the steps out,
-one token after another. Here the model thinks in a few silent slots, called pauses, that run all at once behind the video
-and the question. What the slots hold is said aloud afterwards, from the slots alone: the model sees neither video nor
-question while it speaks. Film a new clip to try it on something that nobody has seen, and compare its silent answer with
-the written one.</p></details></header>"""
-TEACHER = """<small>How alike each state is to the one from which the written chain reads its answer, in the same layer. The
-last column is the silent answer's own state, which training drew to it.</small>"""
-NO_TEACHER = "<small>Tick “Also answer by the written chain” to compare the slots with it.</small>"
-EMPTY = f"""<div class="s-empty"><b aria-hidden="true">{"<i></i>" * 8}</b>
-<p>Pick, film or upload a clip, then press <strong>Think</strong>.</p>
-<small>The answer, the thoughts and the slots' hidden states appear here.</small></div>"""
 TO_RESULTS = "() => { if (innerWidth < 900) document.querySelector('#results').scrollIntoView({behavior: 'smooth'}) }"
 PICKED = """element.addEventListener('click', event => {
   const button = event.target.closest('button');
@@ -67,9 +53,9 @@ PICKED = """element.addEventListener('click', event => {
 });"""
 
 # Components by name, as the events of the page set them.
-RESULTS = ("status", "notices", "empty", "shown", "answers", "thoughts", "slots", "teacher", "note", "download", "think",
-           "stop")  # fmt: skip
-CLEARED = ("reveal", "truth_card", "status", "notices", "empty", "shown", "think", "stop")
+RESULTS = ("visit", "status", "notices", "empty", "shown", "answers", "thoughts", "slots", "teacher", "note", "download",
+           "think", "stop")  # fmt: skip
+CLEARED = ("visit", "reveal", "truth_card", "status", "notices", "empty", "shown", "think", "stop")
 FILLED = ("clip", "question", "options", *CLEARED)
 REVEALED = ("truth_card", "reveal", "answers", "thoughts")
 
@@ -120,7 +106,9 @@ def thinking(
         try:
             stages.put(ask.ask(model, clip, question, options, pauses, write_chain, report))
         except (torch.OutOfMemoryError, MemoryError):
-            stages.put(ValueError("The clip doesn't fit in this machine's memory: give a shorter one, or fewer pauses."))
+            stages.put(
+                ValueError("The clip doesn't fit in this machine's memory: give a shorter one, or fewer pauses.")
+            )
         except Exception as error:
             stages.put(error)
 
@@ -154,21 +142,6 @@ def examples() -> list[Record]:
     """The records of the shipped clips, each with its clip's path."""
     files = sorted(EXAMPLES.glob("*.json"))
     return [json.loads(f.read_text(encoding="utf-8")) | {"clip": str(f.with_suffix(".mp4"))} for f in files]
-
-
-def gallery(records: Sequence[Record]) -> str:
-    """The shipped clips as buttons, each with a picture of a telling moment."""
-    from PIL import Image
-
-    buttons = []
-    for index, record in enumerate(records):
-        frames = read(record["clip"], Sampling(fps=2.0, pixels=252 * 168, factor=2)).frames
-        picture = io.BytesIO()
-        Image.fromarray(frames[3 if record["family"] == "tally" else 1]).save(picture, "JPEG", quality=82)
-        data = base64.b64encode(picture.getvalue()).decode()
-        name = f"{record['family']}, {record['difficulty']} steps"
-        buttons.append(f"<button data-index='{index}'><img src='data:image/jpeg;base64,{data}' alt=''>{name}</button>")
-    return f"<div class='s-gallery'>{''.join(buttons)}</div>"
 
 
 def lines(options: str | None) -> list[str]:
@@ -225,10 +198,10 @@ class Page:
             familiar (false = the model knows no such clips and abstains), notices, settings.
         """
         try:
-            *_, (reply, seconds) = self.stages(clip, question, options, pauses, write_chain)
+            stages = self.stages(clip, question, options, pauses, write_chain)
+            return cards.as_json(*next(item for item in stages if isinstance(item, tuple)))
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
-        return cards.as_json(reply, seconds)
 
     def film(self, family: str, steps: int, seed: int) -> Iterator[tuple[str, str, str]]:
         """Films a new clip of one of three small worlds, with a question that needs several steps of thought.
@@ -257,7 +230,7 @@ class Page:
         try:
             with closing(self.stages(clip, question, options, pauses, write_chain)) as stages:
                 for item in stages:
-                    if turn != visit.turn or clip and visit.clip not in (None, Path(clip).name):
+                    if turn != visit.turn or (clip and visit.clip not in (None, Path(clip).name)):
                         break  # the visitor pressed Stop, or took another clip while this one waited
                     if isinstance(item, tuple):
                         visit.reply = item[0]
@@ -279,9 +252,9 @@ class Page:
             path = Path(folder) / "sotto-reply.json"
             path.write_text(json.dumps(everything), encoding="utf-8")
             yield row(
-                RESULTS, status="", notices=cards.notices(reply), empty=gr.HTML(visible=False),
+                RESULTS, visit=visit, status="", notices=cards.notices(reply), empty=gr.HTML(visible=False),
                 shown=gr.Column(visible=True), slots=self.on_layer(layer, visit), teacher=against,
-                note=TEACHER if against else NO_TEACHER, download=str(path), **idle(**visit.cards()),
+                note=cards.TEACHER if against else cards.NO_TEACHER, download=str(path), **idle(**visit.cards()),
             )  # fmt: skip
 
     def on_layer(self, layer: float, visit: Visit) -> Any:
@@ -307,18 +280,18 @@ class Page:
 
     def on_clip(self, clip: str | None, visit: Visit) -> Row:
         visit.take(Path(clip).name if clip else None)
-        return self.cleared(CLEARED)
+        return self.cleared(CLEARED, visit)
 
     def filled(self, visit: Visit, record: Record, path: str) -> Row:
         visit.take(Path(path).name, record)
         asked = {"clip": path, "question": record["question"], "options": "\n".join(record["options"])}
-        return self.cleared(FILLED, reveal=gr.Button(visible=True), **asked)
+        return self.cleared(FILLED, visit, reveal=gr.Button(visible=True), **asked)
 
-    def cleared(self, names: Sequence[str], **values: Any) -> Row:
+    def cleared(self, names: Sequence[str], visit: Visit, **values: Any) -> Row:
         """Takes what belongs to the clip before off the page."""
         blank = {
-            "reveal": gr.Button(visible=False), "truth_card": gr.HTML("", visible=False), "status": "", "notices": "",
-            "empty": gr.HTML(visible=True), "shown": gr.Column(visible=False),
+            "visit": visit, "reveal": gr.Button(visible=False), "truth_card": gr.HTML("", visible=False), "status": "",
+            "notices": "", "empty": gr.HTML(visible=True), "shown": gr.Column(visible=False),
         }  # fmt: skip
         return row(names, **idle(**blank | values))
 
@@ -333,10 +306,12 @@ class Page:
         """Lays the page out and wires it."""
         model = self.model
         low, high = model.trained_pauses or (8, 8)
-        trained = f"Trained with {low}{f' to {high}' * (low < high)}." if model.trained_pauses else "Never trained for them."
+        trained = (
+            f"Trained with {low}{f' to {high}' * (low < high)}." if model.trained_pauses else "Never trained for them."
+        )
         steps_info = "Trained on 1 to 6." if model.small else None
         with gr.Blocks(title="Sotto", analytics_enabled=False, delete_cache=(HOUR, 6 * HOUR), fill_width=True) as demo:
-            gr.HTML(TITLE, elem_id="head")
+            gr.HTML(cards.HEADER, elem_id="head")
             with gr.Row(elem_id="columns"):
                 with gr.Column(scale=5, min_width=300, elem_id="ask"):
                     clip = gr.Video(label="Clip", sources=["upload"], height=252, autoplay=True, elem_id="clip")
@@ -344,7 +319,7 @@ class Page:
                     truth_card = gr.HTML(visible=False, elem_id="truth")
                     with gr.Tabs(elem_id="sources"):
                         with gr.Tab("Examples"):
-                            picks = gr.HTML(gallery(self.examples), js_on_load=PICKED, elem_id="examples")
+                            picks = gr.HTML(cards.gallery(self.examples), js_on_load=PICKED, elem_id="examples")
                         with gr.Tab("Film a new clip"):
                             family = gr.Radio(list(worlds.FAMILIES), value=worlds.FAMILIES[0], label="World")
                             steps = gr.Slider(1, 10, value=4, step=1, label="Steps", info=steps_info, elem_id="steps")
@@ -357,14 +332,16 @@ class Page:
                                          placeholder="One a line; none for an open question.")  # fmt: skip
                     pauses = gr.Slider(0, MOST_PAUSES, value=min(max(8, low), high), step=1, elem_id="pauses",
                                        label="Pauses", info=f"Silent thinking slots. {trained}")  # fmt: skip
-                    chain = gr.Checkbox(True, label="Also answer by the written chain", container=False, elem_id="chain")
+                    chain = gr.Checkbox(
+                        True, label="Also answer by the written chain", container=False, elem_id="chain"
+                    )
                     with gr.Row(elem_id="go"):
                         think = gr.Button("Think", variant="primary", scale=3, min_width=120, elem_id="think")
                         stop = gr.Button("Stop", scale=1, min_width=80, interactive=False, elem_id="stop")
                 with gr.Column(scale=8, min_width=300, elem_id="results"):
                     status = gr.HTML(elem_id="status")
                     notices = gr.HTML(elem_id="notices")
-                    empty = gr.HTML(EMPTY, elem_id="empty")
+                    empty = gr.HTML(cards.EMPTY, elem_id="empty")
                     with gr.Column(visible=False, elem_id="shown") as shown:
                         answers = gr.HTML(elem_id="answers")
                         thoughts = gr.HTML(elem_id="thoughts")
@@ -385,17 +362,18 @@ class Page:
 
             visit = gr.State(Visit(), time_to_live=12 * HOUR)
             parts = {
-                "clip": clip, "question": question, "options": options, "reveal": reveal, "truth_card": truth_card,
-                "status": status, "notices": notices, "empty": empty, "shown": shown, "answers": answers,
-                "thoughts": thoughts, "slots": slots, "teacher": teacher, "note": note, "download": download,
-                "think": think, "stop": stop,
+                "visit": visit, "clip": clip, "question": question, "options": options, "reveal": reveal,
+                "truth_card": truth_card, "status": status, "notices": notices, "empty": empty, "shown": shown,
+                "answers": answers, "thoughts": thoughts, "slots": slots, "teacher": teacher, "note": note,
+                "download": download, "think": think, "stop": stop,
             }  # fmt: skip
             results, cleared, filled, revealed = (
                 [parts[name] for name in names] for names in (RESULTS, CLEARED, FILLED, REVEALED)
             )
             asked = [clip, question, options, pauses, chain]
-            told = partial(dict, api_visibility="private", show_progress="hidden")
-            model_turn, film_turn = ({"concurrency_limit": 1, "concurrency_id": name} for name in ("model", "film"))
+            told: Callable[..., dict[str, Any]] = partial(dict, api_visibility="private", show_progress="hidden")
+            model_turn: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
+            film_turn: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "film"}
             think.click(self.on_think, [*asked, layer, visit], results,
                         **told(show_progress="minimal", show_progress_on=status, **model_turn))  # fmt: skip
             think.click(None, js=TO_RESULTS)
@@ -414,16 +392,6 @@ class Page:
             called.click(self.film, [family, steps, seed], [clip, question, options], api_name="film",
                          **film_turn)  # fmt: skip
         return demo.queue(max_size=32)
-
-
-def trained_mark(trained: tuple[int, int] | None) -> str:
-    """Style variables that draw the trained range under the slider of pauses: its width and place, in shares."""
-    if trained is None:
-        return ""
-    low, high = min(trained[0], MOST_PAUSES), min(trained[1], MOST_PAUSES)
-    width = max((high - low) / MOST_PAUSES, 0.03)
-    place = min(max((low + high) / 2 / MOST_PAUSES - width / 2, 0) / (1 - min(width, 0.99)), 1)
-    return f"#pauses {{ --s-trained: {width:.1%} 4px; --s-trained-at: {place:.1%} 100%; }}"
 
 
 def theme() -> gr.Theme:
@@ -462,11 +430,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = ask.load(options.model, options.adapter)
         Page(model).build().launch(
             server_name=options.host, server_port=options.port, share=options.share, max_file_size="200mb",
-            allowed_paths=[str(EXAMPLES)], theme=theme(), css=trained_mark(model.trained_pauses), css_paths=ASSETS / "style.css", run_history=False,
+            allowed_paths=[str(EXAMPLES)], run_history=False, theme=theme(), css_paths=ASSETS / "style.css",
+            css=cards.trained_mark(model.trained_pauses, MOST_PAUSES),
             head=f'<link rel="icon" href="data:image/svg+xml,{ICON}">', footer_links=["api", "settings"],
         )  # fmt: skip
-    except (ValueError, OSError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
+    except (ValueError, OSError, OverflowError) as error:
+        taken = isinstance(error, OverflowError) or "empty port" in str(error)
+        sentence = f"Port {options.port} can't be had: choose another with --port." if taken else str(error)
+        print(" ".join(sentence.split()), file=sys.stderr)
         return 2
     return 0
 

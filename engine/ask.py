@@ -92,6 +92,12 @@ def load(path: str | Path | None = None, adapter: str | Path | None = None, devi
     Errors: ValueError with one sentence for a folder that is no model, another family, or a broken file.
     """
     place = Path(path) if path else SMALL / "pause"
+    if not place.is_dir() and (
+        path is None or place.is_absolute() or str(path).startswith((".", "~")) or str(path).count("/") > 1
+    ):
+        raise ValueError(f"There is no folder {place}: check the path, or name a Hub id (owner/name).")
+    if not place.exists() and (place.is_absolute() or str(path).startswith((".", "~"))):
+        raise ValueError(f"There is no folder {place}: name one that holds a model, or a Hub id.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     dtype = torch.float32 if device == "cpu" and place.is_dir() and (place / META).is_file() else _wide(device)

@@ -103,3 +103,21 @@ def test_familiarity_passes_its_share_and_turns_noise_away(tmp_path):
 
 def test_mean_of_nothing_is_zero():
     assert evaluation.mean([]) == 0.0
+
+
+@pytest.mark.parametrize("family", ["cups", "relay", "tally"])
+def test_an_mp4_shows_the_model_what_training_drew(family, tmp_path):
+    """The benchmark draws at the model's size; a visitor's clip goes through H.264 and resizing. Both look alike."""
+    from engine import worlds
+    from engine.data.worlds import FRAMES_PER_SECOND, HEIGHT, WIDTH, frame_times
+    from engine.video import Sampling, read
+
+    record = worlds.make(family, 2, 3, "fresh")
+    worlds.write(record, tmp_path / "clip.mp4")
+    clip = read(tmp_path / "clip.mp4", Sampling(fps=FRAMES_PER_SECOND, pixels=HEIGHT * WIDTH))
+    drawn = worlds.draw(record, frame_times(record), HEIGHT, WIDTH)
+    assert clip.frames.shape == drawn.shape
+    assert clip.times == pytest.approx(frame_times(record), abs=1e-6)
+    difference = np.abs(clip.frames.astype(int) - drawn.astype(int))
+    assert difference.mean() < 3
+    assert np.quantile(difference, 0.99) < 20

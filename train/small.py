@@ -15,7 +15,7 @@ from pathlib import Path
 from engine.benchmark import Benchmark, measure
 
 CONFIGS = Path(__file__).parent / "configs" / "small"
-RUNS = (("lookup", "lookup"), ("explicit", "base"), ("pause", "pause"), ("explicit", "explicit"), ("silent", "answer_only"), ("silent", "filler"))  # fmt: skip
+RUNS = (("lookup", "lookup"), ("explicit", "short"), ("explicit", "base"), ("pause", "pause"), ("explicit", "explicit"), ("silent", "answer_only"), ("silent", "filler"))  # fmt: skip
 SHIPPED = ("pause", "explicit", "answer-only", "filler")
 EXPECTED = Path(__file__).parent.parent / "assets" / "small" / "scores.json"
 
@@ -53,7 +53,7 @@ def retrain(out: Path) -> None:
         python("train.fresh", str(out / "fresh"))
     for script, name in RUNS:
         place = name.replace("_", "-")
-        start = "fresh" if name == "lookup" else "lookup/best" if name == "base" else "base/best"
+        start = {"lookup": "fresh", "short": "lookup/best", "base": "short/best"}.get(name, "base/best")
         python(f"train.{script}", "--config", str(CONFIGS / f"{name}.yaml"), "--init", str(out / start), "--out", str(out / place), "--resume")  # fmt: skip
         if place in SHIPPED:
             python("train.publish", str(out / place), str(EXPECTED.parent / place))

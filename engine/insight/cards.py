@@ -1,7 +1,8 @@
-"""A reply told to people: small pieces of HTML, and the same as JSON. Everything that a model or a person wrote is escaped."""
+"""The page's HTML: what it says of itself, and a reply told to people (or as JSON). Whatever was written is escaped."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from html import escape
@@ -11,7 +12,20 @@ from torch import Tensor
 
 from engine.ask import UNKNOWN, Explicit, Option, Reply
 from engine.data.samples import letter
+from engine.video import Sampling, read
 
+HEADER = """<header><h1>Sotto</h1><p>Ask about a video. The model thinks in silence, answers, and then says what it thought.</p>
+<details><summary>What is this?</summary><p>Models usually solve a question of several steps by writing the steps out,
+one token after another. Here the model thinks in a few silent slots, called pauses, that run all at once behind the video
+and the question. What the slots hold is said aloud afterwards, from the slots alone: the model sees neither video nor
+question while it speaks. Film a new clip to try it on something that nobody has seen, and compare its silent answer with
+the written one.</p></details></header>"""
+TEACHER = """<small>How alike each state is to the one from which the written chain reads its answer, in the same layer. The
+last column is the silent answer's own state, which training drew to it.</small>"""
+NO_TEACHER = "<small>Tick “Also answer by the written chain” to compare the slots with it.</small>"
+EMPTY = f"""<div class="s-empty"><b aria-hidden="true">{"<i></i>" * 8}</b>
+<p>Pick, film or upload a clip, then press <strong>Think</strong>.</p>
+<small>The answer, the thoughts and the slots' hidden states appear here.</small></div>"""
 STAGES = ("Reading the clip", "Thinking silently", "Answering", "Saying the thoughts", "Writing the chain out")
 Truth = Mapping[str, Any]  # a world's record as `worlds.as_json` tells it
 
@@ -19,6 +33,20 @@ Truth = Mapping[str, Any]  # a world's record as `worlds.as_json` tells it
 def text(words: str) -> str:
     """Words from outside as HTML: escaped, and characters that can't be shown replaced."""
     return escape("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in words))
+
+
+def gallery(records: Sequence[Truth]) -> str:
+    """The shipped clips as buttons, each with a picture of a telling moment."""
+    import cv2
+
+    buttons = []
+    for index, record in enumerate(records):
+        frames = read(record["clip"], Sampling(fps=2.0, pixels=252 * 168, factor=2)).frames
+        picture = frames[3 if record["family"] == "tally" else 1][..., ::-1]
+        data = base64.b64encode(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 82])[1].tobytes()).decode()
+        name = f"{record['family']}, {record['difficulty']} steps"
+        buttons.append(f"<button data-index='{index}'><img src='data:image/jpeg;base64,{data}' alt=''>{name}</button>")
+    return f"<div class='s-gallery'>{''.join(buttons)}</div>"
 
 
 def banner(sentence: str, kind: str = "note", title: str = "") -> str:
@@ -45,6 +73,16 @@ def progress(stage: str, write_chain: bool) -> str:
     return f'<div class="s-progress" role="status"><span>{text(stage)} …</span><b aria-hidden="true">{dots}</b></div>'
 
 
+def trained_mark(trained: tuple[int, int] | None, most: int) -> str:
+    """Style variables that draw the trained range under the slider of 0 to `most` pauses: its width and place, in shares."""
+    if trained is None:
+        return ""
+    low, high = min(trained[0], most), min(trained[1], most)
+    width = max((high - low) / most, 0.03)
+    place = min(max((low + high) / 2 / most - width / 2, 0) / (1 - min(width, 0.99)), 1)
+    return f"#pauses {{ --s-trained: {width:.1%} 3px; --s-trained-at: {place:.1%} 100%; }}"
+
+
 def answers(reply: Reply, truth: Truth | None = None) -> str:
     """The silent answer with its probabilities beside the written chain's, and what the silence saves.
 
@@ -58,19 +96,19 @@ def answers(reply: Reply, truth: Truth | None = None) -> str:
     silent = _verdict(title, doubt, reply.answer, reply.generated_tokens, seconds, truth, bars)
     words = reply.explicit
     if words is None:
-        written = '<section class="s-absent"><h3>Written chain</h3><p>Not asked for.</p></section>'
+        written = "<section><h3>Written chain</h3><p>Not asked for.</p></section>"
         return f'<div class="s-answers{muted}">{silent}{written}</div>'
-    written = _verdict("Written chain", doubt, words.answer, words.generated_tokens, words.seconds, truth, "")
     tokens = _times(words.generated_tokens / reply.generated_tokens, "fewer tokens", "more tokens")
     time = _times(words.seconds / seconds, "less time", "more time")
     saving = f'<p class="s-saving">The silent answer took <b>{tokens}</b> and <b>{time}</b>.</p>'
-    return f'<div class="s-answers{muted}">{silent}{written}{saving}</div>'
+    written = _verdict("Written chain", doubt, words.answer, words.generated_tokens, words.seconds, truth, saving)
+    return f'<div class="s-answers{muted}">{silent}{written}</div>'
 
 
 def _verdict(
     title: str, doubt: str, answer: str, tokens: int, seconds: float, truth: Truth | None, more: str
 ) -> str:  # fmt: skip
-    mark = _mark(answer == truth["answer"]) if truth else ""
+    mark = _mark(answer == truth["answer"], True) if truth else ""
     long = " s-long" if len(answer) > 24 else ""
     return (
         f'<section><h3>{title}</h3>{doubt}<p class="s-big{long}">{text(answer) or "(nothing)"}{mark}</p>'
@@ -100,15 +138,17 @@ def _seconds(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
-def _mark(right: bool) -> str:
-    return f'<em class="s-{"right" if right else "wrong"}">{"✓ right" if right else "✗ wrong"}</em>'
+def _mark(right: bool, aloud: bool = False) -> str:
+    word, sign = ("correct", "✓") if right else ("incorrect", "✗")
+    shown = f"{sign} {word}" if aloud else sign
+    return f'<em class="s-{"right" if right else "wrong"}" role="img" aria-label="{word}">{shown}</em>'
 
 
 def thoughts(reply: Reply, truth: Truth | None = None) -> str:
     """The thoughts said from the slots, line by line, beside the written chain; with `truth`, each step is marked."""
-    said = _steps("Thoughts, said from the slots alone", reply.thoughts, truth)
+    said = _steps("Thoughts, from the slots alone", reply.thoughts, truth)
     if not reply.slots:
-        said = "<section><h3>Thoughts, said from the slots alone</h3><p>No pauses, so no thoughts to say.</p></section>"
+        said = "<section><h3>Thoughts, from the slots alone</h3><p>No pauses, so no thoughts to say.</p></section>"
     return f'<div class="s-thoughts">{said}{_written(reply.explicit, truth)}</div>'
 
 
@@ -125,7 +165,7 @@ def _steps(title: str, lines: str, truth: Truth | None) -> str:
         side = f' class="s-{"right" if right else "wrong"}"' if truth else ""
         rows.append(f"<li{side}>{text(step)}{_mark(right) if truth else ''}</li>")
     count = sum(step.strip() == want for step, want in zip(steps, wanted))
-    score = f'<small class="s-score">{count} of {len(wanted)} steps right</small>' if truth else ""
+    score = f'<small class="s-score">{count} of {len(wanted)} right</small>' if truth else ""
     body = f"<ol>{''.join(rows)}</ol>" if rows else "<p>Nothing was said.</p>"
     return f"<section><h3>{title}{score}</h3>{body}</section>"
 

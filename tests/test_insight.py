@@ -1,0 +1,133 @@
+"""Similarity by its definition, figures that say what they show, and cards that escape what was written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from engine import worlds
+from engine.ask import UNKNOWN, Explicit, Option, Reply
+from engine.insight import cards, plots, similarity
+
+LAYERS, SLOTS, DIM = 4, 5, 6
+
+
+@pytest.fixture
+def reply() -> Reply:
+    torch.manual_seed(0)
+    return Reply(
+        "left", (Option("left", 0.75), Option("<b>right</b>", 0.25)), "ball starts left\nso left is A",
+        Explicit("ball starts left\nso left is A", "left", 40, 0.9), SLOTS, 4, {"think": 0.1, "answer": 0.2, "speak": 1.0},
+        ("A notice & more.",), {"model": "m"}, True, torch.randn(LAYERS, SLOTS, DIM), torch.randn(LAYERS, DIM),
+        torch.randn(LAYERS, DIM),
+    )  # fmt: skip
+
+
+def test_similarity_is_the_cosine(reply: Reply) -> None:
+    between = similarity.between_slots(reply.states)
+    towards = similarity.with_state(reply.states, reply.answer_state)
+    assert between.shape == (LAYERS, SLOTS, SLOTS)
+    assert towards.shape == (LAYERS, SLOTS)
+    for layer in range(LAYERS):
+        for i in range(SLOTS):
+            state = reply.states[layer, i].double()
+            for j in range(SLOTS):
+                wanted = torch.cosine_similarity(state, reply.states[layer, j].double(), dim=0)
+                assert between[layer, i, j] == pytest.approx(wanted.item(), abs=1e-9)
+            wanted = torch.cosine_similarity(state, reply.answer_state[layer].double(), dim=0)
+            assert towards[layer, i] == pytest.approx(wanted.item(), abs=1e-9)
+
+
+def test_similarity_of_nothing_and_of_zero() -> None:
+    assert similarity.between_slots(torch.zeros(3, 0, 4)).shape == (3, 0, 0)
+    assert similarity.between_slots(torch.zeros(1, 2, 4)).abs().max() == 0
+
+
+def test_figures(reply: Reply) -> None:
+    figure = plots.slots(reply.states, 2)
+    assert torch.tensor(figure.data[0].z).double().allclose(similarity.between_slots(reply.states)[2], atol=1e-4)
+    assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("slot", "slot")
+    assert figure.data[0].zmin == -1
+    against = plots.teacher(reply.states, reply.answer_state, reply.teacher_state)
+    drawn = torch.tensor(against.data[0].z).double()
+    assert drawn.shape == (LAYERS, SLOTS + 1)
+    assert drawn[:, :SLOTS].allclose(similarity.with_state(reply.states, reply.teacher_state), atol=1e-4)
+    silent = torch.cosine_similarity(reply.answer_state.double(), reply.teacher_state.double(), dim=1)
+    assert drawn[:, SLOTS].allclose(silent, atol=1e-4)
+    assert against.layout.xaxis.ticktext[-1] == "answer"
+
+
+def test_colours_mean_the_same_in_every_layer() -> None:
+    states = torch.rand(3, 4, 5) + 0.5
+    scales = {(f.data[0].zmin, f.data[0].zmax) for f in (plots.slots(states, layer) for layer in range(3))}
+    assert len(scales) == 1
+    low, high = scales.pop()
+    assert 0 <= low < similarity.between_slots(states).min()
+    assert high == 1
+
+
+@pytest.mark.parametrize("slots", [0, 1, 32])
+def test_any_number_of_slots_can_be_drawn(slots: int) -> None:
+    states, state = torch.randn(3, slots, 8), torch.randn(3, 8)
+    figure = plots.teacher(states, state, state)
+    assert len(figure.data[0].z[0]) == slots + 1
+    if slots:
+        assert len(plots.slots(states, 0).layout.xaxis.tickvals) <= 8
+
+
+def test_cards_escape_and_tell(reply: Reply) -> None:
+    card = cards.answers(reply)
+    assert "<b>right</b>" not in card
+    assert "&lt;b&gt;right&lt;/b&gt;" in card
+    assert "75 %" in card
+    assert "10× fewer tokens" in card
+    assert "3.0× less time" in card
+    assert "A notice &amp; more." in cards.notices(reply)
+    assert "s-right" not in card + cards.thoughts(reply)
+    assert "<script" not in cards.thoughts(replace(reply, thoughts="<script>\x1ealert(1)</script>"))
+
+
+def test_an_abstention_is_loud(reply: Reply) -> None:
+    strange = replace(reply, familiar=False, notices=("A notice.", f"{UNKNOWN} this clip is unlike."))
+    assert cards.notices(strange).index("s-warning") < cards.notices(strange).index("s-note")
+    assert "don't trust it" in cards.answers(strange)
+    assert "s-muted" in cards.answers(strange)
+    assert "s-muted" not in cards.answers(reply)
+
+
+def test_truth_marks_answers_and_steps(reply: Reply) -> None:
+    truth = {"answer": "left", "steps": [{"text": "ball starts left"}, {"text": "so left is B"}], "difficulty": 1}
+    assert "✓ correct" in cards.answers(reply, truth)
+    assert "✗ incorrect" in cards.answers(replace(reply, answer="right"), truth)
+    told = cards.thoughts(replace(reply, explicit=None), truth)
+    assert told.count("✓") == told.count("✗") == 1
+    assert "1 of 2 right" in told
+    assert "True answer: <b>left</b>" in cards.true_answer(truth)
+
+
+def test_json_holds_everything(reply: Reply) -> None:
+    told = json.loads(
+        json.dumps(cards.as_json(replace(reply, states=reply.states / 0), 0.5, states=True), allow_nan=False)
+    )
+    assert told["seconds"]["video"] == 0.5
+    assert told["options"][0] == {"text": "left", "probability": 0.75}
+    assert (len(told["states"]["slots"]), len(told["states"]["slots"][0])) == (LAYERS, SLOTS)
+    assert cards.as_json(replace(reply, options=(), explicit=None), 0.5)["options"] is None
+    assert "states" not in cards.as_json(reply, 0.5)
+
+
+def test_the_shipped_examples_are_what_they_say() -> None:
+    """Their records are those of the worlds, so that their true answers can be shown."""
+    from engine.ask import SMALL
+
+    files = sorted((SMALL.parent / "examples").glob("*.json"))
+    assert len(files) >= 3
+    assert {json.loads(f.read_text())["family"] for f in files} == set(worlds.FAMILIES)
+    for file in files:
+        told = json.loads(file.read_text())
+        record = worlds.make(told["family"], told["difficulty"], told["seed"], told["split"])
+        assert worlds.as_json(record) == {name: value for name, value in told.items() if name != "clip"}
+        assert file.with_suffix(".mp4").stat().st_size < 150_000
