@@ -235,7 +235,8 @@ class Page:
                     if isinstance(item, tuple):
                         visit.reply = item[0]
                         yield from self.results(visit, item[0], item[1], layer)
-                    elif item:
+                        return  # a further row, however empty, could reach the page before this one is drawn
+                    if item:
                         yield row(RESULTS, status=cards.progress(item, write_chain), notices="", **busy)
             yield row(RESULTS, status="", **idle())
         except ValueError as error:
@@ -350,12 +351,12 @@ class Page:
                             with gr.Row():
                                 with gr.Column(min_width=260, elem_id="slots"):
                                     gr.HTML("<h4>Slot by slot, in one layer</h4>")
-                                    slots = gr.Plot(show_label=False, container=False)
+                                    slots = gr.Plot(show_label=False, container=False, elem_classes="s-plot")
                                     layer = gr.Slider(0, model.layers, value=model.layers, step=1, elem_id="layer",
                                                       label="Layer", info="0 is the embeddings.")  # fmt: skip
                                 with gr.Column(min_width=260, elem_id="teacher"):
                                     gr.HTML("<h4>Layer by layer, against the written chain</h4>")
-                                    teacher = gr.Plot(show_label=False, container=False)
+                                    teacher = gr.Plot(show_label=False, container=False, elem_classes="s-plot")
                                     note = gr.HTML()
                         download = gr.DownloadButton("Download everything as JSON", size="sm", elem_id="download")
             gr.HTML(f"Sotto {__version__} · {cards.text(model.name)} on {model.backbone.device}", elem_id="foot")

@@ -312,7 +312,7 @@ def test_bad_films_are_refused_in_a_sentence(tmp_path):
         write(record, tmp_path / "missing" / "clip.mp4")
     with pytest.raises(ValueError, match="even sides"):
         write(record, tmp_path / "clip.mp4", width=101, height=68)
-    with pytest.raises(ValueError, match="end the name 'clip.avi' in .mp4"):
+    with pytest.raises(ValueError, match=r"end the name 'clip.avi' in \.mp4"):
         write(record, tmp_path / "clip.avi")
     with pytest.raises(ValueError, match="one frame a second"):
         write(record, tmp_path / "clip.mp4", fps=0)
