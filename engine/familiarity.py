@@ -30,7 +30,7 @@ class Familiarity:
     questions: tuple[str, ...]  # the questions that were trained on
 
     def distance(self, backbone: Qwen25VL, visual: Visual) -> float:
-        """1 is typical of a training clip; more than `limit` is unlike them."""
+        """How far the clip is from those of training; more than `limit` is unlike them."""
         return float(_distance(feature(backbone, visual), self.mean, self.whiten))
 
     def save(self, folder: Path) -> None:
