@@ -199,7 +199,7 @@ class Page:
         """
         try:
             stages = self.stages(clip, question, options, pauses, write_chain)
-            return cards.as_json(*next(item for item in stages if isinstance(item, tuple)))
+            return ask.as_json(*next(item for item in stages if isinstance(item, tuple)))
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
@@ -248,7 +248,7 @@ class Page:
         against = None
         if reply.teacher_state is not None:
             against = plots.teacher(reply.states, reply.answer_state, reply.teacher_state)
-        everything = cards.as_json(reply, reading, states=True) | {"sampling": asdict(self.model.sampling)}
+        everything = ask.as_json(reply, reading, states=True) | {"sampling": asdict(self.model.sampling)}
         with TemporaryDirectory() as folder:  # gradio has copied the file by the time that it asks for more
             path = Path(folder) / "sotto-reply.json"
             path.write_text(json.dumps(everything), encoding="utf-8")

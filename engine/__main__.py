@@ -39,23 +39,13 @@ def answer(options: argparse.Namespace) -> dict[str, Any]:
     chosen = {
         name: getattr(options, name) for name in ("fps", "frames", "pixels") if getattr(options, name) is not None
     }
+    sampling = replace(model.sampling, **chosen)
     began = time.perf_counter()
-    clip = read(options.clip, replace(model.sampling, **chosen))
+    clip = read(options.clip, sampling)
     video = time.perf_counter() - began
     print(f"{clip.reader} read {len(clip.frames)} frames of {options.clip}", file=sys.stderr)
     reply = ask.ask(model, clip, options.question, options.option, options.pauses, not options.silent)
-    return {
-        "answer": reply.answer,
-        "options": [asdict(option) for option in reply.options] or None,
-        "thoughts": reply.thoughts,
-        "explicit": asdict(reply.explicit) if reply.explicit else None,
-        "slots": reply.slots,
-        "generated_tokens": reply.generated_tokens,
-        "seconds": {"video": video, **reply.seconds},
-        "familiar": reply.familiar,
-        "notices": list(reply.notices),
-        "settings": reply.settings | {"sampling": asdict(replace(model.sampling, **chosen))},
-    }
+    return ask.as_json(reply, video) | {"sampling": asdict(sampling)}
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +173,9 @@ def ask(
         shares = generate.option_probabilities(backbone, thoughts, letters)[0].tolist()
         chances = tuple(Option(text, share) for text, share in zip(options, shares, strict=True))
         if answer not in letters:
-            notices.append(f"The model wrote {answer!r}, which is no option's letter; its likeliest option is given.")
+            notices.append(
+                f"The model wrote {answer[:60]!r}, which is no option's letter; its likeliest option is given."
+            )
             answer = max(chances, key=lambda option: option.probability).text
         else:
             answer = options[letters.index(answer)]
@@ -221,3 +223,28 @@ def _bounds(model: Model, visual: Visual, question: str, pauses: int) -> list[st
         low, high = model.trained_pauses
         said.append(f"This model was trained with {low if low == high else f'{low} to {high}'} pauses, not {pauses}.")
     return said
+
+
+def as_json(reply: Reply, reading: float, states: bool = False) -> dict[str, Any]:
+    """A reply in JSON's own types; with `states`, hidden states too, rounded to 4 digits. reading: seconds for the clip."""
+    told = {
+        "answer": reply.answer,
+        "options": [asdict(option) for option in reply.options] or None,
+        "thoughts": reply.thoughts,
+        "explicit": asdict(reply.explicit) if reply.explicit else None,
+        "slots": reply.slots,
+        "generated_tokens": reply.generated_tokens,
+        "seconds": {"video": reading, **reply.seconds},
+        "familiar": reply.familiar,
+        "notices": list(reply.notices),
+        "settings": reply.settings,
+    }
+    if not states:
+        return told
+    teacher = None if reply.teacher_state is None else _rounded(reply.teacher_state)
+    held = {"slots": _rounded(reply.states), "answer": _rounded(reply.answer_state), "teacher": teacher}
+    return told | {"states": held}
+
+
+def _rounded(states: Tensor) -> list[Any]:
+    return states.nan_to_num().double().numpy().round(4).tolist()

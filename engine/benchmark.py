@@ -66,9 +66,10 @@ def measure(
     for name in methods:
         if name not in METHODS:
             raise ValueError(f"There is no method {name!r}: choose among {', '.join(METHODS)}.")
+    records = benchmark.records()
+    for name in methods:
         if not (SMALL / METHODS[name][0]).is_dir():
             raise ValueError(f"There are no weights of {name!r} in {SMALL}: train them with python -m train.small.")
-    records = benchmark.records()
     samples = [sample(record, visual(record)) for record in records]
     families, difficulties = [r.family for r in records], [r.difficulty for r in records]
     figures = {}

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine import worlds
+from engine import ask, worlds
 from engine.ask import UNKNOWN, Explicit, Option, Reply
 from engine.insight import cards, plots, similarity
 
@@ -110,13 +110,13 @@ def test_truth_marks_answers_and_steps(reply: Reply) -> None:
 
 def test_json_holds_everything(reply: Reply) -> None:
     told = json.loads(
-        json.dumps(cards.as_json(replace(reply, states=reply.states / 0), 0.5, states=True), allow_nan=False)
+        json.dumps(ask.as_json(replace(reply, states=reply.states / 0), 0.5, states=True), allow_nan=False)
     )
     assert told["seconds"]["video"] == 0.5
     assert told["options"][0] == {"text": "left", "probability": 0.75}
     assert (len(told["states"]["slots"]), len(told["states"]["slots"][0])) == (LAYERS, SLOTS)
-    assert cards.as_json(replace(reply, options=(), explicit=None), 0.5)["options"] is None
-    assert "states" not in cards.as_json(reply, 0.5)
+    assert ask.as_json(replace(reply, options=(), explicit=None), 0.5)["options"] is None
+    assert "states" not in ask.as_json(reply, 0.5)
 
 
 def test_the_shipped_examples_are_what_they_say() -> None:

@@ -1,14 +1,11 @@
-"""The page's HTML: what it says of itself, and a reply told to people (or as JSON). Whatever was written is escaped."""
+"""The page's HTML: what it says of itself, and a reply told to people. Whatever was written is escaped."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from html import escape
 from typing import Any
-
-from torch import Tensor
 
 from engine.ask import UNKNOWN, Explicit, Option, Reply
 from engine.data.samples import letter
@@ -177,28 +174,3 @@ def true_answer(truth: Truth) -> str:
         f'<div class="s-truth" role="status"><p>True answer: <b>{text(truth["answer"])}</b></p>'
         f"<details><summary>The true steps</summary><ol>{steps}</ol></details></div>"
     )
-
-
-def as_json(reply: Reply, reading: float, states: bool = False) -> dict[str, Any]:
-    """A reply in JSON's own types; with `states`, hidden states too, rounded to 4 digits. reading: seconds for the clip."""
-    told = {
-        "answer": reply.answer,
-        "options": [asdict(option) for option in reply.options] or None,
-        "thoughts": reply.thoughts,
-        "explicit": asdict(reply.explicit) if reply.explicit else None,
-        "slots": reply.slots,
-        "generated_tokens": reply.generated_tokens,
-        "seconds": {"video": reading, **reply.seconds},
-        "familiar": reply.familiar,
-        "notices": list(reply.notices),
-        "settings": reply.settings,
-    }
-    if not states:
-        return told
-    teacher = None if reply.teacher_state is None else _rounded(reply.teacher_state)
-    held = {"slots": _rounded(reply.states), "answer": _rounded(reply.answer_state), "teacher": teacher}
-    return told | {"states": held}
-
-
-def _rounded(states: Tensor) -> list[Any]:
-    return states.nan_to_num().double().numpy().round(4).tolist()
