@@ -1,6 +1,6 @@
 """Retrains every shipped small model from nothing and holds the new scores against the shipped cards.
 
-    python -m train.small --out runs            # about a day on two CPU cores; goes on where it stopped
+    python -m train.small --out runs            # some hours on two CPU cores; goes on where it stopped
     python -m train.small --check               # scores the shipped weights again, a few minutes
 
 Exit code 1 if a model scores below the lower end of its shipped 95 % interval.
