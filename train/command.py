@@ -22,6 +22,7 @@ from engine.methods.controls import Silent
 from engine.methods.outcome import run as run_forward
 from engine.methods.pause import PauseDistillation
 from engine.training import Method, Training, train
+from engine.video import VideoError
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def main(description: str | None, method: type, argv: list[str] | None = None) -
         source = run.video_r1 or run.worlds
         note = {type(source).__name__: asdict(source), "validation": asdict(run.validation)}
         train(run.training, chosen, source, validation(run, chosen), resume, note)
-    except (ConfigError, FloatingPointError) as error:
+    except (ConfigError, VideoError, FloatingPointError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

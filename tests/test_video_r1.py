@@ -1,0 +1,61 @@
+"""Video-R1's format: a row becomes a sample, epochs are shuffled rounds, what is held out is not trained on."""
+
+import json
+
+import pytest
+
+from engine import worlds
+from engine.config import ConfigError
+from engine.data.video_r1 import VideoR1Source
+from engine.video import VideoError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("r1")
+    worlds.write(worlds.make("cups", 1, 0, "fresh"), folder / "clip.mp4", width=168, height=112)
+    row = {
+        "options": ["A. Yes", "B. No"], "problem_type": "multiple choice", "data_type": "video", "path": "./clip.mp4",
+        "process": "<think>It moves.</think>", "solution": "<answer>A</answer>",
+    }  # fmt: skip
+    rows = [row | {"problem": f"Question {i}?"} for i in range(6)]
+    (folder / "data.json").write_text(json.dumps(rows))
+    return folder
+
+
+def test_a_row_becomes_a_sample(data):
+    sample = VideoR1Source(str(data / "data.json"), held_out=2)(0)
+    assert (sample.options, sample.thoughts, sample.answer) == (("Yes", "No"), "It moves.", "A")
+    assert sample.visual.grid[0] == 3  # 2.5 s at 2 frames a second: 5 frames, in pairs
+    assert sample.visual.seconds == 1.0
+
+
+def test_every_epoch_is_one_shuffled_round_without_the_held_out(data):
+    source = VideoR1Source(str(data / "data.json"), held_out=2)
+    rounds = [[source(i).question for i in range(e * 4, e * 4 + 4)] for e in range(6)]
+    assert all(sorted(r) == [f"Question {i}?" for i in range(4)] for r in rounds)
+    assert len({tuple(r) for r in rounds}) > 1
+    held = VideoR1Source(str(data / "data.json"), held_out=2, split="validation")
+    assert [held(i).question for i in range(2)] == ["Question 4?", "Question 5?"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"problem_type": "riddle"}, "sample 1: unknown problem_type 'riddle'"),
+        ({"path": None}, "sample 1: path missing"),
+    ],
+)
+def test_bad_rows_are_named(data, change, words):
+    rows = json.loads((data / "data.json").read_text())
+    rows[1] = {k: v for k, v in (rows[1] | change).items() if v is not None}
+    (data / "bad.json").write_text(json.dumps(rows))
+    with pytest.raises(ConfigError, match=words):
+        VideoR1Source(str(data / "bad.json"), held_out=2)(0)
+
+
+def test_missing_files_are_said(data):
+    with pytest.raises(ConfigError, match="Can't read"):
+        VideoR1Source(str(data / "none.json"))(0)
+    with pytest.raises(VideoError):
+        VideoR1Source(str(data / "data.json"), root=str(data / "elsewhere"), held_out=2)(0)
