@@ -95,12 +95,10 @@ def load(path: str | Path | None = None, adapter: str | Path | None = None, devi
     if not place.is_dir() and (
         path is None or place.is_absolute() or str(path).startswith((".", "~")) or str(path).count("/") > 1
     ):
-        raise ValueError(f"There is no folder {place}: check the path, or name a Hub id (owner/name).")
-    if not place.exists() and (place.is_absolute() or str(path).startswith((".", "~"))):
         raise ValueError(f"There is no folder {place}: name one that holds a model, or a Hub id.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    dtype = torch.float32 if device == "cpu" and place.is_dir() and (place / META).is_file() else _wide(device)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
     try:
         backbone = Qwen25VL.load(str(place), device, dtype)
         if adapter:
@@ -114,10 +112,6 @@ def load(path: str | Path | None = None, adapter: str | Path | None = None, devi
     pauses = tuple(meta["pauses"]) if meta.get("pauses") else None
     sampling = Sampling(**meta["sampling"]) if "sampling" in meta else PUBLISHED_SAMPLING
     return Model(backbone, meta.get("name", str(path)), pauses, sampling, Familiarity.load(place))
-
-
-def _wide(device: str) -> torch.dtype:
-    return torch.float32 if device == "cpu" else torch.bfloat16
 
 
 def check(question: str, options: Sequence[str], pauses: int) -> None:

@@ -141,8 +141,7 @@ class Packed:
 class _Node:
     segment: Segment
     encoded: Encoded
-    path: tuple[int, ...]  # the nodes before it on its branch
-    visible: frozenset[int]  # those of them that it sees, and itself
+    visible: frozenset[int]  # the nodes that it sees: itself, and those before it on its branch that it may see
     row: int  # its first token's row
     position: int  # its first token's position
     last_row: int  # the row before the next segment's first token
@@ -176,12 +175,15 @@ def _tree(layout: Layout, encode: Encode) -> tuple[list[_Node], dict[str, list[i
                 empty_last = parent.last_row if parent else -1
                 last = row + len(encoded.ids) - 1 if encoded.ids else empty_last
                 known[key] = len(nodes)
-                nodes.append(
-                    _Node(segment, encoded, tuple(path), frozenset([*allowed, len(nodes)]), row, position, last)
-                )
+                nodes.append(_Node(segment, encoded, frozenset([*allowed, len(nodes)]), row, position, last))
             path.append(known[key])
         paths[name] = path
     return nodes, paths
+
+
+def packed_length(layout: Layout, encode: Encode) -> int:
+    """How many tokens the sample takes in a pack, shared beginnings counted once."""
+    return sum(len(node.encoded.ids) for node in _tree(layout, encode)[0])
 
 
 def pack(layouts: Sequence[Layout], encode: Encode, pad: int) -> Packed:

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from engine.backbones.qwen2_5_vl import Qwen25VL
 from engine.config import ConfigError
 from engine.data.samples import Sample
-from engine.layout import Layout, Packed, pack
+from engine.layout import Layout, Packed, pack, packed_length
 from engine.methods.outcome import Outcome, run
 
 
@@ -96,11 +96,8 @@ class Batches(Dataset):
         first = (step * self.ranks + self.rank) * self.size
         indices = range(first, first + self.size)
         layouts = [self.method.layout(self.source(i), np.random.default_rng([self.seed, i, 1])) for i in indices]
-        singles = [
-            (pack([layout], self.backbone.encode, self.backbone.pad).ids.shape[1], i)
-            for i, layout in enumerate(layouts)
-        ]
-        order = [i for _, i in sorted(singles)]
+        lengths = [packed_length(layout, self.backbone.encode) for layout in layouts]
+        order = sorted(range(self.size), key=lengths.__getitem__)
         part = self.size // self.passes
         parts = [order[i : i + part] for i in range(0, self.size, part)]
         return [pack([layouts[i] for i in p], self.backbone.encode, self.backbone.pad) for p in parts]

@@ -7,6 +7,7 @@ import argparse
 import json
 from pathlib import Path
 
+from engine.ask import META
 from engine.backbones.qwen2_5_vl import Qwen25VL
 from engine.benchmark import Benchmark
 from engine.data.worlds import FRAMES_PER_SECOND, HEIGHT, WIDTH, WorldsSource, sample, visual
@@ -39,7 +40,7 @@ def publish(run: Path, out: Path, clips: int) -> None:
         "pauses": None if method == "Explicit" else trained,
         "sampling": {"fps": FRAMES_PER_SECOND, "min_frames": 4, "max_frames": 64, "pixels": HEIGHT * WIDTH},
     }
-    (out / "sotto.json").write_text(json.dumps(meta, indent=1) + "\n")
+    (out / META).write_text(json.dumps(meta, indent=1) + "\n")
 
     source, held_out = WorldsSource(), WorldsSource(split="validation")
     known = [source.record(i) for i in range(1800)]
