@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from engine import generate
-from engine.backbones.qwen2_5_vl import Qwen25VL
+from engine.backbones.base import Backbone
+from engine.backbones.load import load as load_backbone
 from engine.data.samples import Sample, letter
 from engine.familiarity import Familiarity
 from engine.layout import Visual
@@ -38,7 +39,7 @@ LONGEST_QUESTION = 4000  # characters, options included
 class Model:
     """A backbone with what its folder says about it."""
 
-    backbone: Qwen25VL
+    backbone: Backbone
     name: str
     trained_pauses: tuple[int, int] | None  # fewest and most pauses in training; None = never trained for pauses
     sampling: Sampling
@@ -100,12 +101,12 @@ def load(path: str | Path | None = None, adapter: str | Path | None = None, devi
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     try:
-        backbone = Qwen25VL.load(str(place), device, dtype)
+        backbone = load_backbone(str(place), device, dtype)
         if adapter:
             from peft import PeftModel
 
             merged = PeftModel.from_pretrained(backbone.model, str(adapter)).merge_and_unload()
-            backbone = Qwen25VL(merged.eval(), backbone.tokenizer)
+            backbone = replace(backbone, model=merged.eval())
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"Can't load {adapter or place}: {' '.join(str(error).split())[:300]}") from None
     meta = json.loads((place / META).read_text(encoding="utf-8")) if (place / META).is_file() else {}
@@ -155,7 +156,7 @@ def ask(
 
     visual = backbone.visual(clip.frames, clip.seconds_per_frame, still=len(clip.frames) == 1)
     kind = "multiple choice" if options else "free-form"
-    sample = Sample(visual, question, tuple(options), "", "", kind)
+    sample = Sample(visual, question, tuple(options), (), "", kind)
     notices = [*clip.notices, *_bounds(model, visual, question, pauses)]
     familiar = not any(notice.startswith(UNKNOWN) for notice in notices)
     thoughts = timed("think", "Thinking silently", lambda: generate.think(backbone, [sample], pauses))
@@ -195,7 +196,7 @@ def ask(
     )  # fmt: skip
 
 
-def _answer_state(backbone: Qwen25VL, written: generate.Written) -> Tensor:
+def _answer_state(backbone: Backbone, written: generate.Written) -> Tensor:
     """The state that predicted the first token after the last <answer>; the first emitted token's without one."""
     mark = backbone.token("<answer>")
     ids = written.ids[0]

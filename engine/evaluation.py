@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from engine import generate
-from engine.backbones.qwen2_5_vl import Qwen25VL
+from engine.backbones.base import Backbone
 from engine.data.samples import Sample
 
 How = Literal["silent", "explicit"]
@@ -35,7 +35,7 @@ def steps_right(said: str, true: str) -> tuple[bool, ...]:
 
 
 def evaluate(
-    backbone: Qwen25VL, samples: Sequence[Sample], how: How, pauses: int, batch: int = 32, speak: bool = False
+    backbone: Backbone, samples: Sequence[Sample], how: How, pauses: int, batch: int = 32, speak: bool = False
 ) -> list[Outcome]:
     """Answers every sample by greedy decoding.
 

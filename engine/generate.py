@@ -15,11 +15,10 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from engine import masks
-from engine.backbones.qwen2_5_vl import Qwen25VL
-from engine.data.samples import Sample, context
+from engine.backbones.base import Backbone
+from engine.data.samples import Dialect, Sample, context
 from engine.layout import Layout, pack, slots
 
-END_OF_TURN = "<|im_end|>"
 ANSWER = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
 THOUGHTS = re.compile(r"<think>\s*(.*?)\s*</think>", re.DOTALL)
 
@@ -65,7 +64,7 @@ class Written:
 
 
 @torch.no_grad()
-def think(backbone: Qwen25VL, samples: Sequence[Sample], pauses: int) -> Thoughts:
+def think(backbone: Backbone, samples: Sequence[Sample], pauses: int) -> Thoughts:
     """Runs context and `pauses` slots of each sample in one forward. `pauses` may be 0.
 
     Errors: ValueError for a negative number of pauses or no sample.
@@ -113,22 +112,22 @@ def _fork_slots(thoughts: Thoughts) -> _Fork:
     return _Fork(cache, torch.ones_like(thoughts.slots, dtype=torch.bool), thoughts.after_context + thoughts.count)
 
 
-def _feed(backbone: Qwen25VL, fork: _Fork, ids: Tensor) -> Tensor:
+def _feed(backbone: Backbone, fork: _Fork, ids: Tensor) -> Tensor:
     """Feeds ids [batch, new] to the fork -> the last token's states [layers + 1, batch, dim]."""
     batch, new = ids.shape
     positions = fork.position[:, None] + torch.arange(new, device=ids.device)
     causal = torch.ones(new, new, dtype=torch.bool, device=ids.device).tril().expand(batch, -1, -1)
     allowed = torch.cat([fork.sees[:, None].expand(-1, new, -1), causal], dim=2)
     embeds = backbone.embed_ids(ids)
-    states = backbone.forward(embeds, positions.expand(3, -1, -1), masks.additive(allowed, embeds.dtype), fork.cache)
+    states = backbone.forward(embeds, positions.expand(backbone.axes, -1, -1), masks.additive(allowed, embeds.dtype), fork.cache)
     fork.sees = torch.cat([fork.sees, fork.sees.new_ones(batch, new)], dim=1)
     fork.position = fork.position + new
     return torch.stack([h[:, -1] for h in states.hidden])
 
 
-def _write(backbone: Qwen25VL, fork: _Fork, state: Tensor, limit: int) -> Written:
+def _write(backbone: Backbone, fork: _Fork, state: Tensor, limit: int) -> Written:
     """Greedy decoding from the state [layers + 1, batch, dim] that predicts the first token, until every turn has ended."""
-    end = backbone.token(END_OF_TURN)
+    end = backbone.end
     emitted: list[Tensor] = []
     states: list[Tensor] = []
     done = torch.zeros(state.shape[1], dtype=torch.bool, device=state.device)
@@ -142,23 +141,24 @@ def _write(backbone: Qwen25VL, fork: _Fork, state: Tensor, limit: int) -> Writte
         state = _feed(backbone, fork, token[:, None])
     table = torch.stack(emitted, dim=1).tolist()
     ids = [row[: row.index(end) + 1] if end in row else row for row in table]
-    return Written(ids, [backbone.decode(row) for row in ids], [len(row) for row in ids], torch.stack(states))
+    text = [backbone.decode([token for token in row if token != end]) for row in ids]
+    return Written(ids, text, [len(row) for row in ids], torch.stack(states))
 
 
-def _marker(backbone: Qwen25VL, fork: _Fork, *names: str) -> Tensor:
+def _marker(backbone: Backbone, fork: _Fork, *names: str) -> Tensor:
     ids = torch.tensor([backbone.token(name) for name in names], device=fork.position.device)
     return _feed(backbone, fork, ids.expand(len(fork.position), -1))
 
 
 @torch.no_grad()
-def answer(backbone: Qwen25VL, thoughts: Thoughts, limit: int = 32) -> Written:
+def answer(backbone: Backbone, thoughts: Thoughts, limit: int = 32) -> Written:
     """The silent answer: after the slots and <ANS>."""
     fork = _fork(thoughts, with_slots=True)
     return _write(backbone, fork, _marker(backbone, fork, "<ANS>"), limit)
 
 
 @torch.no_grad()
-def speak(backbone: Qwen25VL, thoughts: Thoughts, limit: int = 256) -> Written:
+def speak(backbone: Backbone, thoughts: Thoughts, limit: int = 256) -> Written:
     """The thoughts said from the slots alone: after <COT>, seeing neither video nor question."""
     if not thoughts.count:
         layers, batch, _, dim = thoughts.states.shape
@@ -168,14 +168,14 @@ def speak(backbone: Qwen25VL, thoughts: Thoughts, limit: int = 256) -> Written:
 
 
 @torch.no_grad()
-def explicit(backbone: Qwen25VL, thoughts: Thoughts, limit: int = 320) -> Written:
+def explicit(backbone: Backbone, thoughts: Thoughts, limit: int = 320) -> Written:
     """The chain written out, then the answer: from video and question alone, the slots unseen."""
     fork = _fork(thoughts, with_slots=False)
     return _write(backbone, fork, thoughts.last_context, limit)
 
 
 @torch.no_grad()
-def option_probabilities(backbone: Qwen25VL, thoughts: Thoughts, letters: Sequence[str]) -> Tensor:
+def option_probabilities(backbone: Backbone, thoughts: Thoughts, letters: Sequence[str]) -> Tensor:
     """Probabilities of the letters where the silent answer's letter stands, without decoding: [batch, letters]."""
     fork = _fork(thoughts, with_slots=True)
     logits = backbone.logits(_marker(backbone, fork, "<ANS>", "<answer>")[-1])
@@ -183,15 +183,20 @@ def option_probabilities(backbone: Qwen25VL, thoughts: Thoughts, letters: Sequen
     return logits[:, ids].float().softmax(-1)
 
 
-def answer_of(text: str) -> str:
-    """What stands between the last answer tags; without tags, the whole text less special tokens."""
+def answer_of(text: str, dialect: Dialect = "chat") -> str:
+    """chat: what stands between the last answer tags, or without tags the whole text; plain: what follows the last #."""
+    if dialect == "plain":
+        return text.rpartition("#")[2].replace(",", "").strip()
     found = ANSWER.findall(text)
-    return found[-1] if found else text.replace(END_OF_TURN, "").strip()
+    return found[-1] if found else text.strip()
 
 
-def thoughts_of(text: str) -> str:
-    """What stands between the first thinking tags; an unfinished chain counts up to where it stops."""
+def thoughts_of(text: str, dialect: Dialect = "chat") -> str:
+    """chat: what stands between the first thinking tags; plain: what stands before ###. An unfinished chain counts up to
+    where it stops."""
+    if dialect == "plain":
+        return text.partition("###")[0].strip()
     found = THOUGHTS.search(text)
     if found:
         return found[1]
-    return text.partition("<think>")[2].replace(END_OF_TURN, "").strip() or text.replace(END_OF_TURN, "").strip()
+    return text.partition("<think>")[2].strip() or text.strip()

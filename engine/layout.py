@@ -25,6 +25,9 @@ class Special:
     name: str
 
 
+END = Special("end of turn")  # whatever token ends a turn in the model's own vocabulary
+
+
 @dataclass(frozen=True, eq=False)
 class Visual:
     """A clip (or an image) cut into patches: what the vision encoder reads."""

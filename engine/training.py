@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from engine.backbones.qwen2_5_vl import Qwen25VL
+from engine.backbones.base import Backbone
+from engine.backbones.load import load
 from engine.config import ConfigError
 from engine.data.samples import Sample
 from engine.layout import Layout, Packed, pack, packed_length
@@ -85,7 +86,7 @@ class Batches(Dataset):
 
     source: Callable[[int], Sample]
     method: Method
-    backbone: Qwen25VL
+    backbone: Backbone
     size: int
     passes: int
     seed: int
@@ -150,7 +151,7 @@ def train(
     config: Training,
     method: Method,
     source: Callable[[int], Sample],
-    validate: Callable[[Qwen25VL], dict[str, float]],
+    validate: Callable[[Backbone], dict[str, float]],
     resume: bool = False,
     note: dict[str, Any] | None = None,
 ) -> Path:
@@ -172,7 +173,7 @@ def train(
         raise ConfigError(f"{out} holds a run already: add --resume to go on with it, or choose another folder.")
     seed_everything(config.seed)
     accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)
-    backbone = Qwen25VL.load(config.init)
+    backbone = load(config.init)
     if config.gradient_checkpointing:
         backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
     backbone.model.train()
@@ -182,7 +183,7 @@ def train(
     # Not wrapped for distribution: the engine calls the model's parts, so gradients are averaged by hand below.
     model = accelerator.prepare_model(backbone.model, evaluation_mode=True)
     optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98)))
-    backbone = Qwen25VL(model, backbone.tokenizer)
+    backbone = replace(backbone, model=model)
     rank, ranks, leads = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
 
     start, best = 0, -1.0

@@ -33,7 +33,7 @@ def uncached(backbone, path: tuple, limit: int) -> list[int]:
         with torch.no_grad():
             out = run(backbone, packed)
         emitted.append(int(backbone.logits(out.hidden[-1][0, -1]).argmax()))
-        if emitted[-1] == backbone.token(generate.END_OF_TURN):
+        if emitted[-1] == backbone.end:
             break
     return emitted
 
@@ -135,9 +135,9 @@ def test_wrong_numbers_are_refused(backbone, samples):
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        ("<answer>B</answer><|im_end|>", "B"),
+        ("<answer>B</answer>\n", "B"),
         ("<think>a</think><answer> A </answer><answer>C</answer>", "C"),
-        ("no tags<|im_end|>", "no tags"),
+        ("no tags\n", "no tags"),
         ("", ""),
     ],
 )

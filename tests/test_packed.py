@@ -211,8 +211,8 @@ def test_padding_is_of_no_consequence(model: Qwen25VL, samples: list[Sample]) ->
 def test_spoken_thoughts_see_the_slots_alone(model: Qwen25VL) -> None:
     """With one layer the slots' keys hold their own embeddings, so nothing of the clip can pass through them."""
     shallow, method = tiny_backbone(layers=1), PauseDistillation(pauses=(4, 4))
-    first = Sample(tiny.clip(model, 1), "Was it 1 or 2?", ("left", "right"), "It goes right.", "B")
-    second = Sample(tiny.clip(model, 2), "Was it 3 or 4?", ("right", "left"), "It goes right.", "B")
+    first = Sample(tiny.clip(model, 1), "Was it 1 or 2?", ("left", "right"), ("It goes right.",), "B")
+    second = Sample(tiny.clip(model, 2), "Was it 3 or 4?", ("right", "left"), ("It goes right.",), "B")
     for backbone, passes_through_slots in ((shallow, False), (model, True)):
         with torch.no_grad():
             outs = [packed_run(backbone, [method.layout(s, np.random.default_rng(0))]) for s in (first, second)]
@@ -274,7 +274,7 @@ def test_the_vision_encoder_runs_once(model: Qwen25VL, samples: list[Sample]) ->
 
 
 def test_branches_in_words(model: Qwen25VL) -> None:
-    sample = Sample(None, "Why?", ("x", "y"), "It is so.", "B")
+    sample = Sample(None, "Why?", ("x", "y"), ("It is so.",), "B")
     prompt = "".join(
         [
             "<|im_start|>system\nYou are a helpful assistant<|im_end|>\n",

@@ -75,10 +75,10 @@ def clip(
 def samples(model: Qwen25VL) -> list[Sample]:
     """A video, an image, a long video with an odd number of frames, and no picture at all; all of different lengths."""
     return [
-        Sample(clip(model, 1), "Where is it?", ("left", "right"), "It starts left. Then right.", "B"),
-        Sample(clip(model, 2, 1, 84, 56, still=True), "How many?", (), "One, two, three.", "3", "numerical"),
+        Sample(clip(model, 1), "Where is it?", ("left", "right"), ("It starts left. Then right.",), "B"),
+        Sample(clip(model, 2, 1, 84, 56, still=True), "How many?", (), ("One, two, three.",), "3", "numerical"),
         Sample(
-            clip(model, 3, 11, 28, 28, 1.0), "What happens in the clip?", (), "A is touched.", "it moves", "free-form"
+            clip(model, 3, 11, 28, 28, 1.0), "What happens in the clip?", (), ("A is touched.",), "it moves", "free-form"
         ),
-        Sample(None, "What is one and one?", ("1", "2", "3"), "1 + 1 = 2, and no more than that.", "B"),
+        Sample(None, "What is one and one?", ("1", "2", "3"), ("1 + 1 = 2, and no more than that.",), "B"),
     ]

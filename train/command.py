@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.backbones.qwen2_5_vl import Qwen25VL
+from engine.backbones.base import Backbone
 from engine.config import ConfigError, build, read_yaml
 from engine.data.samples import letter
 from engine.data.video_r1 import VideoR1Source
@@ -75,7 +75,7 @@ def main(description: str | None, method: type, argv: list[str] | None = None) -
     return 0
 
 
-def validation(run: Run, method: Method) -> Callable[[Qwen25VL], dict[str, float]]:
+def validation(run: Run, method: Method) -> Callable[[Backbone], dict[str, float]]:
     """Decodes the validation split: silently for a method with slots or <ANS>, with the written chain for one that writes it."""
     source = replace(run.video_r1 or run.worlds, split="validation")
     samples = [source(i) for i in range(run.validation.samples)]
@@ -83,7 +83,7 @@ def validation(run: Run, method: Method) -> Callable[[Qwen25VL], dict[str, float
     branches = set(layouts[0].branches)
     pauses = _pauses(method)
 
-    def validate(backbone: Qwen25VL) -> dict[str, float]:
+    def validate(backbone: Backbone) -> dict[str, float]:
         scores: dict[str, Any] = {}
         if "look" in branches:
             return {"accuracy": letters_right(backbone, layouts)}
@@ -109,7 +109,7 @@ def _pauses(method: Method) -> int:
 
 
 @torch.no_grad()
-def letters_right(backbone: Qwen25VL, layouts: list[Layout]) -> float:
+def letters_right(backbone: Backbone, layouts: list[Layout]) -> float:
     """The share of option letters that the look-up predicts from everything before them."""
     out = run_forward(backbone, pack(layouts, backbone.encode, backbone.pad).to(backbone.device)).branch("look")
     letters = torch.tensor([backbone.text_ids(f" {letter(i)}")[0] for i in range(4)], device=backbone.device)

@@ -15,27 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
-from transformers.cache_utils import Cache, DynamicCache
+from transformers import AttentionInterface, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from engine.layout import Encoded, Packed, Piece, Segment, Special, Visual
+from engine.backbones.base import SPECIAL_TOKENS, Backbone, States, add_tokens, joined
+from engine.layout import Encoded, Packed, Segment, Visual
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-SPECIAL_TOKENS = ("<pause>", "<think>", "</think>", "<answer>", "</answer>", "<COT>", "<ANS>")
-
-
-@dataclass(frozen=True)
-class States:
-    """What one forward leaves behind."""
-
-    hidden: tuple[Tensor, ...]  # layers + 1 of [batch, length, dim]; the last is after the final norm
-    cache: Cache | None
-
-    @property
-    def last(self) -> Tensor:
-        return self.hidden[-1]
 
 
 def rotary_positions(grid: tuple[int, int, int], merge: int, interval: float) -> tuple[Tensor, int]:
@@ -49,17 +37,6 @@ def rotary_positions(grid: tuple[int, int, int], merge: int, interval: float) ->
     axes = torch.meshgrid(t, torch.arange(height), torch.arange(width), indexing="ij")
     positions = torch.stack(axes).reshape(3, -1)
     return positions, int(positions.max()) + 1
-
-
-def _joined(pieces: Sequence[Piece]) -> list[Piece]:
-    """Texts that stand beside each other become one, so that it falls into the tokens of the whole."""
-    joined: list[Piece] = []
-    for piece in pieces:
-        if joined and isinstance(piece, str) and isinstance(joined[-1], str):
-            joined[-1] += piece
-        else:
-            joined.append(piece)
-    return joined
 
 
 @lru_cache(maxsize=8)
@@ -87,60 +64,24 @@ def slices_attention(module, query, key, value, attention_mask, slice_length: in
 
 
 @dataclass(frozen=True)
-class Qwen25VL:
-    """The model with its tokenizer. One instance serves every caller: nothing is written to it between calls."""
-
-    model: Qwen2_5_VLForConditionalGeneration
-    tokenizer: Any  # transformers' fast tokenizer; its own types say less than Any
+class Qwen25VL(Backbone):
+    axes = 3  # time, height, width
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Qwen25VL:
-        """Loads a folder or Hub id; adds the method's special tokens where the tokenizer lacks them.
-
-        Errors: ValueError for another model family.
-        """
-        kind = AutoConfig.from_pretrained(path).model_type
-        if kind != "qwen2_5_vl":
-            raise ValueError(f"{path} is a {kind} model. Supported: qwen2_5_vl.")
+    def load(
+        cls, path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32,
+        tokens: Sequence[str] = SPECIAL_TOKENS,
+    ) -> Qwen25VL:  # fmt: skip
+        """Loads a folder or Hub id; adds the method's special tokens where the tokenizer lacks them."""
         AttentionInterface.register("slices", slices_attention)
         attention = {"text_config": "sdpa", "vision_config": "slices"}
         model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             path, dtype=dtype, use_safetensors=True, attn_implementation=attention
         )
         tokenizer = AutoTokenizer.from_pretrained(path)
-        missing = [t for t in SPECIAL_TOKENS if t not in tokenizer.get_vocab()]
-        if missing:
-            tokenizer.add_tokens(missing, special_tokens=True)
-            if len(tokenizer) > model.config.get_text_config().vocab_size:
-                model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+        add_tokens(model, tokenizer, tokens)
         model.eval().to(torch.device(device))
         return cls(model, tokenizer)
-
-    def save(self, path: str | Path) -> None:
-        self.model.save_pretrained(path)
-        self.tokenizer.save_pretrained(path)
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @property
-    def pad(self) -> int:
-        return self.tokenizer.pad_token_id
-
-    def token(self, name: str) -> int:
-        """The id of a special token. Errors: KeyError if the tokenizer lacks it."""
-        found = self.tokenizer.convert_tokens_to_ids(name)
-        if found is None or found == self.tokenizer.unk_token_id:
-            raise KeyError(f"The tokenizer has no token {name}.")
-        return found
-
-    def text_ids(self, text: str) -> list[int]:
-        """Plain text -> ids. What looks like a special token in it stays text."""
-        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=False)
 
     # Vision
 
@@ -189,47 +130,37 @@ class Qwen25VL:
     # Text
 
     def encode(self, segment: Segment) -> Encoded:
-        """One segment -> ids, positions from 0, and where its visuals' tokens stand."""
         config, vision = self.model.config, self.vision_config
         merge, rate = vision.spatial_merge_size, vision.tokens_per_second
         ids: list[int] = []
         positions: list[Tensor] = []
         visuals: list[tuple[Visual, list[int]]] = []
         start = 0
-        for piece in _joined(segment.pieces):
+        for piece in joined(segment.pieces):
             if isinstance(piece, Visual):
                 relative, extent = rotary_positions(piece.grid, merge, 1 if piece.still else piece.seconds * rate)
                 new = [config.image_token_id if piece.still else config.video_token_id] * relative.shape[1]
                 visuals.append((piece, list(range(len(ids), len(ids) + len(new)))))
             else:
-                new = [self.token(piece.name)] if isinstance(piece, Special) else self.text_ids(piece)
+                new = self.piece_ids(piece)
                 extent = len(new)
                 relative = torch.arange(extent).expand(3, -1)
             ids += new
             positions.append(relative + start)
             start += extent
-        joined = torch.cat(positions, dim=1) if positions else torch.zeros(3, 0, dtype=torch.long)
-        return Encoded(ids, joined, start, visuals)
+        relative = torch.cat(positions, dim=1) if positions else torch.zeros(3, 0, dtype=torch.long)
+        return Encoded(ids, relative, start, visuals)
 
     # Forward
 
     def embed(self, packed: Packed) -> Tensor:
-        """Token embeddings with the visual features in their places: [batch, length, dim]."""
         embeds = self.model.get_input_embeddings()(packed.ids)
         if not packed.grids:
             return embeds
         features = self.encode_patches(packed.patches, packed.grids).to(embeds.dtype)
         return embeds.index_put((packed.visual_sample, packed.visual_row), features)
 
-    def embed_ids(self, ids: Tensor) -> Tensor:
-        return self.model.get_input_embeddings()(ids)
-
     def forward(self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: Cache | None = None) -> States:
-        """The language model.
-
-        embeds [batch, length, dim], positions [3, batch, length], mask: additive [batch, 1, length, past + length].
-        With a cache, its entries come first and the new ones are added to it.
-        """
         out = self.model.model.language_model(
             inputs_embeds=embeds,
             position_ids=positions,
@@ -239,13 +170,6 @@ class Qwen25VL:
             output_hidden_states=True,
         )
         return States(out.hidden_states, cache)
-
-    def logits(self, rows: Tensor) -> Tensor:
-        """Rows after the final norm [..., dim] -> logits [..., vocabulary]."""
-        return self.model.lm_head(rows)
-
-    def new_cache(self) -> DynamicCache:
-        return DynamicCache(config=self.model.config.get_text_config())
 
 
 def cut_patches(

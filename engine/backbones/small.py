@@ -10,7 +10,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from engine.backbones.qwen2_5_vl import SPECIAL_TOKENS, Qwen25VL
+from engine.backbones.base import SPECIAL_TOKENS
+from engine.backbones.qwen2_5_vl import Qwen25VL
 
 CHAT_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from engine.layout import Piece, Segment, Special, Visual, target
+from engine.layout import END, Piece, Segment, Special, Visual, target
 
 SYSTEM = "You are a helpful assistant"
 
@@ -19,16 +20,26 @@ TYPE_HINTS = {
 }
 
 
+Dialect = Literal["chat", "plain"]
+
+
 @dataclass(frozen=True)
 class Sample:
-    """`thoughts` is the written chain between <think> and </think>; `answer` stands between <answer> and </answer>."""
+    """`dialect`: how a sample becomes text. chat: a turn of a conversation, the steps between <think> and </think>, the
+    answer between <answer> and </answer>. plain: Coconut's, the question, a step a line, `### answer`.
+    """
 
     visual: Visual | None
     question: str  # without options and hint
     options: tuple[str, ...]  # empty for anything but multiple choice
-    thoughts: str
+    steps: tuple[str, ...]  # the written chain; a chain that isn't divided is one step
     answer: str
     problem_type: str = "multiple choice"
+    dialect: Dialect = "chat"
+
+    @property
+    def thoughts(self) -> str:
+        return "\n".join(self.steps)
 
 
 def letter(index: int) -> str:
@@ -56,7 +67,10 @@ def user_turn(question: str, options: Sequence[str], problem_type: str = "multip
 
 
 def context(sample: Sample) -> Segment:
-    """System prompt, the user's turn and the opening of the assistant's, in Qwen's chat format."""
+    """Chat: system prompt, the user's turn and the opening of the assistant's, in Qwen's format. Plain: the question."""
+    if sample.dialect == "plain":
+        shown = () if sample.visual is None else (sample.visual,)
+        return Segment("context", (*shown, f"{sample.question}\n"))
     seen: tuple[Piece, ...] = ()
     if sample.visual is not None:
         seen = (Special("<|vision_start|>"), sample.visual, Special("<|vision_end|>"))
@@ -70,13 +84,18 @@ def context(sample: Sample) -> Segment:
     return Segment("context", pieces)
 
 
-def chain(sample: Sample) -> Segment:
-    """The written thoughts between their tags."""
-    return target(Special("<think>"), sample.thoughts, Special("</think>"))
+def chain(sample: Sample, first: int = 0) -> Segment:
+    """The written steps from `first` on; in chat between their tags, in plain a line each."""
+    steps = sample.steps[first:]
+    if sample.dialect == "plain":
+        return target("".join(f"{step}\n" for step in steps))
+    return target(Special("<think>"), "\n".join(steps), Special("</think>"))
 
 
 def solution(sample: Sample) -> tuple[Segment, ...]:
-    """The answer between its tags; the part called "answer" is what distillation aligns."""
+    """The answer behind its mark; the part called "answer" is what distillation aligns."""
+    if sample.dialect == "plain":
+        return target("###"), target(f" {sample.answer}", name="answer")
     return (
         target(Special("<answer>")),
         target(sample.answer, name="answer"),
@@ -84,5 +103,6 @@ def solution(sample: Sample) -> tuple[Segment, ...]:
     )
 
 
-def end_of_turn() -> Segment:
-    return target(Special("<|im_end|>"), "\n")
+def ending(sample: Sample) -> Segment:
+    """What ends the turn; in chat with the line break that Qwen's template sets behind it."""
+    return target(END) if sample.dialect == "plain" else target(END, "\n")

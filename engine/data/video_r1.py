@@ -65,6 +65,6 @@ class VideoR1Source:
         options = tuple(re.sub(r"^[A-Z][.:)]\s*", "", option) for option in row.get("options") or ())
         thoughts, answer = THOUGHTS.search(row["process"]), ANSWER.search(row["solution"])
         return Sample(
-            visual, row["problem"], options, thoughts[1] if thoughts else row["process"],
+            visual, row["problem"], options, (thoughts[1] if thoughts else row["process"],),
             answer[1] if answer else row["solution"], row["problem_type"],
         )  # fmt: skip

@@ -32,6 +32,7 @@ class WorldsSource:
     difficulties: tuple[int, int] = (1, 6)  # fewest and most steps
     seed: int = 0
     corrupt: Corruption = "none"
+    ramp: int = 0  # samples over which the most steps grow from the fewest to their full number
 
     def rng(self, index: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, index])
@@ -40,6 +41,8 @@ class WorldsSource:
         """Families in turn, difficulty uniform, the clip's own seed = (this source's seed, index)."""
         family = self.families[index % len(self.families)]
         low, high = self.difficulties
+        if self.ramp:
+            high = min(high, low + (high - low + 1) * index // self.ramp)
         difficulty = int(self.rng(index).integers(low, high + 1))
         return worlds.make(family, difficulty, self.seed * 10_000_000 + index, self.split)
 
@@ -75,8 +78,8 @@ def corrupted(clip: Visual, how: Corruption, rng: np.random.Generator) -> Visual
 
 
 def sample(record: worlds.Record, clip: Visual | None) -> Sample:
-    thoughts = "\n".join(step.text for step in record.steps)
-    return Sample(clip, record.question, record.options, thoughts, record.letter)
+    steps = tuple(step.text for step in record.steps)
+    return Sample(clip, record.question, record.options, steps, record.letter)
 
 
 def texts(count: int = 3000) -> list[str]:

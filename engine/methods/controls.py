@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from engine.data.samples import Sample, chain, context, end_of_turn, solution
+from engine.data.samples import Sample, chain, context, ending, solution
 from engine.layout import Layout, marker, slots
 from engine.methods.outcome import Outcome, weighted
 
@@ -17,7 +17,7 @@ class Explicit:
     """The chain is written out, then the answer."""
 
     def layout(self, sample: Sample, rng: np.random.Generator) -> Layout:
-        return Layout({"teacher": (context(sample), chain(sample), *solution(sample), end_of_turn())})
+        return Layout({"teacher": (context(sample), chain(sample), *solution(sample), ending(sample))})
 
     def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]:
         return weighted({"teacher": (1.0, out.branch("teacher").cross_entropy())})
@@ -31,7 +31,7 @@ class Silent:
 
     def layout(self, sample: Sample, rng: np.random.Generator) -> Layout:
         think = slots("<pause>", self.pauses)
-        return Layout({"answer": (context(sample), think, marker("<ANS>"), *solution(sample), end_of_turn())})
+        return Layout({"answer": (context(sample), think, marker("<ANS>"), *solution(sample), ending(sample))})
 
     def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]:
         return weighted({"answer": (1.0, out.branch("answer").cross_entropy())})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from engine.data.samples import Sample, context, end_of_turn, letter, option_lines
+from engine.data.samples import Sample, context, ending, letter, option_lines
 from engine.layout import Layout, Segment, Special, target
 from engine.methods.outcome import Outcome, weighted
 
@@ -29,7 +29,7 @@ class Lookup:
         trunk = Segment("context", (lines, "\n")) if rng.random() < self.bare else context(sample)
         named = [f"so {sample.options[i]} {letter(i)}" for i in rng.integers(len(sample.options), size=self.lines)]
         return Layout(
-            {"look": (trunk, target(Special("<think>"), "\n".join(named), Special("</think>")), end_of_turn())}
+            {"look": (trunk, target(Special("<think>"), "\n".join(named), Special("</think>")), ending(sample))}
         )
 
     def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from engine import masks, objectives
-from engine.backbones.qwen2_5_vl import Qwen25VL
+from engine.backbones.base import Backbone
 from engine.layout import Packed, Rows
 
 
@@ -18,7 +18,7 @@ class Branch:
 
     rows: Rows
     hidden: tuple[Tensor, ...]  # a [batch, length, dim] a layer, embeddings first
-    backbone: Qwen25VL
+    backbone: Backbone
     batch: int
 
     def logits(self) -> Tensor:
@@ -42,13 +42,13 @@ class Outcome:
 
     packed: Packed
     hidden: tuple[Tensor, ...]
-    backbone: Qwen25VL
+    backbone: Backbone
 
     def branch(self, name: str) -> Branch:
         return Branch(self.packed.branches[name], self.hidden, self.backbone, self.packed.ids.shape[0])
 
 
-def run(backbone: Qwen25VL, packed: Packed) -> Outcome:
+def run(backbone: Backbone, packed: Packed) -> Outcome:
     """One forward over a packed batch: vision once, every branch under one mask."""
     embeds = backbone.embed(packed)
     mask = masks.additive(masks.visible(packed), embeds.dtype)

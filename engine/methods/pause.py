@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from engine.data.samples import Sample, chain, context, end_of_turn, solution
+from engine.data.samples import Sample, chain, context, ending, solution
 from engine.layout import Layout, Segment, marker, slots
 from engine.methods.outcome import Outcome, weighted
 from engine.objectives import hidden_distance
@@ -42,10 +42,10 @@ class PauseDistillation:
         think = slots("<pause>", int(rng.integers(self.pauses[0], self.pauses[1] + 1)))
         branches: dict[str, tuple[Segment, ...]] = {}
         if self.mode != "teacher":
-            branches["speak"] = (trunk, think, marker("<COT>", sees=(think,)), chain(sample), end_of_turn())
-            branches["answer"] = (trunk, think, marker("<ANS>"), *solution(sample), end_of_turn())
+            branches["speak"] = (trunk, think, marker("<COT>", sees=(think,)), chain(sample), ending(sample))
+            branches["answer"] = (trunk, think, marker("<ANS>"), *solution(sample), ending(sample))
         if self.mode != "student":
-            branches["teacher"] = (trunk, chain(sample), *solution(sample), end_of_turn())
+            branches["teacher"] = (trunk, chain(sample), *solution(sample), ending(sample))
         return Layout(branches, frozenset({"speak"} if self.compat else ()))
 
     def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]:

@@ -35,7 +35,7 @@ def bench() -> list[dict[str, Any]]:
     embedded = [source(i) for i in range(16)]
     frames = np.random.default_rng(0).integers(0, 256, (28, 224, 252, 3), dtype=np.uint8)
     video = backbone.visual(frames, 0.5)  # 14 slices of 8 x 9 tokens
-    heavy = [Sample(video, "What is it?", ("one", "two"), records[0].steps[0].text, "A")]
+    heavy = [Sample(video, "What is it?", ("one", "two"), (records[0].steps[0].text,), "A")]
     return [row(backbone, "embedded, 16 clips", embedded), row(backbone, "1,008 video tokens, short text", heavy)]
 
 

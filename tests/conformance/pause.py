@@ -115,7 +115,7 @@ def _golden(given: dict[str, Any], special: dict[str, int], pixels: Tensor | Non
     spoken, answered = ids["decoder"][start:], ids["answer"][start:]
     thoughts = _between(spoken, special["think_start"], special["think_end"])
     answer = _between(answered, special["answer_start"], special["answer_end"])
-    sample = Sample(visual, "", (), _text(thoughts), _text(answer))
+    sample = Sample(visual, "", (), (_text(thoughts),), _text(answer))
     return Golden(given, sample, Segment("context", tuple(pieces)))
 
 

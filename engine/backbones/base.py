@@ -1,0 +1,133 @@
+"""What every backbone has in common: a transformers model with its tokenizer, seen as segments in, states out.
+
+A family's file adds only what differs: embedding, positions, vision, how its language model is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache
+
+from engine.layout import END, Encoded, Packed, Piece, Segment, Special
+
+SPECIAL_TOKENS = ("<pause>", "<think>", "</think>", "<answer>", "</answer>", "<COT>", "<ANS>")
+
+
+@dataclass(frozen=True)
+class States:
+    """What one forward leaves behind."""
+
+    hidden: tuple[Tensor, ...]  # layers + 1 of [batch, length, dim]; the last is after the final norm
+    cache: Cache | None
+
+    @property
+    def last(self) -> Tensor:
+        return self.hidden[-1]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The model with its tokenizer. One instance serves every caller: nothing is written to it between calls."""
+
+    axes: ClassVar[int] = 1  # of a position
+
+    model: Any  # a transformers model class; the families' own types say less than Any
+    tokenizer: Any
+
+    def save(self, path: str | Path) -> None:
+        self.model.save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def text_config(self) -> Any:
+        return self.model.config.get_text_config()
+
+    @property
+    def layers(self) -> int:
+        return int(self.text_config.num_hidden_layers)
+
+    @property
+    def pad(self) -> int:
+        return self.tokenizer.pad_token_id
+
+    @property
+    def end(self) -> int:
+        """The token that ends a turn."""
+        return self.tokenizer.eos_token_id
+
+    def token(self, name: str) -> int:
+        """The id of a special token. Errors: KeyError if the tokenizer lacks it."""
+        found = self.tokenizer.convert_tokens_to_ids(name)
+        if found is None or found == self.tokenizer.unk_token_id:
+            raise KeyError(f"The tokenizer has no token {name}.")
+        return found
+
+    def text_ids(self, text: str) -> list[int]:
+        """Plain text -> ids. What looks like a special token in it stays text."""
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def piece_ids(self, piece: str | Special) -> list[int]:
+        if isinstance(piece, str):
+            return self.text_ids(piece)
+        return [self.end if piece == END else self.token(piece.name)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        return self.model.get_input_embeddings()(ids)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """Rows after the final norm [..., dim] -> logits [..., vocabulary]."""
+        return self.model.lm_head(rows)
+
+    def new_cache(self) -> DynamicCache:
+        return DynamicCache(config=self.text_config)
+
+    # What a family's file says
+
+    def encode(self, segment: Segment) -> Encoded:
+        """One segment -> ids, positions from 0, and where its visuals' tokens stand."""
+        raise NotImplementedError
+
+    def embed(self, packed: Packed) -> Tensor:
+        """Token embeddings with the visual features in their places: [batch, length, dim]."""
+        raise NotImplementedError
+
+    def forward(self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: Cache | None = None) -> States:
+        """The language model.
+
+        embeds [batch, length, dim], positions [axes, batch, length], mask: additive [batch, 1, length, past + length].
+        With a cache, its entries come first and the new ones are added to it.
+        """
+        raise NotImplementedError
+
+
+def joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """Texts that stand beside each other become one, so that it falls into the tokens of the whole."""
+    whole: list[Piece] = []
+    for piece in pieces:
+        if whole and isinstance(piece, str) and isinstance(whole[-1], str):
+            whole[-1] += piece
+        else:
+            whole.append(piece)
+    return whole
+
+
+def add_tokens(model: Any, tokenizer: Any, tokens: Sequence[str]) -> None:
+    """Adds a method's tokens where the tokenizer lacks them; the embedding grows only where it is too small."""
+    missing = [token for token in tokens if token not in tokenizer.get_vocab()]
+    if missing:
+        tokenizer.add_tokens(missing, special_tokens=True)
+        if len(tokenizer) > model.config.get_text_config().vocab_size:
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
