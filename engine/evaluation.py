@@ -31,6 +31,8 @@ class Outcome:
 def steps_right(said: str, true: str) -> tuple[bool, ...]:
     """Line by line: is the true step said exactly, in its place?"""
     lines = said.split("\n")
+    if not true:
+        return ()
     return tuple(i < len(lines) and lines[i].strip() == step for i, step in enumerate(true.split("\n")))
 
 
@@ -56,9 +58,10 @@ def evaluate(
         else:
             said = [None] * len(part)
         for sample, text, count, thought in zip(part, written.text, written.tokens, said, strict=True):
-            found = generate.answer_of(text)
+            found = generate.answer_of(text, sample.dialect)
             steps = None if thought is None else steps_right(thought, sample.thoughts)
-            results.append(Outcome(found == sample.answer, found, thought or "", count, thoughts.count, seconds, steps))
+            right = found == generate.answer_of(sample.answer, sample.dialect)
+            results.append(Outcome(right, found, thought or "", count, thoughts.count, seconds, steps))
     return results
 
 

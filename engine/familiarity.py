@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from engine.backbones.qwen2_5_vl import Qwen25VL
+from engine.backbones.base import Backbone
 from engine.layout import Visual
 
 TENSORS, WORDS = "familiarity.safetensors", "familiarity.json"
@@ -29,7 +29,7 @@ class Familiarity:
     limit: float
     questions: tuple[str, ...]  # the questions that were trained on
 
-    def distance(self, backbone: Qwen25VL, visual: Visual) -> float:
+    def distance(self, backbone: Backbone, visual: Visual) -> float:
         """How far the clip is from those of training; more than `limit` is unlike them."""
         return float(_distance(feature(backbone, visual), self.mean, self.whiten))
 
@@ -49,7 +49,7 @@ class Familiarity:
 
 
 @torch.no_grad()
-def feature(backbone: Qwen25VL, visual: Visual) -> Tensor:
+def feature(backbone: Backbone, visual: Visual) -> Tensor:
     """Mean and standard deviation over a clip's visual tokens: [2 x dim], float64 on the CPU."""
     tokens = backbone.encode_patches(visual.patches.to(backbone.device), [visual.grid])
     return torch.cat([tokens.mean(0), tokens.std(0)]).double().cpu()
@@ -60,7 +60,7 @@ def _distance(features: Tensor, mean: Tensor, whiten: Tensor) -> Tensor:
 
 
 def fit(
-    backbone: Qwen25VL, known: Iterable[Visual], held_out: Iterable[Visual], questions: Iterable[str],
+    backbone: Backbone, known: Iterable[Visual], held_out: Iterable[Visual], questions: Iterable[str],
     pass_share: float = 0.99,
 ) -> Familiarity:  # fmt: skip
     """Fits on `known` clips; the limit lets `pass_share` of the `held_out` clips through."""

@@ -119,7 +119,9 @@ def _feed(backbone: Backbone, fork: _Fork, ids: Tensor) -> Tensor:
     causal = torch.ones(new, new, dtype=torch.bool, device=ids.device).tril().expand(batch, -1, -1)
     allowed = torch.cat([fork.sees[:, None].expand(-1, new, -1), causal], dim=2)
     embeds = backbone.embed_ids(ids)
-    states = backbone.forward(embeds, positions.expand(backbone.axes, -1, -1), masks.additive(allowed, embeds.dtype), fork.cache)
+    states = backbone.forward(
+        embeds, positions.expand(backbone.axes, -1, -1), masks.additive(allowed, embeds.dtype), fork.cache
+    )
     fork.sees = torch.cat([fork.sees, fork.sees.new_ones(batch, new)], dim=1)
     fork.position = fork.position + new
     return torch.stack([h[:, -1] for h in states.hidden])

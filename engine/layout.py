@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Role = Literal["context", "slots", "marker", "target"]
+Role = Literal["context", "slots", "latents", "marker", "target"]
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ END = Special("end of turn")  # whatever token ends a turn in the model's own vo
 
 @dataclass(frozen=True, eq=False)
 class Visual:
-    """A clip (or an image) cut into patches: what the vision encoder reads."""
+    """A clip (or an image) cut into what its family's vision encoder reads; a family's file says what one patch is."""
 
-    patches: Tensor  # uint8 [patches, channels * temporal * side * side]
+    patches: Tensor  # uint8 [patches, ...]
     grid: tuple[int, int, int]  # patches in time, height, width
     seconds: float  # seconds between two temporal slices
     still: bool = False  # an image rather than a video
@@ -56,6 +56,20 @@ class Segment:
     sees: tuple[Segment, ...] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A text that another language model is to read off this one's states.
+
+    `path` holds one slots segment, whose tokens are holes; hole i takes the state of `holes[i]`, a token of the sample
+    by (segment, place in it), where place -1 is the row before the segment's first. `group` keeps like readings together.
+    """
+
+    kind: str
+    path: tuple[Segment, ...]
+    holes: tuple[tuple[Segment, int], ...]
+    group: int = 0
+
+
 @dataclass(frozen=True)
 class Layout:
     """One sample: branch name -> path of segments, shared prefix included.
@@ -66,15 +80,21 @@ class Layout:
 
     branches: Mapping[str, tuple[Segment, ...]]
     flat: frozenset[str] = frozenset()
+    readings: tuple[Reading, ...] = ()
 
     def only(self, *names: str) -> Layout:
         """The same sample with these branches alone (a separate pass, rather than a packed one)."""
-        return Layout({name: self.branches[name] for name in names}, self.flat)
+        return Layout({name: self.branches[name] for name in names}, self.flat, self.readings)
 
 
 def slots(token: str, count: int) -> Segment:
     """`count` latent slots that ride the prefill, each the token `token`."""
     return Segment("slots", (Special(token),) * count)
+
+
+def latents(token: str, count: int) -> Segment:
+    """`count` latent slots that are fed back: each takes its input from the state before it."""
+    return Segment("latents", (Special(token),) * count)
 
 
 def marker(token: str, sees: tuple[Segment, ...] | None = None) -> Segment:
@@ -112,20 +132,37 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Readings:
+    """The readings of one kind over the batch: their own pack (branch "read"), and which states go into its slots."""
+
+    packed: Packed
+    source_sample: Tensor  # [holes], in the order of the pack's slots
+    source_row: Tensor
+    group: Tensor  # [readings]
+
+    def to(self, device: torch.device | str) -> Readings:
+        sample, row, group = (x.to(device) for x in (self.source_sample, self.source_row, self.group))
+        return Readings(self.packed.to(device), sample, row, group)
+
+
+@dataclass(frozen=True)
 class Packed:
-    """A batch ready for one forward. Right-padded; `node` is -1 on padding."""
+    """A batch ready for one forward. Padded on the right, and on the left where first latents are brought into line;
+    `node` is -1 on padding."""
 
     ids: Tensor  # [batch, length]
     positions: Tensor  # [axes, batch, length]
     node: Tensor  # [batch, length]: the segment that a token belongs to
     sees: Tensor  # bool [batch, nodes, nodes]: may tokens of node i see those of node j
     branches: Mapping[str, Rows]
-    slot_sample: Tensor  # [slots]
+    latents: Tensor  # bool [batch, length]: slots that are fed back
+    slot_sample: Tensor  # [slots], fed back or not
     slot_row: Tensor  # [slots]
-    patches: Tensor  # uint8 [patches, columns]: every visual of the batch, for one vision pass
+    patches: Tensor  # uint8 [patches, ...]: every visual of the batch, for one vision pass
     grids: tuple[tuple[int, int, int], ...]  # a visual each
     visual_sample: Tensor  # [visual tokens]: where the visual features go, in the order of `grids`
     visual_row: Tensor
+    readings: Mapping[str, Readings]
 
     def to(self, device: torch.device | str) -> Packed:
         def move(rows: Rows) -> Rows:
@@ -135,8 +172,9 @@ class Packed:
         return Packed(
             self.ids.to(device), self.positions.to(device), self.node.to(device), self.sees.to(device),
             {name: move(rows) for name, rows in self.branches.items()},
-            self.slot_sample.to(device), self.slot_row.to(device),
+            self.latents.to(device), self.slot_sample.to(device), self.slot_row.to(device),
             self.patches.to(device), self.grids, self.visual_sample.to(device), self.visual_row.to(device),
+            {kind: readings.to(device) for kind, readings in self.readings.items()},
         )  # fmt: skip
 
 
@@ -189,13 +227,41 @@ def packed_length(layout: Layout, encode: Encode) -> int:
     return sum(len(node.encoded.ids) for node in _tree(layout, encode)[0])
 
 
+def _pack_readings(
+    layouts: Sequence[Layout], nodes: Sequence[list[_Node]], shifts: Sequence[int], encode: Encode, pad: int
+) -> dict[str, Readings]:
+    every = [(sample, reading) for sample, layout in enumerate(layouts) for reading in layout.readings]
+    packed = {}
+    for kind in dict.fromkeys(reading.kind for _, reading in every):
+        chosen = [(sample, reading) for sample, reading in every if reading.kind == kind]
+        rows = []
+        for sample, reading in chosen:
+            starts = {id(node.segment): node.row + shifts[sample] for node in nodes[sample]}
+            rows += [(sample, starts[id(segment)] + place) for segment, place in reading.holes]
+        inner = pack([Layout({"read": reading.path}) for _, reading in chosen], encode, pad)
+        source_sample, source_row = torch.tensor(rows, dtype=torch.long).reshape(-1, 2).unbind(1)
+        group = torch.tensor([reading.group for _, reading in chosen])
+        packed[kind] = Readings(inner, source_sample, source_row, group)
+    return packed
+
+
+def _shifts(samples: Sequence[list[_Node]]) -> list[int]:
+    """By how many rows each sample moves right, so that the first latents of all share a column."""
+    firsts = [next((n.row for n in nodes if n.segment.role == "latents" and n.encoded.ids), None) for nodes in samples]
+    column = max((first for first in firsts if first is not None), default=0)
+    return [0 if first is None else column - first for first in firsts]
+
+
 def pack(layouts: Sequence[Layout], encode: Encode, pad: int) -> Packed:
     """Packs a batch of samples, each with its branches beside each other behind their shared prefix.
+
+    Samples with latents are shifted so that their first ones share a column.
 
     Errors: ValueError if a branch begins with a target (nothing could predict its first token).
     """
     trees = [_tree(layout, encode) for layout in layouts]
-    lengths = [sum(len(n.encoded.ids) for n in nodes) for nodes, _ in trees]
+    shifts = _shifts([nodes for nodes, _ in trees])
+    lengths = [shift + sum(len(n.encoded.ids) for n in nodes) for shift, (nodes, _) in zip(shifts, trees, strict=True)]
     batch, length = len(trees), max(lengths)
     width = max(len(nodes) for nodes, _ in trees)
     axes = trees[0][0][0].encoded.positions.shape[0]
@@ -204,25 +270,27 @@ def pack(layouts: Sequence[Layout], encode: Encode, pad: int) -> Packed:
     positions = torch.zeros(axes, batch, length, dtype=torch.long)
     node_of = torch.full((batch, length), -1, dtype=torch.long)
     sees = torch.zeros(batch, width, width, dtype=torch.bool)
+    fed_back = torch.zeros(batch, length, dtype=torch.bool)
     slot_rows: list[tuple[int, int]] = []
     visuals: list[Visual] = []
     visual_rows: list[tuple[int, int]] = []
     supervised: dict[str, list[tuple[int, int, int, int]]] = {}
     names: dict[str, list[str]] = {}
 
-    for b, (nodes, paths) in enumerate(trees):
+    for b, ((nodes, paths), shift) in enumerate(zip(trees, shifts, strict=True)):
         for index, node in enumerate(nodes):
-            count = len(node.encoded.ids)
-            span = slice(node.row, node.row + count)
+            count, start = len(node.encoded.ids), shift + node.row
+            span = slice(start, start + count)
             ids[b, span] = torch.tensor(node.encoded.ids, dtype=torch.long)
             positions[:, b, span] = node.encoded.positions + node.position
             node_of[b, span] = index
             sees[b, index, list(node.visible)] = True
-            if node.segment.role == "slots":
-                slot_rows += [(b, node.row + i) for i in range(count)]
+            fed_back[b, span] = node.segment.role == "latents"
+            if node.segment.role in ("slots", "latents"):
+                slot_rows += [(b, start + i) for i in range(count)]
             for visual, rows in node.encoded.visual:
                 visuals.append(visual)
-                visual_rows += [(b, node.row + r) for r in rows]
+                visual_rows += [(b, start + r) for r in rows]
         for branch, path in paths.items():
             table, known = supervised.setdefault(branch, []), names.setdefault(branch, [])
             for before, index in zip([None, *path], path, strict=False):
@@ -234,10 +302,12 @@ def pack(layouts: Sequence[Layout], encode: Encode, pad: int) -> Packed:
                 if node.segment.name not in known:
                     known.append(node.segment.name)
                 label = known.index(node.segment.name)
-                before_it = nodes[before].last_row  # predicts the first token; each later one has its forerunner
+                before_it = (
+                    shift + nodes[before].last_row
+                )  # predicts the first token; each later one has its forerunner
                 for offset, token in enumerate(node.encoded.ids):
                     table.append((b, before_it, token, label))
-                    before_it = node.row + offset
+                    before_it = shift + node.row + offset
 
     def columns(table: Sequence[tuple[int, ...]], width: int) -> list[Tensor]:
         return list(torch.tensor(table, dtype=torch.long).reshape(-1, width).unbind(1))
@@ -248,8 +318,10 @@ def pack(layouts: Sequence[Layout], encode: Encode, pad: int) -> Packed:
         branches[branch] = Rows(sample, row, predicted, tuple(names[branch]), name)
     slot_sample, slot_row = columns(slot_rows, 2)
     visual_sample, visual_row = columns(visual_rows, 2)
+    readings = _pack_readings(layouts, [nodes for nodes, _ in trees], shifts, encode, pad)
     patches = torch.cat([v.patches for v in visuals]) if visuals else torch.zeros(0, 0, dtype=torch.uint8)
     grids = tuple(v.grid for v in visuals)
     return Packed(
-        ids, positions, node_of, sees, branches, slot_sample, slot_row, patches, grids, visual_sample, visual_row
-    )
+        ids, positions, node_of, sees, branches, fed_back, slot_sample, slot_row, patches, grids, visual_sample,
+        visual_row, readings,
+    )  # fmt: skip

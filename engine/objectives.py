@@ -18,9 +18,14 @@ def sample_mean(values: Tensor, sample: Tensor, batch: int) -> Tensor:
     return total / count.clamp(min=1)
 
 
+def token_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Negative log-likelihood a token [rows], from logits [rows, vocabulary] and target [rows]."""
+    return F.cross_entropy(logits.float(), target, reduction="none")
+
+
 def cross_entropy(logits: Tensor, target: Tensor, sample: Tensor, batch: int) -> Tensor:
     """Mean negative log-likelihood per sample [batch], from logits [rows, vocabulary] and target [rows]."""
-    return sample_mean(F.cross_entropy(logits.float(), target, reduction="none"), sample, batch)
+    return sample_mean(token_loss(logits, target), sample, batch)
 
 
 def hidden_distance(
@@ -60,3 +65,14 @@ def hidden_distance(
 def _mean_present(per_sample: Tensor, sample: Tensor) -> Tensor:
     """Mean over the samples that have rows."""
     return per_sample[torch.unique(sample)].mean()
+
+
+def position_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """CODI's distillation at one position: [layers + 1, samples, dim] twice -> [].
+
+    SmoothL1 (beta 1) averaged over samples and features, over the standard deviation of the teacher's block there, mean
+    over layers, embeddings included. The teacher is not trained by this.
+    """
+    s, t = student.float(), teacher.float().detach()
+    distance = F.smooth_l1_loss(s, t, reduction="none").mean((1, 2))
+    return (distance / t.flatten(1).std(1)).mean()

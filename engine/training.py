@@ -16,32 +16,27 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 
 from engine.backbones.base import Backbone
 from engine.backbones.load import load
 from engine.config import ConfigError
 from engine.data.samples import Sample
-from engine.layout import Layout, Packed, pack, packed_length
-from engine.methods.outcome import Outcome, run
-
-
-class Method(Protocol):
-    """A published method, as the loop sees it."""
-
-    def layout(self, sample: Sample, rng: np.random.Generator) -> Layout: ...
-
-    def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]: ...
+from engine.layout import Packed, pack, packed_length
+from engine.methods.method import Method, run
 
 
 def described(default: Any, text: str) -> Any:
     """A field with its line of help."""
     return field(default=default, metadata={"help": text})
+
+
+COMPANIONS = "companions.safetensors"  # beside a model: what its method trains with it
 
 
 @dataclass(frozen=True)
@@ -56,6 +51,7 @@ class Training:
     warmup: int = described(50, "steps over which the learning rate rises")
     schedule: Literal["linear", "cosine", "constant"] = described("cosine", "how it falls")
     weight_decay: float = described(0.01, "AdamW's, on matrices only")
+    epoch: int = described(0, "samples an epoch, for methods with a curriculum (0: no epochs)")
     clip: float = described(1.0, "largest gradient norm")
     seed: int = described(0, "decides samples and pauses")
     precision: Literal["no", "bf16"] = described("no", "bf16 autocast, or none")
@@ -90,18 +86,25 @@ class Batches(Dataset):
     size: int
     passes: int
     seed: int
+    epoch: int = 0
     rank: int = 0
     ranks: int = 1
 
     def __getitem__(self, step: int) -> list[Packed]:
         first = (step * self.ranks + self.rank) * self.size
         indices = range(first, first + self.size)
-        layouts = [self.method.layout(self.source(i), np.random.default_rng([self.seed, i, 1])) for i in indices]
+        epoch = epoch_of(step, self.size * self.ranks, self.epoch)
+        layouts = [self.method.layout(self.source(i), np.random.default_rng([self.seed, i, 1]), epoch) for i in indices]
         lengths = [packed_length(layout, self.backbone.encode) for layout in layouts]
         order = sorted(range(self.size), key=lengths.__getitem__)
         part = self.size // self.passes
         parts = [order[i : i + part] for i in range(0, self.size, part)]
         return [pack([layouts[i] for i in p], self.backbone.encode, self.backbone.pad) for p in parts]
+
+
+def epoch_of(step: int, samples: int, epoch: int) -> int:
+    """The epoch of a step of `samples` samples, where one has `epoch` of them."""
+    return step * samples // epoch if epoch else 0
 
 
 def _first(items: list[list[Packed]]) -> list[Packed]:
@@ -173,15 +176,18 @@ def train(
         raise ConfigError(f"{out} holds a run already: add --resume to go on with it, or choose another folder.")
     seed_everything(config.seed)
     accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)
-    backbone = load(config.init)
+    backbone = load(config.init, tokens=method.tokens)
+    companions = method.companions(backbone)
     if config.gradient_checkpointing:
         backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
     backbone.model.train()
-    matrices = [p for p in backbone.model.parameters() if p.dim() >= 2]
-    vectors = [p for p in backbone.model.parameters() if p.dim() < 2]
+    trained = [*backbone.model.parameters(), *companions.parameters()]
+    matrices, vectors = [p for p in trained if p.dim() >= 2], [p for p in trained if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     # Not wrapped for distribution: the engine calls the model's parts, so gradients are averaged by hand below.
     model = accelerator.prepare_model(backbone.model, evaluation_mode=True)
+    if len(companions):
+        companions = accelerator.prepare_model(companions, evaluation_mode=True)
     optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98)))
     backbone = replace(backbone, model=model)
     rank, ranks, leads = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
@@ -220,18 +226,23 @@ def train(
                 shutil.rmtree(old)
         accelerator.wait_for_everyone()
 
-    dataset = Batches(source, method, backbone, config.batch, config.accumulate, config.seed, rank, ranks)
+    dataset = Batches(source, method, backbone, config.batch, config.accumulate, config.seed, config.epoch, rank, ranks)
     feed = batches(dataset, start, config.steps, config.workers)
     bar = tqdm(total=config.steps, initial=start, desc=out.name, dynamic_ncols=True, disable=None if leads else True)
     began, seen = time.perf_counter(), 0
     window: list[dict[str, float]] = []  # the losses since the last log line
+    stage = method.stage(epoch_of(start, config.batch * ranks, config.epoch))
     for step in range(start, config.steps):
+        entered = method.stage(epoch_of(step, config.batch * ranks, config.epoch))
+        if entered != stage:
+            stage = entered
+            optimizer.optimizer.state.clear()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         step_terms: dict[str, float] = {}
         for packed in (part.to(accelerator.device) for part in next(feed)):
             with accelerator.autocast():
-                total, terms = method.loss(run(backbone, packed))
+                total, terms = method.loss(run(backbone, packed, method.feedback(companions), companions))
             accelerator.backward(total / config.accumulate)
             for name, value in {"loss": total.detach(), **terms}.items():
                 step_terms[name] = step_terms.get(name, 0.0) + float(value) / config.accumulate
@@ -240,11 +251,11 @@ def train(
                 f"The loss is {step_terms['loss']} at step {step}; the last checkpoint is {checkpoints(out)[-1:] or 'none'}."
             )
         if ranks > 1:
-            for parameter in model.parameters():
+            for parameter in trained:
                 if parameter.grad is not None:
                     torch.distributed.all_reduce(parameter.grad)
                     parameter.grad /= ranks
-        norm = accelerator.clip_grad_norm_(model.parameters(), config.clip)
+        norm = accelerator.clip_grad_norm_(trained, config.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seen += config.batch * accelerator.num_processes
@@ -270,6 +281,8 @@ def train(
                 made = out / "best.unfinished"
                 shutil.rmtree(made, ignore_errors=True)
                 backbone.save(made)
+                if len(companions):
+                    save_file(companions.state_dict(), made / COMPANIONS)
                 (made / "scores.json").write_text(json.dumps({"step": step_now, **scores}, indent=1))
                 _replace_folder(made, out / "best")
         if step_now % config.save_every == 0 or step_now == config.steps:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import ViTConfig, Qwen2VLImageProcessorPil
+from transformers import Qwen2VLImageProcessorPil, ViTConfig
 
 from engine import masks
 from engine.backbones import small
@@ -238,17 +238,19 @@ def mixed(model: Qwen25VL) -> Packed:
 
 def test_positions_of_a_mixed_prompt(model: Qwen25VL) -> None:
     packed = mixed(model)
-    #   w  w  image  w  video    w
+    #   w  w  <  image >  w  <  video     >   w
     assert packed.positions[:, 0].tolist() == [
-        [0, 1, 2, 2, 4, 5, 7, 9, 10],
-        [0, 1, 2, 2, 4, 5, 5, 5, 10],
-        [0, 1, 2, 3, 4, 5, 5, 5, 10],
+        [0, 1, 2, 3, 3, 5, 6, 7, 8, 10, 12, 13, 14],
+        [0, 1, 2, 3, 3, 5, 6, 7, 8, 8, 8, 13, 14],
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 13, 14],
     ]
-    assert packed.visual_row.tolist() == [2, 3, 5, 6, 7]
+    assert packed.visual_row.tolist() == [3, 4, 8, 9, 10]
     assert packed.grids == ((1, 2, 4), (3, 2, 2))
     config = model.model.config
     image, video, word = config.image_token_id, config.video_token_id, model.token("<pause>")
-    assert packed.ids[0].tolist() == [word, word, image, image, word, video, video, video, word]
+    start, end = config.vision_start_token_id, config.vision_end_token_id
+    pictures = [start, image, image, end], [start, video, video, video, end]
+    assert packed.ids[0].tolist() == [word, word, *pictures[0], word, *pictures[1], word]
 
 
 def native_positions(model: Qwen25VL, packed: Packed, visual: Visual) -> Tensor:
@@ -362,5 +364,5 @@ def test_tokens_beyond_the_embedding_make_it_grow(model: Qwen25VL, tmp_path: Pat
 
 def test_another_family_is_refused(tmp_path: Path) -> None:
     ViTConfig(num_hidden_layers=1).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"vit model\. Supported: qwen2_5_vl, gpt2"):
+    with pytest.raises(ValueError, match=r"vit model\. Supported: qwen2_5_vl, internvl, gpt2"):
         load(tmp_path)

@@ -8,7 +8,7 @@ from engine import generate
 from engine.data.samples import Sample
 from engine.data.worlds import WorldsSource
 from engine.layout import Layout, Segment, Special, marker, pack, slots
-from engine.methods.outcome import run
+from engine.methods.method import run
 from engine.methods.pause import PauseDistillation
 from tests.tiny import tiny_backbone
 

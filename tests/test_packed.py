@@ -6,7 +6,7 @@ unpadded forward a branch and sample, the published losses as sums over plain se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,15 +16,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine import masks
-from engine.backbones.qwen2_5_vl import Qwen25VL
+from engine.backbones.base import Backbone
+from engine.backbones.internvl import InternVL
 from engine.data.samples import Sample
 from engine.layout import Layout, Segment, pack
 from engine.methods.controls import Explicit, Silent
-from engine.methods.outcome import Outcome, run
+from engine.methods.method import Outcome, run
 from engine.methods.pause import PauseDistillation
 from tests import tiny
 from tests.rows import branch_rows
-from tests.tiny import tiny_backbone
+from tests.tiny import tiny_backbone, tiny_internvl
 
 METHODS = {
     "pause": PauseDistillation(pauses=(2, 9)),
@@ -37,13 +38,18 @@ METHODS = {
 }
 
 
-@pytest.fixture(scope="module")
-def model() -> Qwen25VL:
-    return tiny_backbone()
+@pytest.fixture(scope="module", params=[tiny_backbone, tiny_internvl])
+def build(request: pytest.FixtureRequest) -> Callable[..., Backbone]:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def samples(model: Qwen25VL) -> list[Sample]:
+def model(build: Callable[..., Backbone]) -> Backbone:
+    return build()
+
+
+@pytest.fixture(scope="module")
+def samples(model: Backbone) -> list[Sample]:
     return tiny.samples(model)
 
 
@@ -60,7 +66,7 @@ class Separate:
         return F.cross_entropy(self.logits, self.target, ignore_index=-1)
 
 
-def separate(model: Qwen25VL, segments: Sequence[Segment], flat: bool) -> Separate:
+def separate(model: Backbone, segments: Sequence[Segment], flat: bool) -> Separate:
     ids: list[int] = []
     positions: list[Tensor] = []
     features: list[tuple[list[int], Tensor]] = []
@@ -75,7 +81,7 @@ def separate(model: Qwen25VL, segments: Sequence[Segment], flat: bool) -> Separa
         positions.append(encoded.positions + start)
         start += encoded.extent
     length = len(ids)
-    position = torch.arange(length).expand(3, -1) if flat else torch.cat(positions, dim=1)
+    position = torch.arange(length).expand(model.axes, -1) if flat else torch.cat(positions, dim=1)
     seen = torch.ones(length, length).tril().bool()
     for segment in segments:
         if segment.sees is not None:  # from here on, everything before is hidden but what is named
@@ -123,7 +129,7 @@ def layouts_of(method: object, samples: Sequence[Sample]) -> list[Layout]:
     return [method.layout(sample, rng) for sample in samples]
 
 
-def packed_run(model: Qwen25VL, layouts: Sequence[Layout]) -> Outcome:
+def packed_run(model: Backbone, layouts: Sequence[Layout]) -> Outcome:
     return run(model, pack(layouts, model.encode, model.pad))
 
 
@@ -131,14 +137,14 @@ def close(got: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * max(1.0, float(expected.detach().abs().max())))
 
 
-def gradients(model: Qwen25VL, loss: Tensor) -> dict[str, Tensor]:
+def gradients(model: Backbone, loss: Tensor) -> dict[str, Tensor]:
     model.model.zero_grad(set_to_none=True)
     loss.backward()
     return {name: p.grad.clone() for name, p in model.model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_packed_is_separate(name: str, model: Qwen25VL, samples: list[Sample]) -> None:
+def test_packed_is_separate(name: str, model: Backbone, samples: list[Sample]) -> None:
     method = METHODS[name]
     layouts = layouts_of(method, samples)
     out = packed_run(model, layouts)
@@ -164,12 +170,13 @@ def test_packed_is_separate(name: str, model: Qwen25VL, samples: list[Sample]) -
     assert len(packed_gradients) == len(list(model.model.parameters()))
     for parameter, expected in separate_gradients.items():
         norm = float(expected.norm())
-        assert float(packed_gradients[parameter].norm()) == pytest.approx(norm, rel=2e-4), parameter
-        assert float((packed_gradients[parameter] - expected).norm()) <= 2e-4 * norm, parameter
+        rounding = 1e-8  # InternVL's vision: its keys' biases move nothing, so their gradient is rounding alone
+        assert float(packed_gradients[parameter].norm()) == pytest.approx(norm, rel=2e-4, abs=rounding), parameter
+        assert float((packed_gradients[parameter] - expected).norm()) <= 2e-4 * norm + rounding, parameter
 
 
 @pytest.mark.parametrize("name", ["pause", "as published"])
-def test_batch_is_single(name: str, model: Qwen25VL, samples: list[Sample]) -> None:
+def test_batch_is_single(name: str, model: Backbone, samples: list[Sample]) -> None:
     method = METHODS[name]
     layouts = layouts_of(method, samples)
     assert len({len(layout.branches["answer"][1].pieces) for layout in layouts}) > 1  # N differs
@@ -191,7 +198,7 @@ def test_batch_is_single(name: str, model: Qwen25VL, samples: list[Sample]) -> N
             close(reverse[-1 - b, :length], theirs[0])
 
 
-def test_padding_is_of_no_consequence(model: Qwen25VL, samples: list[Sample]) -> None:
+def test_padding_is_of_no_consequence(model: Backbone, samples: list[Sample]) -> None:
     method = METHODS["pause"]
     packed = pack(layouts_of(method, samples), model.encode, model.pad)
     other = pack(layouts_of(method, samples), model.encode, model.token("<COT>"))
@@ -208,9 +215,9 @@ def test_padding_is_of_no_consequence(model: Qwen25VL, samples: list[Sample]) ->
     assert all(torch.equal(grads[name], same_grads[name]) for name in grads)
 
 
-def test_spoken_thoughts_see_the_slots_alone(model: Qwen25VL) -> None:
+def test_spoken_thoughts_see_the_slots_alone(build: Callable[..., Backbone], model: Backbone) -> None:
     """With one layer the slots' keys hold their own embeddings, so nothing of the clip can pass through them."""
-    shallow, method = tiny_backbone(layers=1), PauseDistillation(pauses=(4, 4))
+    shallow, method = build(layers=1), PauseDistillation(pauses=(4, 4))
     first = Sample(tiny.clip(model, 1), "Was it 1 or 2?", ("left", "right"), ("It goes right.",), "B")
     second = Sample(tiny.clip(model, 2), "Was it 3 or 4?", ("right", "left"), ("It goes right.",), "B")
     for backbone, passes_through_slots in ((shallow, False), (model, True)):
@@ -223,7 +230,7 @@ def test_spoken_thoughts_see_the_slots_alone(model: Qwen25VL) -> None:
             assert unchanged == (branch == "speak" and not passes_through_slots), (branch, passes_through_slots)
 
 
-def test_gradients_of_the_spoken_thoughts_reach_the_clip_through_the_slots_only(model: Qwen25VL) -> None:
+def test_gradients_of_the_spoken_thoughts_reach_the_clip_through_the_slots_only(model: Backbone) -> None:
     layout = PauseDistillation(pauses=(3, 3)).layout(tiny.samples(model)[0], np.random.default_rng(0))
     packed = pack([layout], model.encode, model.pad)
     rows = branch_rows(layout, model.encode)
@@ -249,7 +256,7 @@ def test_gradients_of_the_spoken_thoughts_reach_the_clip_through_the_slots_only(
     assert (size[before_slots : before_slots + 3] > 0).all()
 
 
-def test_the_teacher_is_not_trained_by_the_distillation(model: Qwen25VL, samples: list[Sample]) -> None:
+def test_the_teacher_is_not_trained_by_the_distillation(model: Backbone, samples: list[Sample]) -> None:
     layout = PauseDistillation(pauses=(3, 3)).layout(samples[0], np.random.default_rng(0))
     rows = branch_rows(layout, model.encode)
     packed = pack([layout], model.encode, model.pad)
@@ -263,17 +270,18 @@ def test_the_teacher_is_not_trained_by_the_distillation(model: Qwen25VL, samples
     assert (size[rows["answer"][shared : shared + 4]] > 0).all()  # slots and <ANS>
 
 
-def test_the_vision_encoder_runs_once(model: Qwen25VL, samples: list[Sample]) -> None:
-    calls = []
-    hook = model.model.model.visual.register_forward_hook(lambda *call: calls.append(call))
+def test_the_vision_encoder_runs_once(model: Backbone, samples: list[Sample]) -> None:
+    calls: list[object] = []
+    eye = "vision_tower" if isinstance(model, InternVL) else "visual"
+    hook = model.model.model.get_submodule(eye).register_forward_hook(lambda *call: calls.append(call))
     with torch.no_grad():
         out = packed_run(model, layouts_of(METHODS["pause"], samples))
     hook.remove()
     assert len(calls) == 1
-    assert out.packed.grids == tuple(s.visual.grid for s in samples if s.visual)
+    assert len(out.packed.patches) == sum(len(s.visual.patches) for s in samples if s.visual)
 
 
-def test_branches_in_words(model: Qwen25VL) -> None:
+def test_branches_in_words(model: Backbone) -> None:
     sample = Sample(None, "Why?", ("x", "y"), ("It is so.",), "B")
     prompt = "".join(
         [
@@ -318,7 +326,7 @@ def test_pauses_are_drawn_per_sample(samples: list[Sample]) -> None:
     assert set(counts(0, PauseDistillation())) == {8}
 
 
-def test_an_empty_answer_has_no_distance(model: Qwen25VL, samples: list[Sample]) -> None:
+def test_an_empty_answer_has_no_distance(model: Backbone, samples: list[Sample]) -> None:
     method = PauseDistillation()
     out = packed_run(model, layouts_of(method, [replace(samples[3], answer="")]))
     total, terms = method.loss(out)

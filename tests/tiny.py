@@ -1,14 +1,29 @@
-"""A tiny random model of the real class, its tokenizer, clips and samples. Quick to build, the same every time."""
+"""Tiny random models of the real classes, their tokenizer, clips and samples. Quick to build, the same every time."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
 from engine.backbones import small
+from engine.backbones.base import Backbone
+from engine.backbones.internvl import InternVL
 from engine.backbones.qwen2_5_vl import Qwen25VL
+from engine.backbones.text import TextLM
 from engine.data.samples import Sample
 from engine.layout import Visual
 
@@ -54,17 +69,66 @@ def tiny_backbone(seed: int = 0, layers: int = 3) -> Qwen25VL:
         tie_word_embeddings=False,
     )  # fmt: skip
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(config)
+    return Qwen25VL(lively(Qwen2_5_VLForConditionalGeneration(config)), tokens)
+
+
+def tiny_internvl(seed: int = 0, layers: int = 3) -> InternVL:
+    """Tiles of 28 x 28 pixels, 2 x 2 tokens each."""
+    tokens = words()
+    tokens.add_tokens(["<img>", "</img>", "<IMG_CONTEXT>"], special_tokens=True)
+    ids = tokens.get_vocab()
+    config = InternVLConfig(
+        text_config={
+            "model_type": "qwen2", "vocab_size": len(tokens), "hidden_size": 64, "intermediate_size": 96,
+            "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "max_position_embeddings": 1024, "bos_token_id": None, "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"], "tie_word_embeddings": False,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+        vision_config={
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "image_size": 28, "patch_size": 7, "attention_bias": True,
+        },
+        image_token_id=ids["<IMG_CONTEXT>"], image_seq_length=4, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    return InternVL(lively(InternVLForConditionalGeneration(config)), tokens)
+
+
+def tiny_gpt2(seed: int = 0, layers: int = 3) -> TextLM:
+    """Learned positions, head tied to the embedding."""
+    tokens = words()
+    end = tokens.eos_token_id
+    config = GPT2Config(
+        vocab_size=len(tokens), n_positions=256, n_embd=64, n_layer=layers, n_head=4, bos_token_id=end, eos_token_id=end
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    return TextLM(lively(GPT2LMHeadModel(config)), tokens)
+
+
+def tiny_llama(seed: int = 0, layers: int = 3) -> TextLM:
+    """Grouped keys, rotary positions, a head of its own."""
+    tokens = words()
+    config = LlamaConfig(
+        vocab_size=len(tokens), hidden_size=64, intermediate_size=96, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    return TextLM(lively(LlamaForCausalLM(config)), tokens)
+
+
+def lively(model: Any) -> Any:
+    """Weights and biases large enough that every part of the model counts."""
     for name, weight in model.named_parameters():
         if weight.dim() >= 2:
             nn.init.xavier_uniform_(weight.view(len(weight), -1), gain=3.0 if "embed" in name else 1.0)
         elif name.endswith("bias"):
             nn.init.normal_(weight, std=0.1)
-    return Qwen25VL(model.eval(), tokens)
+    return model.eval()
 
 
 def clip(
-    model: Qwen25VL, seed: int = 0, frames: int = 4, height: int = 56, width: int = 84, seconds: float = 0.5,
+    model: Backbone, seed: int = 0, frames: int = 4, height: int = 56, width: int = 84, seconds: float = 0.5,
     still: bool = False,
 ) -> Visual:  # fmt: skip
     """Random pixels. `seconds`: between two frames."""
@@ -72,13 +136,31 @@ def clip(
     return model.visual(pixels, seconds, still)
 
 
-def samples(model: Qwen25VL) -> list[Sample]:
+def samples(model: Backbone) -> list[Sample]:
     """A video, an image, a long video with an odd number of frames, and no picture at all; all of different lengths."""
     return [
         Sample(clip(model, 1), "Where is it?", ("left", "right"), ("It starts left. Then right.",), "B"),
         Sample(clip(model, 2, 1, 84, 56, still=True), "How many?", (), ("One, two, three.",), "3", "numerical"),
         Sample(
-            clip(model, 3, 11, 28, 28, 1.0), "What happens in the clip?", (), ("A is touched.",), "it moves", "free-form"
+            clip(model, 3, 11, 28, 28, 1.0),
+            "What happens in the clip?",
+            (),
+            ("A is touched.",),
+            "it moves",
+            "free-form",
         ),
         Sample(None, "What is one and one?", ("1", "2", "3"), ("1 + 1 = 2, and no more than that.",), "B"),
+    ]
+
+
+def chains(model: Backbone) -> list[Sample]:
+    """Plain questions whose chains have 2, 0, 5 and 1 steps, of different lengths; the first two with a picture where
+    the model has eyes."""
+    sees = not isinstance(model, TextLM)
+    seen = (clip(model, 1), clip(model, 2, 1, 84, 56, still=True)) if sees else (None, None)
+    steps = ("it goes left", "then right"), (), ("1 + 1 = 2", "2 + 1 = 3", "3 + 1 = 4", "4 + 1 = 5", "5"), ("no name",)
+    questions = "Where is it in the end?", "How many?", "What is one and one and one and one and one?", "Does it lie?"
+    return [
+        Sample(visual, question, (), chain, answer, dialect="plain")
+        for visual, question, chain, answer in zip((*seen, None, None), questions, steps, ("B", "3", "5", "no"))
     ]

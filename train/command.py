@@ -13,16 +13,27 @@ import torch
 
 from engine.backbones.base import Backbone
 from engine.config import ConfigError, build, read_yaml
+from engine.data.aokvqa import AokvqaSource, MultimodalCoconutSource
+from engine.data.coconut_json import CoconutSource
+from engine.data.codi_json import CodiSource
+from engine.data.gsm8k_icot import Gsm8kIcotSource
+from engine.data.llava_cot import LlavaCotSource
 from engine.data.samples import letter
+from engine.data.text_worlds import TextWorldsSource
 from engine.data.video_r1 import VideoR1Source
 from engine.data.worlds import WorldsSource
 from engine.evaluation import Outcome, evaluate, mean
 from engine.layout import Layout, pack
 from engine.methods.controls import Silent
-from engine.methods.outcome import run as run_forward
+from engine.methods.method import run as run_forward
 from engine.methods.pause import PauseDistillation
 from engine.training import Method, Training, train
 from engine.video import VideoError
+
+Source = (
+    WorldsSource | TextWorldsSource | VideoR1Source | LlavaCotSource | AokvqaSource | MultimodalCoconutSource
+    | CoconutSource | Gsm8kIcotSource | CodiSource
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,9 +50,26 @@ class Run:
 
     method: dict
     training: Training = field(default_factory=Training)
-    worlds: WorldsSource = field(default_factory=WorldsSource)
-    video_r1: VideoR1Source | None = None  # instead of the worlds
     validation: Validation = field(default_factory=Validation)
+    # The data: at most one of these; without any, the worlds.
+    worlds: WorldsSource | None = None
+    text_worlds: TextWorldsSource | None = None
+    video_r1: VideoR1Source | None = None
+    llava_cot: LlavaCotSource | None = None
+    aokvqa: AokvqaSource | None = None
+    multimodal_coconut: MultimodalCoconutSource | None = None
+    coconut_json: CoconutSource | None = None
+    gsm8k_icot: Gsm8kIcotSource | None = None
+    codi_json: CodiSource | None = None
+
+    @property
+    def source(self) -> Source:
+        """Errors: ConfigError for two sources."""
+        given = [getattr(self, f.name) for f in fields(self) if f.name not in ("method", "training", "validation")]
+        chosen = [source for source in given if source is not None]
+        if len(chosen) > 1:
+            raise ConfigError("Name one source of data, not several.")
+        return chosen[0] if chosen else WorldsSource()
 
 
 def parse(description: str | None, argv: list[str] | None) -> argparse.Namespace:
@@ -66,7 +94,7 @@ def main(description: str | None, method: type, argv: list[str] | None = None) -
         values["training"] = {**values.get("training", {}), **overrides}
         run = build(Run, values)
         chosen: Method = build(method, run.method, "method.")
-        source = run.video_r1 or run.worlds
+        source = run.source
         note = {type(source).__name__: asdict(source), "validation": asdict(run.validation)}
         train(run.training, chosen, source, validation(run, chosen), resume, note)
     except (ConfigError, VideoError, FloatingPointError) as error:
@@ -77,7 +105,7 @@ def main(description: str | None, method: type, argv: list[str] | None = None) -
 
 def validation(run: Run, method: Method) -> Callable[[Backbone], dict[str, float]]:
     """Decodes the validation split: silently for a method with slots or <ANS>, with the written chain for one that writes it."""
-    source = replace(run.video_r1 or run.worlds, split="validation")
+    source = replace(run.source, split="validation")
     samples = [source(i) for i in range(run.validation.samples)]
     layouts = [method.layout(sample, np.random.default_rng(i)) for i, sample in enumerate(samples)]
     branches = set(layouts[0].branches)
@@ -86,7 +114,7 @@ def validation(run: Run, method: Method) -> Callable[[Backbone], dict[str, float
     def validate(backbone: Backbone) -> dict[str, float]:
         scores: dict[str, Any] = {}
         if "look" in branches:
-            return {"accuracy": letters_right(backbone, layouts)}
+            return letters_right(backbone, layouts)
         if "teacher" in branches:
             written = evaluate(backbone, samples, "explicit", 0, run.validation.batch)
             scores |= {"explicit": mean([r.correct for r in written]), "explicit_steps": step_share(written)}
@@ -109,12 +137,17 @@ def _pauses(method: Method) -> int:
 
 
 @torch.no_grad()
-def letters_right(backbone: Backbone, layouts: list[Layout]) -> float:
-    """The share of option letters that the look-up predicts from everything before them."""
-    out = run_forward(backbone, pack(layouts, backbone.encode, backbone.pad).to(backbone.device)).branch("look")
+def letters_right(backbone: Backbone, layouts: list[Layout]) -> dict[str, float]:
+    """The share of option letters that the look-up predicts from everything before them, written and silent."""
+    whole = run_forward(backbone, pack(layouts, backbone.encode, backbone.pad).to(backbone.device))
+    out = whole.branch("look")
     letters = torch.tensor([backbone.text_ids(f" {letter(i)}")[0] for i in range(4)], device=backbone.device)
     asked = torch.isin(out.rows.target, letters)
-    return float((out.logits().argmax(-1) == out.rows.target)[asked].float().mean())
+    written = (out.logits().argmax(-1) == out.rows.target)[asked]
+    silent = [whole.branch(name) for name in layouts[0].branches if name.startswith("silent")]
+    said = [(b.logits().argmax(-1) == b.rows.target)[b.rows.name == b.rows.names.index("answer")] for b in silent]
+    share = {"letters": float(written.float().mean()), "silent": float(torch.cat(said).float().mean())}
+    return share | {"accuracy": min(share.values())}
 
 
 def step_share(results: list[Outcome]) -> float:

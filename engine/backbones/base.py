@@ -5,18 +5,25 @@ A family's file adds only what differs: embedding, positions, vision, how its la
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
-from engine.layout import END, Encoded, Packed, Piece, Segment, Special
+from engine.layout import END, Encoded, Packed, Piece, Segment, Special, Visual
 
+NO_VISION = "This is a language model without vision: ask without a clip, or choose another model."
 SPECIAL_TOKENS = ("<pause>", "<think>", "</think>", "<answer>", "</answer>", "<COT>", "<ANS>")
+
+
+class Cut(Protocol):
+    def __call__(self, frames: np.ndarray, seconds_per_frame: float, *, still: bool = False) -> Visual: ...
 
 
 @dataclass(frozen=True)
@@ -91,17 +98,56 @@ class Backbone:
         """Rows after the final norm [..., dim] -> logits [..., vocabulary]."""
         return self.model.lm_head(rows)
 
+    def language_model(self) -> Any:
+        """The model without its vision: a language model that `forward` and `logits` can be called on."""
+        return self.model
+
     def new_cache(self) -> DynamicCache:
         return DynamicCache(config=self.text_config)
 
+    def written_out(self, segment: Segment) -> list[Piece]:
+        """A segment's pieces, its visuals among the tokens that belong around them.
+
+        Texts that stand beside each other become one, so that it falls into the tokens of the whole.
+        """
+        whole: list[Piece] = []
+        for given in segment.pieces:
+            for piece in self.written(given) if isinstance(given, Visual) else (given,):
+                if whole and isinstance(piece, str) and isinstance(whole[-1], str):
+                    whole[-1] += piece
+                else:
+                    whole.append(piece)
+        return whole
+
+    def visual(self, frames: np.ndarray, seconds_per_frame: float, still: bool = False) -> Visual:
+        """Decoded frames, uint8 [frames, height, width, 3] -> what the vision encoder reads. Of a still, the first counts."""
+        return self.cut(frames, seconds_per_frame, still=still)
+
+    def embed(self, packed: Packed) -> Tensor:
+        """Token embeddings with the visual features in their places, vision run once: [batch, length, dim]."""
+        embeds = self.embed_ids(packed.ids)
+        if not packed.grids:
+            return embeds
+        features = self.encode_patches(packed.patches, packed.grids).to(embeds.dtype)
+        return embeds.index_put((packed.visual_sample, packed.visual_row), features)
+
     # What a family's file says
+
+    @property
+    def cut(self) -> Cut:
+        """How frames become what the vision encoder reads. Holds no model, so that other processes can take it along."""
+        raise ValueError(NO_VISION)
+
+    def written(self, visual: Visual) -> tuple[Piece, ...]:
+        """A visual as it stands in a prompt, among the tokens and words that the family puts around it."""
+        return (visual,)
+
+    def encode_patches(self, patches: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
+        """The patches of all visuals of a batch, in one vision pass -> [visual tokens, dim]."""
+        raise ValueError(NO_VISION)
 
     def encode(self, segment: Segment) -> Encoded:
         """One segment -> ids, positions from 0, and where its visuals' tokens stand."""
-        raise NotImplementedError
-
-    def embed(self, packed: Packed) -> Tensor:
-        """Token embeddings with the visual features in their places: [batch, length, dim]."""
         raise NotImplementedError
 
     def forward(self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: Cache | None = None) -> States:
@@ -113,14 +159,11 @@ class Backbone:
         raise NotImplementedError
 
 
-def joined(pieces: Sequence[Piece]) -> list[Piece]:
-    """Texts that stand beside each other become one, so that it falls into the tokens of the whole."""
-    whole: list[Piece] = []
-    for piece in pieces:
-        if whole and isinstance(piece, str) and isinstance(whole[-1], str):
-            whole[-1] += piece
-        else:
-            whole.append(piece)
+def without(model: Any, *parts: str) -> Any:
+    """The same model, weights shared, whose `model` lacks these parts."""
+    whole, inner = copy.copy(model), copy.copy(model.model)
+    inner._modules = {name: module for name, module in inner._modules.items() if name not in parts}
+    whole._modules = whole._modules | {"model": inner}
     return whole
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from transformers import AttentionInterface, AutoTokenizer, Qwen2_5_VLForConditi
 from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from engine.backbones.base import SPECIAL_TOKENS, Backbone, States, add_tokens, joined
-from engine.layout import Encoded, Packed, Segment, Visual
+from engine.backbones.base import SPECIAL_TOKENS, Backbone, Cut, States, add_tokens, without
+from engine.layout import Encoded, Piece, Segment, Special, Visual
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -95,15 +95,12 @@ class Qwen25VL(Backbone):
         vision = self.vision_config
         return vision.patch_size * vision.spatial_merge_size
 
-    def visual(self, frames: np.ndarray, seconds_per_frame: float, still: bool = False) -> Visual:
-        """Decoded frames -> patches, in the order of transformers' own processor.
-
-        frames: uint8 [frames, height, width, 3], sides multiples of `patch_side`; the last frame is repeated until the
-        count fills the last temporal slice.
-        """
+    @property
+    def cut(self) -> Cut:
         vision = self.vision_config
-        side, merge, temporal = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
-        return cut_patches(frames, seconds_per_frame, side, merge, temporal, still)
+        return partial(
+            cut_patches, side=vision.patch_size, merge=vision.spatial_merge_size, temporal=vision.temporal_patch_size
+        )
 
     def encode_patches(self, patches: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """uint8 patches of all visuals of a batch, in one vision pass -> [visual tokens, dim]."""
@@ -127,7 +124,13 @@ class Qwen25VL(Backbone):
         grid_thw = torch.tensor(grids, device=pixels.device)
         return visual(pixels.to(visual.dtype), grid_thw=grid_thw, **kwargs).pooler_output
 
+    def language_model(self) -> Any:
+        return without(self.model, "visual")
+
     # Text
+
+    def written(self, visual: Visual) -> tuple[Piece, ...]:
+        return Special("<|vision_start|>"), visual, Special("<|vision_end|>")
 
     def encode(self, segment: Segment) -> Encoded:
         config, vision = self.model.config, self.vision_config
@@ -136,7 +139,7 @@ class Qwen25VL(Backbone):
         positions: list[Tensor] = []
         visuals: list[tuple[Visual, list[int]]] = []
         start = 0
-        for piece in joined(segment.pieces):
+        for piece in self.written_out(segment):
             if isinstance(piece, Visual):
                 relative, extent = rotary_positions(piece.grid, merge, 1 if piece.still else piece.seconds * rate)
                 new = [config.image_token_id if piece.still else config.video_token_id] * relative.shape[1]
@@ -153,13 +156,6 @@ class Qwen25VL(Backbone):
 
     # Forward
 
-    def embed(self, packed: Packed) -> Tensor:
-        embeds = self.model.get_input_embeddings()(packed.ids)
-        if not packed.grids:
-            return embeds
-        features = self.encode_patches(packed.patches, packed.grids).to(embeds.dtype)
-        return embeds.index_put((packed.visual_sample, packed.visual_row), features)
-
     def forward(self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: Cache | None = None) -> States:
         out = self.model.model.language_model(
             inputs_embeds=embeds,
@@ -175,7 +171,10 @@ class Qwen25VL(Backbone):
 def cut_patches(
     frames: np.ndarray, seconds_per_frame: float, side: int, merge: int, temporal: int, still: bool = False
 ) -> Visual:
-    """uint8 frames [frames, height, width, 3] -> Visual; see `Qwen25VL.visual`. Needs no model."""
+    """uint8 frames [frames, height, width, 3] -> patches in the order of transformers' own processor. Needs no model.
+
+    Sides must be multiples of `side * merge`; the last frame is repeated until the count fills the last temporal slice.
+    """
     _, height, width, _ = frames.shape
     if height % (side * merge) or width % (side * merge):
         raise ValueError(f"Frames of {width}x{height} pixels: both sides must be multiples of {side * merge}.")

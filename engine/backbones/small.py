@@ -59,7 +59,7 @@ def config(
             "bos_token_id": None, "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"],
             "rope_parameters": {
                 "rope_type": "default", "rope_theta": 10000.0,
-                "mrope_section": [pairs // 4, pairs * 3 // 8, pairs * 3 // 8],
+                "mrope_section": [pairs - 2 * (pairs * 3 // 8), pairs * 3 // 8, pairs * 3 // 8],
             },
         },
         vision_config={

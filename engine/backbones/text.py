@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import Cache
 
-from engine.backbones.base import SPECIAL_TOKENS, Backbone, States, add_tokens, joined
-from engine.layout import Encoded, Packed, Segment, Visual
+from engine.backbones.base import NO_VISION, SPECIAL_TOKENS, Backbone, States, add_tokens
+from engine.layout import Encoded, Segment, Visual
 
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3")
 
@@ -25,7 +25,9 @@ class TextLM(Backbone):
         cls, path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32,
         tokens: Sequence[str] = SPECIAL_TOKENS,
     ) -> TextLM:  # fmt: skip
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
+        )
         tokenizer = AutoTokenizer.from_pretrained(path)
         if tokenizer.pad_token_id is None:  # GPT-2 and Llama pad with what ends a text
             tokenizer.pad_token = tokenizer.eos_token
@@ -35,14 +37,11 @@ class TextLM(Backbone):
 
     def encode(self, segment: Segment) -> Encoded:
         ids: list[int] = []
-        for piece in joined(segment.pieces):
+        for piece in self.written_out(segment):
             if isinstance(piece, Visual):
-                raise ValueError("This is a language model without vision: ask without a clip, or choose another model.")
+                raise ValueError(NO_VISION)
             ids += self.piece_ids(piece)
         return Encoded(ids, torch.arange(len(ids))[None], len(ids))
-
-    def embed(self, packed: Packed) -> Tensor:
-        return self.embed_ids(packed.ids)
 
     def forward(self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: Cache | None = None) -> States:
         language: Any = self.model.base_model

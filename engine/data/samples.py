@@ -36,6 +36,7 @@ class Sample:
     answer: str
     problem_type: str = "multiple choice"
     dialect: Dialect = "chat"
+    sections: tuple[str, ...] = ()  # the names of `steps`, one each, where the chain has named sections
 
     @property
     def thoughts(self) -> str:
@@ -67,13 +68,13 @@ def user_turn(question: str, options: Sequence[str], problem_type: str = "multip
 
 
 def context(sample: Sample) -> Segment:
-    """Chat: system prompt, the user's turn and the opening of the assistant's, in Qwen's format. Plain: the question."""
+    """Chat: system prompt, the user's turn and the opening of the assistant's, in Qwen's format. Plain: the question.
+
+    The tokens around a visual are its family's, and the backbone's to write.
+    """
+    seen: tuple[Piece, ...] = () if sample.visual is None else (sample.visual,)
     if sample.dialect == "plain":
-        shown = () if sample.visual is None else (sample.visual,)
-        return Segment("context", (*shown, f"{sample.question}\n"))
-    seen: tuple[Piece, ...] = ()
-    if sample.visual is not None:
-        seen = (Special("<|vision_start|>"), sample.visual, Special("<|vision_end|>"))
+        return Segment("context", (*seen, f"{sample.question}\n"))
     start, end = Special("<|im_start|>"), Special("<|im_end|>")
     turn = user_turn(sample.question, sample.options, sample.problem_type)
     pieces: tuple[Piece, ...] = (
@@ -92,10 +93,15 @@ def chain(sample: Sample, first: int = 0) -> Segment:
     return target(Special("<think>"), "\n".join(steps), Special("</think>"))
 
 
-def solution(sample: Sample) -> tuple[Segment, ...]:
-    """The answer behind its mark; the part called "answer" is what distillation aligns."""
+def hint(steps: Sequence[str]) -> Segment:
+    """The beginning of a chain in chat, given rather than predicted; what follows is left to the slots."""
+    return Segment("context", (Special("<think>"), "\n".join(steps)) if steps else ())
+
+
+def solution(sample: Sample, prompt: str = "###") -> tuple[Segment, ...]:
+    """The answer behind its mark; the part called "answer" is what distillation aligns. `prompt`: plain text's mark."""
     if sample.dialect == "plain":
-        return target("###"), target(f" {sample.answer}", name="answer")
+        return target(prompt), target(f" {sample.answer}", name="answer")
     return (
         target(Special("<answer>")),
         target(sample.answer, name="answer"),

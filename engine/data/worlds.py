@@ -38,19 +38,24 @@ class WorldsSource:
         return np.random.default_rng([self.seed, index])
 
     def record(self, index: int) -> worlds.Record:
-        """Families in turn, difficulty uniform, the clip's own seed = (this source's seed, index)."""
-        family = self.families[index % len(self.families)]
-        low, high = self.difficulties
-        if self.ramp:
-            high = min(high, low + (high - low + 1) * index // self.ramp)
-        difficulty = int(self.rng(index).integers(low, high + 1))
-        return worlds.make(family, difficulty, self.seed * 10_000_000 + index, self.split)
+        return worlds.make(*drawn(self.families, self.difficulties, self.ramp, self.seed, index), self.split)
 
     def __call__(self, index: int) -> Sample:
         record = self.record(index)
         if self.corrupt == "blind":
             return sample(record, None)
         return sample(record, corrupted(visual(record), self.corrupt, self.rng(index)))
+
+
+def drawn(
+    families: tuple[str, ...], difficulties: tuple[int, int], ramp: int, seed: int, index: int
+) -> tuple[str, int, int]:
+    """Families in turn, difficulty uniform, the record's own seed = (the source's seed, index)."""
+    low, high = difficulties
+    if ramp:
+        high = min(high, low + (high - low + 1) * index // ramp)
+    difficulty = int(np.random.default_rng([seed, index]).integers(low, high + 1))
+    return families[index % len(families)], difficulty, seed * 10_000_000 + index
 
 
 def frame_times(record: worlds.Record) -> np.ndarray:

@@ -1,1 +1,30 @@
 """One short file a published method. Each makes five choices: layout, visibility, feedback, objectives, curriculum."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+
+from engine.config import ConfigError
+from engine.methods.method import Method
+
+
+def find(name: str) -> type[Method]:
+    """A method by its file's name in this folder ("pause"), or by file and class where one holds several
+    ("controls.Explicit"). A new file is found without being listed anywhere.
+
+    Errors: ConfigError for a name without a file, or a file without that method.
+    """
+    file, _, wanted = name.partition(".")
+    if not file.isidentifier() or find_spec(f"{__name__}.{file}") is None:
+        raise ConfigError(f"There is no method {name!r}: engine/methods holds no file {file}.py.")
+    module = import_module(f"{__name__}.{file}")
+    made = [
+        thing for thing in vars(module).values()
+        if isinstance(thing, type) and issubclass(thing, Method) and thing.__module__ == module.__name__
+    ]  # fmt: skip
+    chosen = [thing for thing in made if not wanted or thing.__name__ == wanted]
+    if len(chosen) != 1:
+        names = ", ".join(f"{file}.{thing.__name__}" for thing in made) or "no method"
+        raise ConfigError(f"{name!r} is not one method: engine/methods/{file}.py holds {names}.")
+    return chosen[0]

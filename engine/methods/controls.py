@@ -9,14 +9,14 @@ from torch import Tensor
 
 from engine.data.samples import Sample, chain, context, ending, solution
 from engine.layout import Layout, marker, slots
-from engine.methods.outcome import Outcome, weighted
+from engine.methods.method import Method, Outcome, weighted
 
 
 @dataclass(frozen=True)
-class Explicit:
+class Explicit(Method):
     """The chain is written out, then the answer."""
 
-    def layout(self, sample: Sample, rng: np.random.Generator) -> Layout:
+    def layout(self, sample: Sample, rng: np.random.Generator, epoch: int = 0) -> Layout:
         return Layout({"teacher": (context(sample), chain(sample), *solution(sample), ending(sample))})
 
     def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]:
@@ -24,12 +24,12 @@ class Explicit:
 
 
 @dataclass(frozen=True)
-class Silent:
+class Silent(Method):
     """Answer loss only, after `pauses` slots: a filler control; with no slots, the answer-only control."""
 
     pauses: int = 8
 
-    def layout(self, sample: Sample, rng: np.random.Generator) -> Layout:
+    def layout(self, sample: Sample, rng: np.random.Generator, epoch: int = 0) -> Layout:
         think = slots("<pause>", self.pauses)
         return Layout({"answer": (context(sample), think, marker("<ANS>"), *solution(sample), ending(sample))})
 

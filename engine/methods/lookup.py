@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from engine.data.samples import Sample, context, ending, letter, option_lines
-from engine.layout import Layout, Segment, Special, target
-from engine.methods.outcome import Outcome, weighted
+from engine.data.samples import Sample, context, ending, hint, letter, option_lines, solution
+from engine.layout import Layout, Segment, Special, marker, slots, target
+from engine.methods.method import Method, Outcome, weighted
 
 
 @dataclass(frozen=True)
-class Lookup:
+class Lookup(Method):
     """Options are named with their letters, as a chain names its last one: "so middle B"; `lines` of them, drawn with
-    replacement, so that no letter follows from those that are taken.
+    replacement, so that no letter follows from those that are taken. Then each of them again in silence: a chain that
+    has come to "ball middle", the slots, and the letter as the answer.
 
     bare: the share of samples that show the option lines without the prompt around them; among few tokens the matching
     one is found sooner, and then among many.
@@ -23,14 +25,23 @@ class Lookup:
 
     bare: float = 0.5
     lines: int = 5
+    pauses: int = 8
 
-    def layout(self, sample: Sample, rng: np.random.Generator) -> Layout:
+    def layout(self, sample: Sample, rng: np.random.Generator, epoch: int = 0) -> Layout:
         lines = option_lines(sample.options)
         trunk = Segment("context", (lines, "\n")) if rng.random() < self.bare else context(sample)
-        named = [f"so {sample.options[i]} {letter(i)}" for i in rng.integers(len(sample.options), size=self.lines)]
-        return Layout(
-            {"look": (trunk, target(Special("<think>"), "\n".join(named), Special("</think>")), ending(sample))}
-        )
+        drawn = rng.integers(len(sample.options), size=self.lines).tolist()
+        named = [f"so {sample.options[i]} {letter(i)}" for i in drawn]
+        written = target(Special("<think>"), "\n".join(named), Special("</think>"))
+        branches: dict[str, tuple[Segment, ...]] = {"look": (trunk, written, ending(sample))}
+        state = sample.steps[-2].rpartition(" ")[0]
+        for place, i in enumerate(drawn):
+            told = hint((f"{state} {sample.options[i]}",))
+            think = slots("<pause>", self.pauses)
+            answered = solution(Sample(None, "", (), (), letter(i)))
+            branches[f"silent{place}"] = (trunk, told, think, marker("<ANS>"), *answered, ending(sample))
+        return Layout(branches)
 
     def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]:
-        return weighted({"look": (1.0, out.branch("look").cross_entropy())})
+        silent = torch.stack([out.branch(f"silent{place}").cross_entropy() for place in range(self.lines)]).mean()
+        return weighted({"look": (1.0, out.branch("look").cross_entropy()), "silent": (1.0, silent)})

@@ -13,23 +13,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
-from engine.data.samples import Sample, chain, context, ending, solution
-from engine.layout import Layout, Segment, marker, slots
-from engine.methods.outcome import Outcome, weighted
+from engine.backbones.base import Backbone
+from engine.data.samples import Sample, chain, context, ending, hint, solution
+from engine.layout import Layout, Reading, Segment, marker, slots
+from engine.methods.method import Method, Outcome, weighted
+from engine.methods.steps import DECODER, StepSupervision, auxiliary_decoder
 from engine.objectives import hidden_distance
 
 
 @dataclass(frozen=True)
-class PauseDistillation:
+class PauseDistillation(Method):
     mode: Literal["distilling", "student", "teacher"] = "distilling"
     pauses: tuple[int, int] = (8, 8)  # fewest and most; drawn per sample, so that one model serves a range
     decode: float = 0.5
     answer: float = 0.5
     teacher: float = 1.0
     distil: float = 10.0
+    hints: float = 0.0  # share of samples whose silent answer follows the chain's first steps, any number of them, written
     form: Literal["paper", "coded"] = "paper"
+    steps: StepSupervision | None = None  # SIM-CoT: each pause must say its own step
     compat: bool = False  # the published trainer's fault: plain 1-D positions in the decoder pass
 
     @classmethod
@@ -37,16 +41,28 @@ class PauseDistillation:
         """What the released code computes, faults included."""
         return cls(form="coded", compat=True)
 
-    def layout(self, sample: Sample, rng: np.random.Generator) -> Layout:
+    def layout(self, sample: Sample, rng: np.random.Generator, epoch: int = 0) -> Layout:
         trunk = context(sample)
         think = slots("<pause>", int(rng.integers(self.pauses[0], self.pauses[1] + 1)))
         branches: dict[str, tuple[Segment, ...]] = {}
         if self.mode != "teacher":
             branches["speak"] = (trunk, think, marker("<COT>", sees=(think,)), chain(sample), ending(sample))
-            branches["answer"] = (trunk, think, marker("<ANS>"), *solution(sample), ending(sample))
+            answered = (marker("<ANS>"), *solution(sample), ending(sample))
+            if rng.random() < self.hints:
+                given = sample.steps[: rng.integers(len(sample.steps))]
+                branches["answer"] = (trunk, hint(given), slots("<pause>", len(think.pieces)), *answered)
+            else:
+                branches["answer"] = (trunk, think, *answered)
         if self.mode != "student":
             branches["teacher"] = (trunk, chain(sample), *solution(sample), ending(sample))
-        return Layout(branches, frozenset({"speak"} if self.compat else ()))
+        readings: tuple[Reading, ...] = ()
+        if self.steps and self.mode != "teacher":
+            groups = [[(think, place)] for place in range(len(think.pieces))]
+            readings = self.steps.readings(groups, sample.steps, sample.answer)
+        return Layout(branches, frozenset({"speak"} if self.compat else ()), readings)
+
+    def companions(self, backbone: Backbone) -> nn.ModuleDict:
+        return nn.ModuleDict({DECODER: auxiliary_decoder(backbone)} if self.steps else {})
 
     def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]:
         terms = {}
@@ -59,4 +75,6 @@ class PauseDistillation:
             student, sample = out.branch("answer").predicting("answer")
             teacher, _ = out.branch("teacher").predicting("answer")
             terms["distil"] = (self.distil, hidden_distance(student, teacher, sample, len(out.packed.ids), self.form))
+        if self.steps and self.mode != "teacher":
+            terms["steps"] = (self.steps.weight, self.steps.loss(out))
         return weighted(terms)

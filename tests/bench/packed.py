@@ -20,7 +20,7 @@ from engine.backbones.qwen2_5_vl import Qwen25VL
 from engine.data.samples import Sample
 from engine.data.worlds import WorldsSource, texts
 from engine.layout import Layout, Packed, pack
-from engine.methods.outcome import run
+from engine.methods.method import run
 from engine.methods.pause import PauseDistillation
 
 ROUNDS = 7

@@ -6,9 +6,15 @@ import json
 import sys
 from pathlib import Path
 
-from tests.conformance import pause
+from tests.conformance import coconut, codi, multimodal, pause
 
-CHECKS = {"implicit-video-reasoning": pause.check}  # the `method` key of config.json -> its check
+CHECKS = {  # the `method` key of config.json -> its check
+    "implicit-video-reasoning": pause.check,
+    "coconut": coconut.check,
+    "multimodal-coconut": multimodal.check,
+    "sim-cot-coconut": coconut.check,
+    "codi": codi.check,
+}
 
 
 def report(folder: Path) -> bool:

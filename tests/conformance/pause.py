@@ -7,7 +7,6 @@ what follows a video are checked where both rules agree; elsewhere the engine ke
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -18,40 +17,24 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from engine import masks, objectives
 from engine.backbones.qwen2_5_vl import Qwen25VL
 from engine.data.samples import Sample
 from engine.layout import Layout, Packed, Piece, Segment, Visual, pack
-from engine.methods.outcome import Outcome, run
+from engine.methods.method import Outcome, run
 from engine.methods.pause import PauseDistillation
-from tests.conformance.quantities import Quantity, array, gradient, number, same, unchecked
+from tests.conformance.folder import IGNORED, Numerals, below, gradients, model, numerals, read_json
+from tests.conformance.quantities import Quantity, array, number, same, unchecked
 from tests.rows import branch_rows
 
 NAMES = {  # the folder's names for special tokens -> the engine's
     "pause": "<pause>", "begin_cot": "<COT>", "begin_ans": "<ANS>", "im_start": "<|im_start|>", "im_end": "<|im_end|>",
     "answer_start": "<answer>", "answer_end": "</answer>", "think_start": "<think>", "think_end": "</think>",
+    "vision_start": "<|vision_start|>", "vision_end": "<|vision_end|>",
 }  # fmt: skip
 BRANCHES = {"decoder": "speak", "answer": "answer", "teacher": "teacher"}  # the folder's names -> the method's
 TERMS = {"ce_decoder": "decode", "ce_answer": "answer", "ce_teacher": "teacher", "kd": "distil"}
-IGNORED = -100
-
-
-@dataclass(frozen=True)
-class Numerals:
-    """A tokenizer whose text is written in ids ("57 10 14"): the folders give ids and no words."""
-
-    ids: dict[str, int]
-    newline: int
-    pad_token_id: int
-    unk_token_id: int | None = None
-
-    def convert_tokens_to_ids(self, name: str) -> int:
-        return self.ids[name]
-
-    def encode(self, text: str, **_: bool) -> list[int]:
-        return [int(word) for word in text.replace("\n", f" {self.newline} ").split()]
 
 
 class GivenPixels(Qwen25VL):
@@ -88,17 +71,12 @@ class Golden:
 
 
 def _load(folder: Path) -> tuple[GivenPixels, list[Golden]]:
-    config, inputs = _json(folder / "config.json"), _json(folder / "inputs.json")
-    given = next(iter(config["models"].values()))
-    kind = Qwen2_5_VLForConditionalGeneration
-    if given["class"] != kind.__name__:
-        raise ValueError(f"{folder} needs the class {given['class']}; the method runs on {kind.__name__}.")
-    model = kind(kind.config_class.from_dict(given["config"]))
-    model.load_state_dict(load_file(folder / given["weights"]), strict=True)
+    config, inputs = read_json(folder / "config.json"), read_json(folder / "inputs.json")
     special = inputs["special_ids"]
-    words = Numerals({ours: special[theirs] for theirs, ours in NAMES.items()}, special["newline"], special["pad"])
+    names = {ours: special[theirs] for theirs, ours in NAMES.items()}
+    words = Numerals(names, {"\n": [special["newline"]]}, special["pad"], special["im_end"])
     pixels = load_file(folder / "inputs.safetensors")
-    backbone = GivenPixels(model.eval(), words)
+    backbone = GivenPixels(model(folder, next(iter(config["models"]))), words)
     return backbone, [_golden(g, special, pixels.get(f"{g['name']}.pixel_values")) for g in inputs["samples"]]
 
 
@@ -107,30 +85,22 @@ def _golden(given: dict[str, Any], special: dict[str, int], pixels: Tensor | Non
     # transformers 4.52.4, which the numbers come from, cuts a fraction of a second off.
     seconds = float(int(given["second_per_grid_ts"] or 0))
     visual = None if pixels is None else Visual(pixels, tuple(given["grid_thw"]), seconds, still)
-    place = special["image_token_id" if still else "video_token_id"]
+    seen = {special[name] for name in ("vision_start", "image_token_id" if still else "video_token_id", "vision_end")}
     start, ids = given["prompt_len"], given["input_ids"]
     pieces: list[Piece] = []
-    for is_place, run_of_ids in groupby(ids["decoder"][:start], lambda i: i == place):
-        pieces.append(visual if is_place else _text(run_of_ids))
+    for is_seen, run_of_ids in groupby(ids["decoder"][:start], lambda i: i in seen):
+        pieces.append(visual if is_seen else numerals(run_of_ids))
     spoken, answered = ids["decoder"][start:], ids["answer"][start:]
     thoughts = _between(spoken, special["think_start"], special["think_end"])
     answer = _between(answered, special["answer_start"], special["answer_end"])
-    sample = Sample(visual, "", (), (_text(thoughts),), _text(answer))
+    sample = Sample(visual, "", (), (numerals(thoughts),), numerals(answer))
     return Golden(given, sample, Segment("context", tuple(pieces)))
-
-
-def _text(ids: Sequence[int]) -> str:
-    return " ".join(map(str, ids))
 
 
 def _between(ids: list[int], opening: int, closing: int) -> list[int]:
     """What stands between the last opening and the last closing tag."""
     first = len(ids) - ids[::-1].index(opening)
     return ids[first : len(ids) - 1 - ids[::-1].index(closing)]
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -178,10 +148,10 @@ def _pass(backbone: Qwen25VL, golden: Golden, method: PauseDistillation) -> Pass
 def check(folder: Path) -> list[Quantity]:
     """Every quantity of a folder, in the order of its samples."""
     backbone, samples = _load(folder)
-    expected, arrays = _json(folder / "expected.json")["samples"], load_file(folder / "expected.safetensors")
+    expected, arrays = read_json(folder / "expected.json")["samples"], load_file(folder / "expected.safetensors")
     right, right_arrays = {}, {}
     if (folder / "expected_independent.json").is_file():
-        right = _json(folder / "expected_independent.json")["samples"]
+        right = read_json(folder / "expected_independent.json")["samples"]
         right_arrays = load_file(folder / "expected_independent.safetensors")
     compat = PauseDistillation.as_published()
     found: list[Quantity] = []
@@ -194,18 +164,14 @@ def check(folder: Path) -> list[Quantity]:
             correct = _pass(backbone, golden, replace(compat, compat=False))
         found += _inputs(golden, published)
         found += _numbers(backbone, name, expected[name], published)
-        found += _arrays(golden, _of(arrays, name), published, correct)
+        found += _arrays(golden, below(arrays, name), published, correct)
         if name in right:
-            found += _independent(backbone, golden, right[name], _of(right_arrays, name), published, correct)
+            found += _independent(backbone, golden, right[name], below(right_arrays, name), published, correct)
     found += _batch(backbone, samples, expected, compat)
     names = [golden.name for golden in samples]
     found += [unchecked(name) for name in expected.keys() | right.keys() if name not in names]
     known = tuple(f"{name}." for name in names)
     return found + [unchecked(key) for key in arrays.keys() | right_arrays.keys() if not key.startswith(known)]
-
-
-def _of(arrays: dict[str, Tensor], sample: str) -> dict[str, Tensor]:
-    return {key.removeprefix(f"{sample}."): value for key, value in arrays.items() if key.startswith(f"{sample}.")}
 
 
 def _inputs(golden: Golden, at: Pass) -> list[Quantity]:
@@ -220,7 +186,6 @@ def _inputs(golden: Golden, at: Pass) -> list[Quantity]:
 
 def _numbers(backbone: Qwen25VL, name: str, given: dict[str, Any], at: Pass) -> list[Quantity]:
     found = []
-    parameters = dict(backbone.model.named_parameters(remove_duplicate=False))
     for key, value in given.items():
         if key in TERMS:
             found.append(number(f"{name}.{key}", value, float(at.terms[TERMS[key]])))
@@ -233,10 +198,7 @@ def _numbers(backbone: Qwen25VL, name: str, given: dict[str, Any], at: Pass) -> 
             plain = bool((positions == torch.arange(positions.shape[1])).all())
             found.append(same(f"{name}.{key}", value, plain))
         elif key == "grad_norms":
-            for parameter, norm in value.items():
-                grad = parameters[parameter].grad if parameter in parameters else None
-                got = 0.0 if grad is None else float(grad.norm())
-                found.append(gradient(f"{name}.grad_norms.{parameter}", norm, got))
+            found += gradients(name, value, dict(backbone.model.named_parameters(remove_duplicate=False)))
         else:
             found.append(unchecked(f"{name}.{key}"))
     return found

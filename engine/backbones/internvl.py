@@ -1,0 +1,145 @@
+"""InternVL3 through transformers' own class (the checkpoints whose names end in -hf): tiles, vision, prompt, forward.
+
+A patch of its visuals is one square tile, uint8 [3, side, side]. An image is cut into up to 12 of them and a thumbnail;
+a video is a tile a frame; `grid` counts frames, rows and columns, without the thumbnail. Positions are plain. Knows no
+method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, InternVLForConditionalGeneration
+from transformers.cache_utils import Cache
+
+from engine.backbones.base import SPECIAL_TOKENS, Backbone, Cut, States, add_tokens, without
+from engine.layout import Encoded, Piece, Segment, Special, Visual
+from engine.video import resize
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+SIDE = 448  # of a published model's tile
+MOST_TILES = 12
+
+
+@dataclass(frozen=True)
+class InternVL(Backbone):
+    @classmethod
+    def load(
+        cls, path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32,
+        tokens: Sequence[str] = SPECIAL_TOKENS,
+    ) -> InternVL:  # fmt: skip
+        """Loads a folder or Hub id; adds the method's special tokens where the tokenizer lacks them."""
+        model = InternVLForConditionalGeneration.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        add_tokens(model, tokenizer, tokens)
+        model.eval().to(torch.device(device))
+        return cls(model, tokenizer)
+
+    # Vision
+
+    @property
+    def tile_side(self) -> int:
+        """Pixels of a tile's side."""
+        return self.model.config.vision_config.image_size[0]
+
+    @property
+    def tile_tokens(self) -> int:
+        config = self.model.config
+        return int(self.tile_side // config.vision_config.patch_size[0] * config.downsample_ratio) ** 2
+
+    @property
+    def cut(self) -> Cut:
+        return partial(cut_tiles, side=self.tile_side)
+
+    def encode_patches(self, patches: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
+        """uint8 tiles of all visuals of a batch [tiles, 3, side, side], in one vision pass -> [visual tokens, dim]."""
+        mean, std = (torch.tensor(x, device=patches.device).reshape(3, 1, 1) for x in (MEAN, STD))
+        return self.encode_pixels((patches.float() / 255 - mean) / std)
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Normalised tiles [tiles, 3, side, side] -> [visual tokens, dim]."""
+        return self.model.model.get_image_features(pixel_values=pixels).pooler_output.flatten(0, 1)
+
+    def language_model(self) -> Any:
+        return without(self.model, "vision_tower", "multi_modal_projector")
+
+    # Text
+
+    def written(self, visual: Visual) -> tuple[Piece, ...]:
+        """An image on a line of its own, a video as a numbered line a frame."""
+        start, end = Special("<img>"), Special("</img>")
+        if visual.still:
+            return start, visual, end, "\n"
+        frames = (replace(visual, patches=tile, grid=(1, 1, 1)) for tile in visual.patches.split(1))
+        lines = ((f"Frame{number}: ", start, frame, end, "\n") for number, frame in enumerate(frames, 1))
+        return tuple(piece for line in lines for piece in line)
+
+    def encode(self, segment: Segment) -> Encoded:
+        ids: list[int] = []
+        visuals: list[tuple[Visual, list[int]]] = []
+        for piece in self.written_out(segment):
+            if isinstance(piece, Visual):
+                new = [self.model.config.image_token_id] * (len(piece.patches) * self.tile_tokens)
+                visuals.append((piece, list(range(len(ids), len(ids) + len(new)))))
+            else:
+                new = self.piece_ids(piece)
+            ids += new
+        return Encoded(ids, torch.arange(len(ids))[None], len(ids), visuals)
+
+    # Forward
+
+    def forward(self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: Cache | None = None) -> States:
+        out = self.model.model.language_model(
+            inputs_embeds=embeds,
+            position_ids=positions[0],
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            output_hidden_states=True,
+        )
+        return States(out.hidden_states, cache)
+
+
+def tile_grid(height: int, width: int, side: int = SIDE, most: int = MOST_TILES) -> tuple[int, int]:
+    """(rows, columns) of tiles, `most` at most, whose shape comes closest to the picture's.
+
+    Where several come as close, as 1 x 1 and 2 x 2, the largest that holds less than twice the picture's pixels.
+    """
+    grids = [(rows, columns) for columns in range(1, most + 1) for rows in range(1, most // columns + 1)]
+    best, nearest = (1, 1), float("inf")
+    for rows, columns in sorted(grids, key=lambda grid: grid[0] * grid[1]):
+        off = abs(width / height - columns / rows)
+        if off < nearest or (off == nearest and rows * columns * side**2 < 2 * height * width):
+            best, nearest = (rows, columns), off
+    return best
+
+
+def cut_tiles(
+    frames: np.ndarray, seconds_per_frame: float, side: int = SIDE, most: int = MOST_TILES, still: bool = False
+) -> Visual:
+    """uint8 frames [frames, height, width, 3] of any size -> Visual. Needs no model.
+
+    A video's frames are a tile each. A still's tiles go row by row; where they are more than one, a thumbnail of the
+    whole comes last.
+    """
+    rows, columns = 1, 1
+    if still:
+        frames = frames[:1]
+        rows, columns = tile_grid(frames.shape[1], frames.shape[2], side, most)
+    pictures = resize(frames, rows * side, columns * side)
+    # [frames, row, y, column, x, 3] -> [frames, row, column, 3, y, x]
+    blocks = torch.from_numpy(pictures).reshape(-1, rows, side, columns, side, 3).permute(0, 1, 3, 5, 2, 4)
+    tiles = blocks.reshape(-1, 3, side, side)
+    if rows * columns > 1:
+        tiles = torch.cat([tiles, torch.from_numpy(resize(frames, side, side)).permute(0, 3, 1, 2)])
+    return Visual(tiles.contiguous(), (len(frames), rows, columns), seconds_per_frame, still)

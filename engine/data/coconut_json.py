@@ -1,0 +1,29 @@
+"""Coconut's format: a JSON list of {question, steps, answer}, for GSM8k, ProntoQA and ProsQA. Other keys are let be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.data.files import BadRow, Entry, FileSource, Row, TextSource, answered, field, json_rows, said, text
+from engine.data.samples import Sample
+
+
+@dataclass(frozen=True)
+class CoconutSource(TextSource):
+    def entries(self, path: Path) -> list[Entry]:
+        return json_rows(path)
+
+    def parse(self, raw: Any) -> Sample:
+        return problem(self, raw)
+
+
+def problem(source: FileSource[Row], raw: Any) -> Sample:
+    """A row's sample. Coconut writes a chain that isn't known as one empty step. Errors: BadRow."""
+    steps = field(raw, "steps")
+    if not isinstance(steps, list):
+        raise BadRow(f"steps must be a list, not {steps!r:.40}")
+    known = () if steps == [""] else tuple(said(step, f"steps[{place}]") for place, step in enumerate(steps))
+    answer = answered(field(raw, "answer"))
+    return Sample(None, text(raw, "question"), (), source.needed(known, "steps"), answer, "free-form", "plain")

@@ -1,0 +1,88 @@
+"""Coconut, and Multimodal CoCoNuT: a curriculum replaces the chain's first steps by thoughts that are fed back.
+
+question <|start-latent|> <|latent|> x n <|end-latent|> remaining steps, answer
+
+A latent's input is the last hidden state one position before it. Knows nothing of backbones, batches or devices: over a
+clip it is Multimodal CoCoNuT, over text it is Coconut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+from engine import curriculum
+from engine.backbones.base import SPECIAL_TOKENS, Backbone
+from engine.curriculum import Replaced
+from engine.data.samples import Sample, chain, context, ending, solution
+from engine.layout import Layout, Reading, Segment, latents, marker, slots
+from engine.methods.method import Method, Outcome, weighted
+from engine.methods.steps import DECODER, StepSupervision, auxiliary_decoder
+
+START, LATENT, STOP = "<|start-latent|>", "<|latent|>", "<|end-latent|>"
+
+
+@dataclass(frozen=True)
+class Coconut(Method):
+    """
+    thoughts: continuous = fed back; filler = the same slots without feedback, the control with the same curriculum.
+    schedule: replace = Coconut's, latents take the place of steps; constant = all latents from the first stage on, while
+    steps leave one a stage.
+    """
+
+    tokens: ClassVar[tuple[str, ...]] = (*SPECIAL_TOKENS, START, LATENT, STOP)
+
+    c_thought: int = 2
+    epochs_per_stage: int = 3
+    max_latent_stage: int = 3
+    pad_latent_to_max: bool = True
+    uniform_prob: float = 0.0
+    thoughts: Literal["continuous", "filler"] = "continuous"
+    schedule: Literal["replace", "constant"] = "replace"
+    steps: StepSupervision | None = None  # SIM-CoT
+    compat: bool = False  # the published trainer's fault: a new optimizer every epoch, not every stage
+
+    def stage(self, epoch: int) -> int:
+        return epoch if self.compat else curriculum.stage(epoch, self.epochs_per_stage)
+
+    def replaced(self, sample: Sample, rng: np.random.Generator, epoch: int) -> Replaced:
+        stage, steps = curriculum.stage(epoch, self.epochs_per_stage), len(sample.steps)
+        if self.schedule == "constant":
+            return curriculum.constant(stage, steps, c_thought=self.c_thought, max_latent_stage=self.max_latent_stage)
+        return curriculum.replaced(
+            stage, steps, rng, c_thought=self.c_thought, max_latent_stage=self.max_latent_stage,
+            pad_latent_to_max=self.pad_latent_to_max, uniform_prob=self.uniform_prob,
+        )  # fmt: skip
+
+    def layout(self, sample: Sample, rng: np.random.Generator, epoch: int = 0) -> Layout:
+        part = self.replaced(sample, rng, epoch)
+        think = thinking(part.latents, self.thoughts)
+        rest = (chain(sample, part.skipped), *solution(sample), ending(sample))
+        readings: tuple[Reading, ...] = ()
+        if self.steps and part.latents:
+            slot = think[1]
+            groups = [
+                [(slot, c * self.c_thought + i - 1) for i in range(self.c_thought)]
+                for c in range(part.latents // self.c_thought)
+            ]
+            after = "\n".join((*sample.steps[part.skipped :], f"### {sample.answer}"))  # what follows the latents
+            readings = self.steps.readings(groups, sample.steps[: part.skipped], after)
+        return Layout({"answer": (context(sample), *think, *rest)}, readings=readings)
+
+    def companions(self, backbone: Backbone) -> nn.ModuleDict:
+        return nn.ModuleDict({DECODER: auxiliary_decoder(backbone)} if self.steps else {})
+
+    def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]:
+        terms = {"answer": (1.0, out.branch("answer").cross_entropy("tokens"))}
+        if self.steps:
+            terms["steps"] = (self.steps.weight, self.steps.loss(out))
+        return weighted(terms)
+
+
+def thinking(count: int, thoughts: Literal["continuous", "filler"] = "continuous") -> tuple[Segment, Segment, Segment]:
+    """The latents between their markers."""
+    middle = latents(LATENT, count) if thoughts == "continuous" else slots(LATENT, count)
+    return marker(START), middle, marker(STOP)

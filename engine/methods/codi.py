@@ -1,0 +1,88 @@
+"""CODI: one model is teacher (the chain written out) and student (a fixed number of projected thoughts) at once.
+
+teacher: question, chain, answer        student: question <|start-latent|> z_0 .. z_{n-1} <|end-latent|> answer
+
+z_0 = projector(state at <|start-latent|>), z_{i+1} = projector(state at z_i). The student's states where the answer's
+first token is predicted are drawn to the teacher's, in every layer. Positions and visibility are each sample's own, so
+that a result depends on no neighbour (the published code's latents attend to padding).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+
+from engine.backbones.base import SPECIAL_TOKENS, Backbone
+from engine.data.samples import Sample, chain, context, ending, solution
+from engine.latents import Feedback
+from engine.layout import Layout, Reading
+from engine.methods.coconut import LATENT, START, STOP, thinking
+from engine.methods.method import Method, Outcome, weighted
+from engine.methods.steps import DECODER, StepSupervision, auxiliary_decoder
+from engine.objectives import position_distance
+
+PROJECTOR = "projector"
+PROMPT = "The answer is:"
+
+
+@dataclass(frozen=True)
+class Codi(Method):
+    tokens: ClassVar[tuple[str, ...]] = (*SPECIAL_TOKENS, START, LATENT, STOP)
+
+    num_latent: int = 6
+    prj_dim: int = 768
+    prj_dropout: float = 0.0
+    distill_factor: float = 1.0
+    ref_factor: float = 1.0
+    steps: StepSupervision | None = None  # SIM-CoT; its published form here: tokens, ignore, first_position 0
+
+    def layout(self, sample: Sample, rng: np.random.Generator, epoch: int = 0) -> Layout:
+        trunk, think, answered = context(sample), thinking(self.num_latent), solution(sample, PROMPT)
+        readings: tuple[Reading, ...] = ()
+        if self.steps:  # z_n too, which is never fed
+            groups = [[(think[1], i - 1)] for i in range(self.num_latent + 1)]
+            readings = self.steps.readings(groups, sample.steps, sample.answer)
+        branches = {
+            "answer": (trunk, *think, *answered, ending(sample)),
+            "teacher": (trunk, chain(sample), *answered, ending(sample)),
+        }
+        return Layout(branches, readings=readings)
+
+    def companions(self, backbone: Backbone) -> nn.ModuleDict:
+        made: dict[str, nn.Module] = {
+            PROJECTOR: projector(backbone.text_config.hidden_size, self.prj_dim, self.prj_dropout)
+        }
+        if self.steps:
+            made[DECODER] = auxiliary_decoder(backbone)
+        return nn.ModuleDict(made)
+
+    def feedback(self, companions: nn.ModuleDict) -> Feedback:
+        return companions[PROJECTOR]
+
+    def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]:
+        student, teacher = out.branch("answer"), out.branch("teacher")
+        terms = {
+            "answer": (1.0, student.cross_entropy("tokens")),
+            "distil": (self.distill_factor, position_distance(student.before("answer"), teacher.before("answer"))),
+            "teacher": (self.ref_factor, teacher.cross_entropy("tokens")),
+        }
+        if self.steps:
+            terms["steps"] = (self.steps.weight, self.steps.loss(out, out.companions[PROJECTOR]))
+        return weighted(terms)
+
+
+def projector(dim: int, inner: int, dropout: float) -> nn.Module:
+    """Hidden state -> input embedding [.., dim]."""
+    return nn.Sequential(
+        OrderedDict(
+            dropout=nn.Dropout(dropout),
+            up=nn.Linear(dim, inner),
+            gelu=nn.GELU(),
+            down=nn.Linear(inner, dim),
+            norm=nn.LayerNorm(dim),
+        )
+    )

@@ -1,0 +1,122 @@
+"""What a method is, and what its loss reads: the packed forward seen branch by branch. Knows no method and no model family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engine import latents, masks, objectives
+from engine.backbones.base import SPECIAL_TOKENS, Backbone
+from engine.data.samples import Sample
+from engine.latents import Feedback
+from engine.layout import Layout, Packed, Rows
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One branch's supervised rows with the states that predict them."""
+
+    rows: Rows
+    hidden: tuple[Tensor, ...]  # a [batch, length, dim] a layer, embeddings first
+    backbone: Backbone
+    batch: int
+
+    def logits(self) -> Tensor:
+        """[rows, vocabulary]: only supervised rows go through the head."""
+        return self.backbone.logits(self.hidden[-1][self.rows.sample, self.rows.row])
+
+    def cross_entropy(self, mean: Literal["samples", "tokens"] = "samples") -> Tensor:
+        """samples: every sample counts the same; tokens: every token does."""
+        each = objectives.token_loss(self.logits(), self.rows.target)
+        return each.mean() if mean == "tokens" else objectives.sample_mean(each, self.rows.sample, self.batch).mean()
+
+    def predicting(self, name: str) -> tuple[list[Tensor], Tensor]:
+        """The states that predict the target called `name`: (a [rows, dim] a layer 1..L, sample [rows])."""
+        chosen = self.rows.name == self.rows.names.index(name)
+        sample, row = self.rows.sample[chosen], self.rows.row[chosen]
+        return [layer[sample, row] for layer in self.hidden[1:]], sample
+
+    def before(self, name: str) -> Tensor:
+        """The state that predicts the first token of the target called `name`: [layers + 1, samples, dim]."""
+        chosen = (self.rows.name == self.rows.names.index(name)).nonzero()[:, 0]
+        sample, row = self.rows.sample[chosen], self.rows.row[chosen]
+        first = torch.ones_like(sample, dtype=torch.bool)
+        first[1:] = sample[1:] != sample[:-1]
+        return torch.stack([layer[sample[first], row[first]] for layer in self.hidden])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One packed forward."""
+
+    packed: Packed
+    hidden: tuple[Tensor, ...]
+    backbone: Backbone
+    companions: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+
+    def branch(self, name: str) -> Branch:
+        return Branch(self.packed.branches[name], self.hidden, self.backbone, self.packed.ids.shape[0])
+
+
+@dataclass(frozen=True)
+class Method:
+    """Five choices: layout (with visibility and curriculum), feedback, objectives. Subclasses say what differs."""
+
+    tokens: ClassVar[tuple[str, ...]] = SPECIAL_TOKENS  # what the tokenizer must have
+
+    def layout(self, sample: Sample, rng: np.random.Generator, epoch: int = 0) -> Layout:
+        raise NotImplementedError
+
+    def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]:
+        """-> (total, the unweighted terms for the log)."""
+        raise NotImplementedError
+
+    def companions(self, backbone: Backbone) -> nn.ModuleDict:
+        """Modules trained beside the model: a projector, an auxiliary decoder."""
+        return nn.ModuleDict()
+
+    def feedback(self, companions: nn.ModuleDict) -> Feedback:
+        """What a latent receives, made from the state before it."""
+        return latents.unchanged
+
+    def stage(self, epoch: int) -> int:
+        """The curriculum's stage; the optimizer starts anew where it changes."""
+        return 0
+
+
+def run(
+    backbone: Backbone, packed: Packed, feedback: Feedback = latents.unchanged, companions: nn.ModuleDict | None = None
+) -> Outcome:
+    """One forward over a packed batch: vision once, every branch under one mask, latents filled one after another."""
+    return Outcome(packed, latents.forward(backbone, packed, feedback), backbone, companions or nn.ModuleDict())
+
+
+def read(
+    out: Outcome, reader: nn.Module, kind: str, fed: Feedback = latents.unchanged, first_position: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A second language model reads texts off the states of the first: -> (loss a token [rows], reading [rows], group [readings]).
+
+    The states, through `fed`, stand in the places of the readings' holes; all other tokens are embedded by the first
+    model's own table.
+    """
+    readings = out.packed.readings[kind]
+    inner = readings.packed
+    embeds = out.backbone.embed_ids(inner.ids)
+    states = fed(out.hidden[-1][readings.source_sample, readings.source_row]).to(embeds.dtype)
+    embeds = embeds.index_put((inner.slot_sample, inner.slot_row), states)
+    model = replace(out.backbone, model=reader)
+    last = model.forward(
+        embeds, inner.positions + first_position, masks.additive(masks.visible(inner), embeds.dtype)
+    ).last
+    rows = inner.branches["read"]
+    return objectives.token_loss(model.logits(last[rows.sample, rows.row]), rows.target), rows.sample, readings.group
+
+
+def weighted(terms: dict[str, tuple[float, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
+    """{name: (weight, loss)} -> (total, the unweighted terms for the log)."""
+    total = torch.stack([weight * loss for weight, loss in terms.values()]).sum()
+    return total, {name: loss.detach() for name, (_, loss) in terms.items()}

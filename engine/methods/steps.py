@@ -1,0 +1,86 @@
+"""SIM-CoT: every slot must say its own step, through an auxiliary decoder that is thrown away. An objective for any method
+with slots; it costs nothing when the model answers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from engine import latents
+from engine.backbones.base import Backbone
+from engine.curriculum import step_groups
+from engine.latents import Feedback
+from engine.layout import END, Reading, Readings, Segment, slots, target
+from engine.methods.method import Outcome, read
+
+DECODER = "auxiliary"
+
+
+@dataclass(frozen=True)
+class StepSupervision:
+    """
+    weight: of the step loss beside the method's own.
+    mean: samples = each slot's losses are added up over its tokens and divided by the samples, as on Coconut; tokens =
+    averaged over its tokens, as on CODI. Both are then averaged over slots.
+    missing: what slots beyond the last step say: answer = what follows the slots (as on Coconut), or nothing (as on CODI).
+    first_position: of the auxiliary decoder's tokens: 1 (as on Coconut), or 0 (as on CODI).
+    compat: the published CODI code's fault: a slot's texts are cut to the length of the first row's and one token more
+    (to one token if the first row has none), so that the loss depends on the order of the rows.
+    """
+
+    weight: float = 1.0
+    mean: Literal["samples", "tokens"] = "samples"
+    missing: Literal["answer", "ignore"] = "answer"
+    first_position: int = 1
+    compat: bool = False
+
+    def readings(
+        self, groups: Sequence[Sequence[tuple[Segment, int]]], steps: tuple[str, ...], answer: str
+    ) -> tuple[Reading, ...]:
+        """groups: the states of each slot (c_thought of them) -> what each must say."""
+        texts = step_groups(steps, len(groups), self.missing, answer)
+        return tuple(
+            Reading(DECODER, (slots("<pause>", len(holes)), target(text, END)), tuple(holes), group)
+            for group, (holes, text) in enumerate(zip(groups, texts, strict=True))
+            if text is not None
+        )
+
+    def loss(self, out: Outcome, fed: Feedback = latents.unchanged) -> Tensor:
+        if DECODER not in out.packed.readings:  # no slot in the whole batch, as at a curriculum's first stage
+            return out.hidden[-1].new_zeros(())
+        return self.per_slot(out, fed).mean()
+
+    def per_slot(self, out: Outcome, fed: Feedback = latents.unchanged) -> Tensor:
+        """[slots that have a step in this batch]"""
+        each, reading, group = read(out, out.companions[DECODER], DECODER, fed, self.first_position)
+        if self.compat:
+            kept = _cut_as_published(out.packed.readings[DECODER])
+            each, reading = each[kept], reading[kept]
+        slot = group[reading]
+        present, index = torch.unique(slot, return_inverse=True)
+        total = each.new_zeros(len(present)).index_add(0, index, each)
+        if self.mean == "samples":
+            return total / len(out.packed.ids)
+        return total / each.new_zeros(len(present)).index_add(0, index, torch.ones_like(each))
+
+
+def _cut_as_published(readings: Readings) -> Tensor:
+    """bool [rows]: which tokens the published CODI code leaves of the readings."""
+    reading, slot = readings.packed.branches["read"].sample, readings.group
+    length = torch.bincount(reading, minlength=len(slot))
+    place = torch.arange(len(reading), device=reading.device) - (length.cumsum(0) - length)[reading]
+    of_sample = torch.zeros_like(slot).index_put((readings.packed.slot_sample,), readings.source_sample)
+    first = of_sample == 0
+    longest = slot.new_ones(int(slot.max()) + 1).index_put((slot[first],), length[first] + 1)  # a slot
+    return place < longest[slot][reading]
+
+
+def auxiliary_decoder(backbone: Backbone) -> nn.Module:
+    """A full copy of the language model, with its own embedding and head."""
+    return copy.deepcopy(backbone.language_model())
