@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from engine import generate
 from engine.backbones.base import Backbone
@@ -24,6 +25,9 @@ from engine.backbones.load import load as load_backbone
 from engine.data.samples import Sample, letter
 from engine.familiarity import Familiarity
 from engine.layout import Visual
+from engine.methods import from_description
+from engine.methods.method import COMPANIONS, Method
+from engine.methods.pause import PauseDistillation
 from engine.video import Clip, Sampling
 
 SMALL = Path(__file__).parent.parent / "assets" / "small"
@@ -44,6 +48,8 @@ class Model:
     trained_pauses: tuple[int, int] | None  # fewest and most pauses in training; None = never trained for pauses
     sampling: Sampling
     familiarity: Familiarity | None  # None: knows no bounds to its world
+    method: Method = field(default_factory=PauseDistillation)
+    companions: nn.ModuleDict = field(default_factory=nn.ModuleDict)
 
     @property
     def small(self) -> bool:
@@ -51,7 +57,7 @@ class Model:
 
     @property
     def layers(self) -> int:
-        return int(self.backbone.model.config.get_text_config().num_hidden_layers)
+        return self.backbone.layers
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,12 @@ def load(path: str | Path | None = None, adapter: str | Path | None = None, devi
     meta = json.loads((place / META).read_text(encoding="utf-8")) if (place / META).is_file() else {}
     pauses = tuple(meta["pauses"]) if meta.get("pauses") else None
     sampling = Sampling(**meta["sampling"]) if "sampling" in meta else PUBLISHED_SAMPLING
-    return Model(backbone, meta.get("name", str(path)), pauses, sampling, Familiarity.load(place))
+    method = from_description(meta["method"]) if "method" in meta else PauseDistillation()
+    companions = method.companions(backbone)
+    if len(companions):
+        companions.load_state_dict(load_file(place / COMPANIONS))
+        companions.eval().to(device)
+    return Model(backbone, meta.get("name", str(path)), pauses, sampling, Familiarity.load(place), method, companions)
 
 
 def check(question: str, options: Sequence[str], pauses: int) -> None:
@@ -158,14 +169,19 @@ def ask(
     kind = "multiple choice" if options else "free-form"
     sample = Sample(visual, question, tuple(options), (), "", kind)
     notices = [*clip.notices, *_bounds(model, visual, question, pauses)]
+    thought, feedback, marks = (
+        model.method.thinking(pauses),
+        model.method.feedback(model.companions),
+        model.method.marks,
+    )
     familiar = not any(notice.startswith(UNKNOWN) for notice in notices)
-    thoughts = timed("think", "Thinking silently", lambda: generate.think(backbone, [sample], pauses))
-    written = timed("answer", "Answering", lambda: generate.answer(backbone, thoughts))
+    thoughts = timed("think", "Thinking silently", lambda: generate.think(backbone, [sample], thought, feedback))
+    written = timed("answer", "Answering", lambda: generate.answer(backbone, thoughts, marks))
     answer = generate.answer_of(written.text[0])
     chances: tuple[Option, ...] = ()
     if options:
         letters = [letter(i) for i in range(len(options))]
-        shares = generate.option_probabilities(backbone, thoughts, letters)[0].tolist()
+        shares = generate.option_probabilities(backbone, thoughts, letters, marks)[0].tolist()
         chances = tuple(Option(text, share) for text, share in zip(options, shares, strict=True))
         if answer not in letters:
             notices.append(

@@ -12,17 +12,11 @@ from engine import worlds
 from engine.ask import SMALL, load
 from engine.data.worlds import sample, visual
 from engine.evaluation import How, evaluate, summary
+from engine.methods.pause import PauseDistillation
 
 RANGES = {"validation": (1, 6), "test": (1, 6), "longer": (7, 10)}
 
-# Method -> (folder under assets/small, how it answers). `pause-explicit` is the distilled model's own written chain.
-METHODS: dict[str, tuple[str, How]] = {
-    "pause": ("pause", "silent"),
-    "pause-explicit": ("pause", "explicit"),
-    "explicit": ("explicit", "explicit"),
-    "answer-only": ("answer-only", "silent"),
-    "filler": ("filler", "silent"),
-}
+WRITTEN = "-explicit"  # behind a model's name: its written chain rather than its silent answer
 
 
 @dataclass(frozen=True)
@@ -59,29 +53,33 @@ class Benchmark:
         return made
 
 
+def shipped() -> list[str]:
+    """The small models that are there, by their folders' names."""
+    return sorted(folder.parent.name for folder in SMALL.glob("*/config.json"))
+
+
 def measure(
     benchmark: Benchmark, methods: Sequence[str], pauses: int | None, device: str, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """The figures of each method, and the settings that gave them. Errors: ValueError for an unknown or missing method."""
-    for name in methods:
-        if name not in METHODS:
-            raise ValueError(f"There is no method {name!r}: choose among {', '.join(METHODS)}.")
     records = benchmark.records()
+    known = shipped()
     for name in methods:
-        if not (SMALL / METHODS[name][0]).is_dir():
-            raise ValueError(f"There are no weights of {name!r} in {SMALL}: train them with python -m train.small.")
+        if name.removesuffix(WRITTEN) not in known and name not in known:
+            raise ValueError(f"There is no method {name!r}: choose among {', '.join(known)}, each also with {WRITTEN}.")
     samples = [sample(record, visual(record)) for record in records]
     families, difficulties = [r.family for r in records], [r.difficulty for r in records]
     figures = {}
     used = {}
     for name in methods:
-        folder, how = METHODS[name]
-        model = load(SMALL / folder, device=device)
-        trained = model.trained_pauses or (0, 0)
-        count = (trained[0] + trained[1]) // 2 if pauses is None or folder == "answer-only" else pauses
+        model = load(SMALL / (name if name in known else name.removesuffix(WRITTEN)), device=device)
+        method = model.method
+        how: How = "silent" if method.silent and name in known else "explicit"
+        count = method.trained_slots if pauses is None or not method.trained_slots else pauses
         used[name] = count if how == "silent" else 0
         say(f"{name}: {len(samples)} clips")
-        results = evaluate(model.backbone, samples, how, count, speak=name == "pause")
+        speak = isinstance(method, PauseDistillation)
+        results = evaluate(model.backbone, samples, method, how, count, model.companions, speak=speak)
         figures[name] = summary(results, families, difficulties)
     settings = asdict(benchmark) | {
         "steps": [min(difficulties), max(difficulties)], "clips": len(records), "pauses": used, "device": device,

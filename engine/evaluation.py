@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import nn
+
 from engine import generate
 from engine.backbones.base import Backbone
 from engine.data.samples import Sample
+from engine.methods.method import Method
 
 How = Literal["silent", "explicit"]
 
@@ -37,23 +40,31 @@ def steps_right(said: str, true: str) -> tuple[bool, ...]:
 
 
 def evaluate(
-    backbone: Backbone, samples: Sequence[Sample], how: How, pauses: int, batch: int = 32, speak: bool = False
-) -> list[Outcome]:
+    backbone: Backbone, samples: Sequence[Sample], method: Method, how: How, slots: int,
+    companions: nn.ModuleDict | None = None, batch: int = 32, speak: bool = False,
+) -> list[Outcome]:  # fmt: skip
     """Answers every sample by greedy decoding.
 
-    silent: `pauses` slots, then the answer; with `speak`, the thoughts are said too (not counted in tokens or seconds).
-    explicit: the chain is written out. `seconds` is a batch's time from patches to answer, divided by its samples.
+    silent: the method's thinking with `slots` slots, then the answer; with `speak`, the thoughts are said too (not counted
+    in tokens or seconds). explicit: the chain is written out. `seconds` is a batch's time from patches to answer, divided
+    by its samples. Slots that are fed back count as generated tokens, those that ride the prefill don't.
     """
     results: list[Outcome] = []
     for first in range(0, len(samples), batch):
         part = samples[first : first + batch]
         began = time.perf_counter()
-        thoughts = generate.think(backbone, part, pauses if how == "silent" else 0)
-        written = (generate.answer if how == "silent" else generate.explicit)(backbone, thoughts)
+        if how == "silent":
+            thoughts = generate.think(
+                backbone, part, method.thinking(slots), method.feedback(companions or nn.ModuleDict())
+            )
+            written = generate.answer(backbone, thoughts, method.marks)
+        else:
+            thoughts = generate.think(backbone, part, ())
+            written = generate.explicit(backbone, thoughts)
         seconds = (time.perf_counter() - began) / len(part)
         if how == "explicit":
             said: list[str | None] = [generate.thoughts_of(text) for text in written.text]
-        elif speak and pauses:
+        elif speak and slots:
             said = [generate.thoughts_of(text) for text in generate.speak(backbone, thoughts).text]
         else:
             said = [None] * len(part)
@@ -61,7 +72,9 @@ def evaluate(
             found = generate.answer_of(text, sample.dialect)
             steps = None if thought is None else steps_right(thought, sample.thoughts)
             right = found == generate.answer_of(sample.answer, sample.dialect)
-            results.append(Outcome(right, found, thought or "", count, thoughts.count, seconds, steps))
+            results.append(
+                Outcome(right, found, thought or "", count + thoughts.serial, thoughts.count, seconds, steps)
+            )
     return results
 
 

@@ -1,6 +1,6 @@
 """Prefill, think, answer, speak the thoughts, write the chain: batched, cached, greedy.
 
-`think` runs the video, the question and the slots once. `answer`, `speak` and `explicit` each go on from what it leaves
+`think` runs the video, the question and the thought once, slot after slot where a slot is fed back. `answer`, `speak` and `explicit` each go on from what it leaves
 behind, without changing it: they fork its cache and say which of its rows they see. Knows neither files nor pages.
 """
 
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from engine import masks
+from engine import latents, masks
 from engine.backbones.base import Backbone
 from engine.data.samples import Dialect, Sample, context
-from engine.layout import Layout, pack, slots
+from engine.latents import Feedback
+from engine.layout import Layout, Segment, pack
 
 ANSWER = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
 THOUGHTS = re.compile(r"<think>\s*(.*?)\s*</think>", re.DOTALL)
@@ -29,9 +30,12 @@ class Thoughts:
 
     layers: tuple[tuple[Tensor, Tensor], ...]  # keys, values a layer: [batch, heads, length, head dim]
     context: Tensor  # bool [batch, length]: the rows of video and question
+    thought: Tensor  # bool [batch, length]: the rows of the slots and what marks them
     slots: Tensor  # [batch, slots]: the slots' rows
+    serial: int  # slots that were fed back, one step each; the others rode the prefill
     after_context: Tensor  # [batch]: the position that follows the context
     last_context: Tensor  # [layers + 1, batch, dim]: the last context token's states, which predict an explicit chain
+    last: Tensor  # [layers + 1, batch, dim]: the thought's last token's states
     states: Tensor  # [layers + 1, batch, slots, dim]: the slots' hidden states, embeddings first
 
     @property
@@ -64,43 +68,45 @@ class Written:
 
 
 @torch.no_grad()
-def think(backbone: Backbone, samples: Sequence[Sample], pauses: int) -> Thoughts:
-    """Runs context and `pauses` slots of each sample in one forward. `pauses` may be 0.
+def think(
+    backbone: Backbone, samples: Sequence[Sample], thought: Sequence[Segment], feedback: Feedback = latents.unchanged
+) -> Thoughts:
+    """Runs context and thought (a method's `thinking`; it may be empty) of each sample, one forward for all that isn't fed back.
 
-    Errors: ValueError for a negative number of pauses or no sample.
+    Errors: ValueError for no sample.
     """
-    if pauses < 0:
-        raise ValueError(f"{pauses} pauses: the number of pauses can't be negative.")
     if not samples:
         raise ValueError("No sample to think about.")
-    layouts = [Layout({"think": (context(sample), slots("<pause>", pauses))}) for sample in samples]
+    layouts = [Layout({"think": (context(sample), *thought)}) for sample in samples]
     packed = pack(layouts, backbone.encode, backbone.pad).to(backbone.device)
-    embeds = backbone.embed(packed)
     cache = backbone.new_cache()
-    states = backbone.forward(embeds, packed.positions, masks.additive(masks.visible(packed), embeds.dtype), cache)
+    hidden = latents.forward(backbone, packed, feedback, cache)
     batch = len(samples)
-    rows = packed.slot_row.reshape(batch, pauses)
-    is_context = packed.node == 0
-    last = is_context.sum(1) - 1
+    rows = packed.slot_row.reshape(batch, -1)
+    is_context, is_thought = packed.node == 0, packed.node > 0
+    places = torch.arange(packed.node.shape[1], device=rows.device)
     every = torch.arange(batch, device=rows.device)
+    last_context = places.where(is_context, -1).amax(1)
+    last = places.where(packed.node >= 0, -1).amax(1)
     after = packed.positions.amax(0).masked_fill(~is_context, -1).amax(1) + 1
     return Thoughts(
         tuple((keys, values) for keys, values, *_ in cache),
         is_context,
+        is_thought,
         rows,
+        int(packed.latents[0].sum()),
         after,
-        torch.stack([h[every, last] for h in states.hidden]),
-        torch.stack([h[every[:, None], rows] for h in states.hidden]),
+        torch.stack([h[every, last_context] for h in hidden]),
+        torch.stack([h[every, last] for h in hidden]),
+        torch.stack([h[every[:, None], rows] for h in hidden]),
     )
 
 
-def _fork(thoughts: Thoughts, with_slots: bool) -> _Fork:
-    """All rows of the prefill, of which the slots are seen or not."""
-    sees = thoughts.context.clone()
-    position = thoughts.after_context
-    if with_slots:
-        sees.scatter_(1, thoughts.slots, True)
-        position = position + thoughts.count
+def _fork(thoughts: Thoughts, with_thought: bool) -> _Fork:
+    """All rows of the prefill, of which the thought's are seen or not."""
+    sees, position = thoughts.context, thoughts.after_context
+    if with_thought:
+        sees, position = sees | thoughts.thought, position + thoughts.thought.sum(1)
     return _Fork(DynamicCache(list(thoughts.layers)), sees, position)
 
 
@@ -153,10 +159,10 @@ def _marker(backbone: Backbone, fork: _Fork, *names: str) -> Tensor:
 
 
 @torch.no_grad()
-def answer(backbone: Backbone, thoughts: Thoughts, limit: int = 32) -> Written:
-    """The silent answer: after the slots and <ANS>."""
-    fork = _fork(thoughts, with_slots=True)
-    return _write(backbone, fork, _marker(backbone, fork, "<ANS>"), limit)
+def answer(backbone: Backbone, thoughts: Thoughts, marks: Sequence[str] = ("<ANS>",), limit: int = 32) -> Written:
+    """The answer after the thought and what marks it; a model that writes its remaining steps first goes on with those."""
+    fork = _fork(thoughts, with_thought=True)
+    return _write(backbone, fork, _marker(backbone, fork, *marks) if marks else thoughts.last, limit)
 
 
 @torch.no_grad()
@@ -172,15 +178,17 @@ def speak(backbone: Backbone, thoughts: Thoughts, limit: int = 256) -> Written:
 @torch.no_grad()
 def explicit(backbone: Backbone, thoughts: Thoughts, limit: int = 320) -> Written:
     """The chain written out, then the answer: from video and question alone, the slots unseen."""
-    fork = _fork(thoughts, with_slots=False)
+    fork = _fork(thoughts, with_thought=False)
     return _write(backbone, fork, thoughts.last_context, limit)
 
 
 @torch.no_grad()
-def option_probabilities(backbone: Backbone, thoughts: Thoughts, letters: Sequence[str]) -> Tensor:
+def option_probabilities(
+    backbone: Backbone, thoughts: Thoughts, letters: Sequence[str], marks: Sequence[str] = ("<ANS>",)
+) -> Tensor:
     """Probabilities of the letters where the silent answer's letter stands, without decoding: [batch, letters]."""
-    fork = _fork(thoughts, with_slots=True)
-    logits = backbone.logits(_marker(backbone, fork, "<ANS>", "<answer>")[-1])
+    fork = _fork(thoughts, with_thought=True)
+    logits = backbone.logits(_marker(backbone, fork, *marks, "<answer>")[-1])
     ids = [backbone.text_ids(text)[0] for text in letters]
     return logits[:, ids].float().softmax(-1)
 

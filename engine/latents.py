@@ -10,14 +10,14 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from engine import masks
 from engine.backbones.base import Backbone
 from engine.layout import Packed
 
-Feedback = Callable[
-    [Tensor], Tensor
-]  # last hidden states after the final norm [rows, dim] -> input embeddings [rows, dim]
+# Last hidden states after the final norm [rows, dim] -> input embeddings [rows, dim].
+Feedback = Callable[[Tensor], Tensor]
 
 
 def unchanged(states: Tensor) -> Tensor:
@@ -25,19 +25,22 @@ def unchanged(states: Tensor) -> Tensor:
     return states
 
 
-def forward(backbone: Backbone, packed: Packed, feedback: Feedback = unchanged) -> tuple[Tensor, ...]:
+def forward(
+    backbone: Backbone, packed: Packed, feedback: Feedback = unchanged, cache: Cache | None = None
+) -> tuple[Tensor, ...]:
     """One packed forward, its latents filled: -> a [batch, length, dim] a layer, embeddings (as fed) first.
 
     A latent's input is made from the last hidden state one row before it. Rows are aligned by `pack`, so that the
-    samples' latents are filled side by side; a sample with fewer of them goes on with its own tokens meanwhile.
+    samples' latents are filled side by side; a sample with fewer of them goes on with its own tokens meanwhile. An empty
+    `cache`, if one is given, is filled on the way.
     """
     embeds = backbone.embed(packed)
     mask = masks.additive(masks.visible(packed), embeds.dtype)
     columns = packed.latents.any(0).nonzero()[:, 0].tolist()
     if not columns:
-        return backbone.forward(embeds, packed.positions, mask).hidden
+        return backbone.forward(embeds, packed.positions, mask, cache).hidden
     first, after = columns[0], columns[-1] + 1
-    cache = backbone.new_cache()
+    cache = backbone.new_cache() if cache is None else cache
     hidden: list[tuple[Tensor, ...]] = []
 
     def run(part: Tensor, start: int) -> Tensor:

@@ -88,7 +88,9 @@ class Layout:
 
 
 def slots(token: str, count: int) -> Segment:
-    """`count` latent slots that ride the prefill, each the token `token`."""
+    """`count` latent slots that ride the prefill, each the token `token`. Errors: ValueError for fewer than none."""
+    if count < 0:
+        raise ValueError(f"{count} slots: their number can't be negative.")
     return Segment("slots", (Special(token),) * count)
 
 

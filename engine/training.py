@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from engine.backbones.base import Backbone
@@ -28,40 +29,41 @@ from engine.backbones.load import load
 from engine.config import ConfigError
 from engine.data.samples import Sample
 from engine.layout import Packed, pack, packed_length
-from engine.methods.method import Method, run
+from engine.methods import described
+from engine.methods.method import COMPANIONS, Method, run
 
 
-def described(default: Any, text: str) -> Any:
+def setting(default: Any, text: str) -> Any:
     """A field with its line of help."""
     return field(default=default, metadata={"help": text})
 
 
-COMPANIONS = "companions.safetensors"  # beside a model: what its method trains with it
+Validate = Callable[[Backbone, nn.ModuleDict], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Training:
-    init: str = described("", "folder or Hub id of the model to start from")
-    out: str = described("", "folder for checkpoints, logs and the best model")
-    steps: int = described(1000, "optimizer steps")
-    batch: int = described(64, "samples a step and process")
-    accumulate: int = described(4, "forward passes a step; `batch` is divided among them, by length")
-    lr: float = described(1e-3, "highest learning rate")
-    final_lr: float = described(0.0, "learning rate at the end, as a share of the highest")
-    warmup: int = described(50, "steps over which the learning rate rises")
-    schedule: Literal["linear", "cosine", "constant"] = described("cosine", "how it falls")
-    weight_decay: float = described(0.01, "AdamW's, on matrices only")
-    epoch: int = described(0, "samples an epoch, for methods with a curriculum (0: no epochs)")
-    clip: float = described(1.0, "largest gradient norm")
-    seed: int = described(0, "decides samples and pauses")
-    precision: Literal["no", "bf16"] = described("no", "bf16 autocast, or none")
-    gradient_checkpointing: bool = described(False, "recompute layers in the backward pass to save memory")
-    device: Literal["auto", "cpu", "cuda", "mps"] = described("auto", "where to train")
-    workers: int = described(1, "processes that prepare batches")
-    log_every: int = described(10, "steps between two log lines")
-    validate_every: int = described(200, "steps between two validations; the best model is kept by accuracy")
-    save_every: int = described(200, "steps between two checkpoints")
-    keep: int = described(2, "checkpoints to keep")
+    init: str = setting("", "folder or Hub id of the model to start from")
+    out: str = setting("", "folder for checkpoints, logs and the best model")
+    steps: int = setting(1000, "optimizer steps")
+    batch: int = setting(64, "samples a step and process")
+    accumulate: int = setting(4, "forward passes a step; `batch` is divided among them, by length")
+    lr: float = setting(1e-3, "highest learning rate")
+    final_lr: float = setting(0.0, "learning rate at the end, as a share of the highest")
+    warmup: int = setting(50, "steps over which the learning rate rises")
+    schedule: Literal["linear", "cosine", "constant"] = setting("cosine", "how it falls")
+    weight_decay: float = setting(0.01, "AdamW's, on matrices only")
+    epoch: int = setting(0, "samples an epoch, for methods with a curriculum (0: no epochs)")
+    clip: float = setting(1.0, "largest gradient norm")
+    seed: int = setting(0, "decides samples and pauses")
+    precision: Literal["no", "bf16"] = setting("no", "bf16 autocast, or none")
+    gradient_checkpointing: bool = setting(False, "recompute layers in the backward pass to save memory")
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to train")
+    workers: int = setting(1, "processes that prepare batches")
+    log_every: int = setting(10, "steps between two log lines")
+    validate_every: int = setting(200, "steps between two validations; the best model is kept by accuracy")
+    save_every: int = setting(200, "steps between two checkpoints")
+    keep: int = setting(2, "checkpoints to keep")
 
 
 def learning_rate(config: Training, step: int) -> float:
@@ -154,7 +156,7 @@ def train(
     config: Training,
     method: Method,
     source: Callable[[int], Sample],
-    validate: Callable[[Backbone], dict[str, float]],
+    validate: Validate,
     resume: bool = False,
     note: dict[str, Any] | None = None,
 ) -> Path:
@@ -199,7 +201,7 @@ def train(
         start, best = state["step"], state["best"]
     out.mkdir(parents=True, exist_ok=True)
     log, board = (out / ("log.jsonl" if leads else f"log-{rank}.jsonl")).open("a", encoding="utf-8"), None
-    settings = {"training": asdict(config), "method": {type(method).__name__: asdict(method)}, **(note or {})}  # type: ignore[call-overload]
+    settings = {"training": asdict(config), "method": described(method), **(note or {})}
     if leads:
         (out / "settings.json").write_text(json.dumps(settings, indent=1, default=str))
         board = SummaryWriter(str(out / "tensorboard"))
@@ -271,8 +273,10 @@ def train(
             bar.set_postfix({name: f"{value:.3g}" for name, value in logged.items() if name in step_terms})
         if step_now % config.validate_every == 0 or step_now == config.steps:
             backbone.model.eval()
-            scores = validate(backbone)
+            companions.eval()
+            scores = validate(backbone, companions)
             backbone.model.train()
+            companions.train()
             record(step_now, {f"validation_{name}": value for name, value in scores.items()})
             bar.write(f"{out.name} step {step_now}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
             better = scores["accuracy"] > best

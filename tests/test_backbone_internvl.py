@@ -24,7 +24,7 @@ from engine.backbones.internvl import MOST_TILES, SIDE, InternVL, cut_tiles, til
 from engine.backbones.load import load
 from engine.backbones.text import TextLM
 from engine.data.samples import Sample, context
-from engine.layout import Layout, Packed, Visual, pack
+from engine.layout import Layout, Packed, Visual, pack, slots
 from engine.methods.coconut import LATENT, START, STOP, Coconut
 from engine.methods.method import Outcome, run
 from engine.video import Clip
@@ -297,7 +297,7 @@ def test_gradients_reach_the_picture_through_the_first_thought(model: InternVL) 
 @pytest.mark.parametrize("name", ["answer", "speak", "explicit"])
 def test_cached_generation_equals_running_everything_again(model: InternVL, name: str) -> None:
     chosen = tiny.samples(model)
-    written = getattr(generate, name)(model, generate.think(model, chosen, 3), 6)
+    written = getattr(generate, name)(model, generate.think(model, chosen, (slots("<pause>", 3),)), limit=6)
     for sample, ids in zip(chosen, written.ids, strict=True):
         assert ids == uncached(model, paths(sample, 3)[name], 6)
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from tests.conformance.__main__ import main
 
-GOLDEN = Path(__file__).parent / "golden" / "A"
+FOLDERS = Path(__file__).parent / "golden"
+GOLDEN = FOLDERS / "A"
 
 
 @pytest.fixture
@@ -48,10 +50,11 @@ def missed(capsys: pytest.CaptureFixture) -> list[str]:
     return [line.split("  ")[0] for line in lines if line.endswith("MISS")]
 
 
-def test_published_numbers(capsys: pytest.CaptureFixture) -> None:
-    assert main([str(GOLDEN)]) == 0
+@pytest.mark.parametrize(("name", "at_least"), [("A", 200), ("B1", 80), ("B2", 130), ("B3", 200)])
+def test_published_numbers(name: str, at_least: int, capsys: pytest.CaptureFixture) -> None:
+    assert main([str(FOLDERS / name)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.endswith("  ok") for line in lines) == len(lines) - 1 > 200
+    assert sum(line.endswith("  ok") for line in lines) == len(lines) - 1 > at_least
     assert "0 missed" in lines[-1]
 
 
@@ -83,6 +86,103 @@ def test_other_weights_miss(folder: Path, capsys: pytest.CaptureFixture) -> None
     change_array(folder, "weights.safetensors", "model.visual.merger.mlp.2.bias", lambda x: x + 0.01)
     assert main([str(folder)]) == 1
     assert {"image-N5.ce_teacher", "image-N5.kd", "batch.total"} <= set(missed(capsys))
+
+
+def change_at(folder: Path, name: str, path: str, by: float) -> None:
+    """Adds to one number of a JSON file: `path` holds keys and indices between slashes."""
+
+    def edit(content: Any) -> None:
+        *way, last = [int(step) if step.lstrip("-").isdigit() else step for step in path.split("/")]
+        for step in way:
+            content = content[step]
+        content[last] += by
+
+    change(folder, name, edit)
+
+
+SPOILED = {  # folder -> where in which file a number is made wrong, and which quantities must miss
+    "B1": {
+        ("expected.json", "cases/stage2-c2-max3.llama/loss"): ["stage2-c2-max3.llama.loss"],
+        ("expected.json", "cases/stage0-c1-max3.llama/grad_norms/lm_head.weight"): [
+            "stage0-c1-max3.llama.grad_norms.lm_head.weight"
+        ],
+        ("inputs.json", "cases/0/batch/input_ids/1/-1"): ["stage0-c1-max3.llama.input_ids"],
+        ("inputs.json", "cases/1/batch/labels/1/20"): ["stage2-c2-max3.llama.labels"],
+        ("inputs.json", "cases/2/batch/position_ids/1/4"): ["stage4-c2-max3-mixed.llama.position_ids"],
+        ("expected.safetensors", "stage4-c2-max3-mixed.llama.logits"): ["stage4-c2-max3-mixed.llama.logits"],
+        ("expected.safetensors", "stage2-c2-max3.llama.thought_embeds"): ["stage2-c2-max3.llama.thought_embeds"],
+    },
+    "B2": {
+        ("expected.json", "cases/stage1-c1-max3/answer_loss"): ["stage1-c1-max3.answer_loss"],
+        ("expected.json", "cases/stage4-c2-max3/aux_loss"): ["stage4-c2-max3.aux_loss"],
+        ("expected.json", "cases/stage4-c2-max3/aux_loss_per_thought/2"): ["stage4-c2-max3.aux_loss_per_thought"],
+        ("expected.json", "cases/stage4-c2-max3/grad_norms/aux.transformer.wpe.weight"): [
+            "stage4-c2-max3.grad_norms.aux.transformer.wpe.weight"
+        ],
+        ("inputs.json", "cases/1/batch/explainable_ids_list/0/1"): ["stage4-c2-max3.explainable_ids_list"],
+        ("expected.safetensors", "stage4-c2-max3.aux_logits_thought1"): ["stage4-c2-max3.aux_logits_thought1"],
+    },
+    "B3": {
+        ("expected.json", "variants/codi_factor20/distill_loss"): ["codi_factor20.distill_loss"],
+        ("expected.json", "variants/codi_factor20/grad_norms/prj.fc1.weight"): [
+            "codi_factor20.grad_norms.prj.fc1.weight"
+        ],
+        ("expected.json", "variants/simcot/explain_loss"): [
+            "simcot.explain_loss", "simcot.by_default.explain_loss", "simcot_reversed.by_default.explain_loss",
+        ],
+        ("expected.json", "variants/simcot/loss_fn_calls_in_order/3"): ["simcot.loss_fn_calls_in_order"],
+        ("expected.json", "variants/simcot_reversed/explain_loss_per_slot/3"): ["simcot_reversed.explain_loss_per_slot"],
+        ("inputs.json", "batches/reversed/ref_answer_position/1"): ["reversed.ref_answer_position"],
+        ("inputs.json", "batches/reversed/decoder_input_ids/1/2"): ["reversed.decoder_input_ids"],
+        ("inputs.json", "batches/row0_longest/ref_labels/1/9"): ["row0_longest.ref_labels"],
+        ("inputs.json", "explain_slots_row0_longest/0/3/2"): ["explain_slots_row0_longest"],
+        ("expected.safetensors", "simcot.latents"): ["simcot.latents"],
+        ("expected.safetensors", "simcot.student_logits"): ["simcot.student_logits"],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_wrong_numbers_miss_and_no_others(name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    copy = tmp_path / name
+    shutil.copytree(FOLDERS / name, copy)
+    for file, place in SPOILED[name]:
+        if file.endswith("json"):
+            change_at(copy, file, place, 1 if file == "inputs.json" else 0.01)
+        else:
+            change_array(copy, file, place, lambda x: x + 1e-3)
+    change(copy, "expected.json", lambda d: next(iter(d.get("cases", d.get("variants")).values())).update(surprise=1.0))
+    first = next(iter(json.loads((copy / "expected.json").read_text()).get("cases", {"codi_factor20": 0})))
+    assert main([str(copy)]) == 1
+    expected = [f"{first}.surprise", *(quantity for each in SPOILED[name].values() for quantity in each)]
+    assert sorted(missed(capsys)) == sorted(expected)
+
+
+def test_what_nothing_computes_is_a_miss(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for name, part in (("B1", "cases"), ("B3", "variants")):
+        copy = tmp_path / name
+        shutil.copytree(FOLDERS / name, copy)
+        change(copy, "expected.json", lambda d, part=part: d[part].update(telepathy={"loss": 1.0}))
+        arrays = load_file(copy / "expected.safetensors")
+        save_file(arrays | {"telepathy.states": torch.ones(2)}, copy / "expected.safetensors")
+        assert main([str(copy)]) == 1
+        assert "telepathy" in missed(capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "key"),
+    [
+        ("B1", "weights_llama", "model.norm.weight"),
+        ("B2", "weights_aux", "transformer.ln_f.bias"),
+        ("B3", "weights_prj", "fc2.bias"),
+    ],
+)
+def test_every_model_counts(name: str, weights: str, key: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    copy = tmp_path / name
+    shutil.copytree(FOLDERS / name, copy)
+    change_array(copy, f"{weights}.safetensors", key, lambda x: x + torch.linspace(0, 0.02, len(x)))
+    assert main([str(copy)]) == 1
+    assert sum(quantity.endswith("loss") for quantity in missed(capsys)) >= 2
 
 
 def test_weights_are_loaded_strictly(folder: Path) -> None:

@@ -49,16 +49,20 @@ def test_latents_take_the_place_of_steps(stage: int, steps: int, pad: bool, expe
 def test_no_latents_at_all() -> None:
     """max_latent_stage 0: from stage 1 on, the answer alone."""
     for pad in (True, False):
-        rule = {"c_thought": 2, "max_latent_stage": 0, "pad_latent_to_max": pad}
-        assert curriculum.replaced(0, 3, rng(), **rule) == Replaced(0, 0)
-        assert curriculum.replaced(1, 3, rng(), **rule) == Replaced(0, 3)
+        got = [
+            curriculum.replaced(stage, 3, rng(), c_thought=2, max_latent_stage=0, pad_latent_to_max=pad)
+            for stage in range(2)
+        ]
+        assert got == [Replaced(0, 0), Replaced(0, 3)]
 
 
 def test_some_samples_draw_their_stage() -> None:
     def drawn(probability: float, seed: int = 0, steps: int = 4) -> list[Replaced]:
         given = rng(seed)
-        rule = {"c_thought": 1, "max_latent_stage": 3, "uniform_prob": probability}
-        return [curriculum.replaced(2, steps, given, **rule) for _ in range(4000)]
+        return [
+            curriculum.replaced(2, steps, given, c_thought=1, max_latent_stage=3, uniform_prob=probability)
+            for _ in range(4000)
+        ]
 
     assert set(drawn(0.0)) == {Replaced(2, 2)}
     always = Counter(drawn(1.0))

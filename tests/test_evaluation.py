@@ -10,6 +10,7 @@ from engine.data.worlds import WorldsSource, corrupted, visual
 from engine.evaluation import Outcome, evaluate, steps_right, summary, wilson
 from engine.familiarity import Familiarity, fit
 from engine.layout import Visual
+from engine.methods.pause import PauseDistillation
 from tests.tiny import tiny_backbone
 
 
@@ -44,12 +45,12 @@ def test_the_summary_counts_what_it_says():
 def test_evaluation_decodes_and_counts_the_end_token():
     backbone = tiny_backbone()
     samples = [WorldsSource(split="validation")(i) for i in range(3)]
-    silent = evaluate(backbone, samples, "silent", 4, batch=2, speak=True)
+    silent = evaluate(backbone, samples, PauseDistillation(), "silent", 4, batch=2, speak=True)
     assert [r.slots for r in silent] == [4, 4, 4]
     assert all(1 <= r.generated_tokens <= 32 and r.steps is not None for r in silent)
-    written = evaluate(backbone, samples, "explicit", 4, batch=2)
+    written = evaluate(backbone, samples, PauseDistillation(), "explicit", 4, batch=2)
     assert all(r.slots == 0 for r in written)
-    alone = evaluate(backbone, samples[2:], "silent", 4)
+    alone = evaluate(backbone, samples[2:], PauseDistillation(), "silent", 4)
     assert alone[0].answer == silent[2].answer
 
 

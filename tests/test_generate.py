@@ -1,5 +1,7 @@
 """Generation: cached = uncached, batch = single, what infers is what trains, and nothing shared is written to."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -49,20 +51,20 @@ def paths(sample: Sample, pauses: int) -> dict[str, tuple]:
 
 @pytest.mark.parametrize("name", ["answer", "speak", "explicit"])
 def test_cached_generation_equals_running_everything_again(backbone, samples, name):
-    thoughts = generate.think(backbone, samples, 5)
-    written = getattr(generate, name)(backbone, thoughts, 12)
+    thoughts = generate.think(backbone, samples, (slots("<pause>", 5),))
+    written = getattr(generate, name)(backbone, thoughts, limit=12)
     for i, sample in enumerate(samples):
         assert written.ids[i] == uncached(backbone, paths(sample, 5)[name], 12)
 
 
 @pytest.mark.parametrize("pauses", [0, 1, 8])
 def test_a_batch_gives_each_sample_what_it_gets_alone(backbone, samples, pauses):
-    together = generate.think(backbone, samples, pauses)
+    together = generate.think(backbone, samples, (slots("<pause>", pauses),))
     for i, sample in enumerate(samples):
-        alone = generate.think(backbone, [sample], pauses)
+        alone = generate.think(backbone, [sample], (slots("<pause>", pauses),))
         assert torch.allclose(together.states[:, i], alone.states[:, 0], atol=1e-5)
         for name in ("answer", "speak", "explicit"):
-            many, one = (getattr(generate, name)(backbone, t, 10) for t in (together, alone))
+            many, one = (getattr(generate, name)(backbone, t, limit=10) for t in (together, alone))
             assert many.ids[i] == one.ids[0]
             steps = len(one.states)
             assert torch.allclose(many.states[:steps, :, i], one.states[:, :, 0], atol=1e-5)
@@ -74,24 +76,21 @@ def test_inference_feeds_what_training_fed(backbone, samples):
     packed = pack([method.layout(s, np.random.default_rng(0)) for s in samples], backbone.encode, backbone.pad)
     with torch.no_grad():
         trained = run(backbone, packed)
-    thoughts = generate.think(backbone, samples, 6)
+    thoughts = generate.think(backbone, samples, (slots("<pause>", 6),))
     rows = packed.slot_row.reshape(len(samples), 6)
     every = torch.arange(len(samples))[:, None]
     for layer, states in zip(thoughts.states, trained.hidden):
         assert torch.allclose(layer, states[every, rows], atol=1e-5)
     table = packed.branches["answer"]
     first = [int(table.row[table.sample == i][0]) for i in range(len(samples))]
-    written = generate.answer(backbone, thoughts, 1)
+    written = generate.answer(backbone, thoughts, limit=1)
     assert torch.allclose(written.states[0, -1], trained.hidden[-1][torch.arange(len(samples)), first], atol=1e-5)
 
 
 def test_speaking_sees_the_slots_alone(backbone, samples):
     """The same slots' cache behind another context says the same words, and the slots matter."""
-    thoughts = generate.think(backbone, samples, 4)
-    blind = generate.Thoughts(
-        tuple((k.clone(), v.clone()) for k, v in thoughts.layers), thoughts.context, thoughts.slots,
-        thoughts.after_context, thoughts.last_context, thoughts.states,
-    )  # fmt: skip
+    thoughts = generate.think(backbone, samples, (slots("<pause>", 4),))
+    blind = replace(thoughts, layers=tuple((k.clone(), v.clone()) for k, v in thoughts.layers))
     for keys, values in blind.layers:
         for i in range(len(samples)):
             keys[i, :, thoughts.context[i]] = 7.0
@@ -103,7 +102,7 @@ def test_speaking_sees_the_slots_alone(backbone, samples):
 
 
 def test_thoughts_can_be_continued_many_times(backbone, samples):
-    thoughts = generate.think(backbone, samples, 3)
+    thoughts = generate.think(backbone, samples, (slots("<pause>", 3),))
     before = [(k.clone(), v.clone()) for k, v in thoughts.layers]
     first = generate.answer(backbone, thoughts)
     generate.explicit(backbone, thoughts, 20)
@@ -113,7 +112,7 @@ def test_thoughts_can_be_continued_many_times(backbone, samples):
 
 
 def test_option_probabilities_are_where_the_letter_stands(backbone, samples):
-    thoughts = generate.think(backbone, samples, 2)
+    thoughts = generate.think(backbone, samples, (slots("<pause>", 2),))
     shares = generate.option_probabilities(backbone, thoughts, ["A", "B", "C"])
     assert torch.allclose(shares.sum(-1), torch.ones(len(samples)))
     for i, sample in enumerate(samples):
@@ -127,9 +126,9 @@ def test_option_probabilities_are_where_the_letter_stands(backbone, samples):
 
 def test_wrong_numbers_are_refused(backbone, samples):
     with pytest.raises(ValueError, match="negative"):
-        generate.think(backbone, samples, -1)
+        generate.think(backbone, samples, (slots("<pause>", -1),))
     with pytest.raises(ValueError, match="No sample"):
-        generate.think(backbone, [], 3)
+        generate.think(backbone, [], (slots("<pause>", 3),))
 
 
 @pytest.mark.parametrize(

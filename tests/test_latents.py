@@ -90,8 +90,8 @@ def test_cached_is_recomputed(model: Backbone, samples: list[Sample]) -> None:
     for layer, ours in enumerate(hidden):
         for b, theirs in enumerate(alone):
             close(ours[b, real[b]], theirs[layer])
-    ours = gradients((hidden[-1][real] @ weights).sum(), model.model)
-    same_gradients(ours, gradients(torch.cat([x[-1] for x in alone]).matmul(weights).sum(), model.model))
+    got = gradients((hidden[-1][real] @ weights).sum(), model.model)
+    same_gradients(got, gradients(torch.cat([x[-1] for x in alone]).matmul(weights).sum(), model.model))
 
 
 def test_a_latent_is_fed_the_state_before_it(model: Backbone, samples: list[Sample]) -> None:

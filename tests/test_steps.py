@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from engine.backbones.base import Backbone, add_tokens
 from engine.data.samples import Sample
-from engine.layout import Layout, pack
+from engine.layout import Layout, Reading, pack
 from engine.methods.coconut import Coconut
 from engine.methods.codi import PROJECTOR, Codi
 from engine.methods.method import Method, Outcome, run
@@ -24,7 +25,7 @@ from engine.methods.steps import DECODER, StepSupervision
 from tests import tiny
 
 ON_CODI = StepSupervision(mean="tokens", missing="ignore", first_position=0)
-METHODS = {
+METHODS: dict[str, Any] = {
     "coconut": Coconut(c_thought=2, epochs_per_stage=1, max_latent_stage=3, steps=StepSupervision()),
     "codi": Codi(num_latent=2, prj_dim=48, steps=ON_CODI),
     "pause": PauseDistillation(pauses=(3, 3), steps=StepSupervision(weight=0.5)),
@@ -64,12 +65,9 @@ def through(method: Method, model: Backbone, samples: Sequence[Sample], companio
     return run(model, packed, method.feedback(companions), companions)
 
 
-def said(model: Backbone, layout: Layout) -> list[tuple[int, str]]:
-    """The readings of one sample: which thought, what it must say."""
-    return [
-        (r.group, model.decode(pack([Layout({"read": r.path})], model.encode, model.pad).branches["read"].target))
-        for r in layout.readings
-    ]
+def said(model: Backbone, reading: Reading) -> list[int]:
+    """The tokens of one reading."""
+    return pack([Layout({"read": reading.path})], model.encode, model.pad).branches["read"].target.tolist()
 
 
 def test_every_thought_says_its_step(model: Backbone) -> None:
@@ -80,10 +78,10 @@ def test_every_thought_says_its_step(model: Backbone) -> None:
 
     def words(method: Method, sample: Sample, epoch: int = EPOCH) -> list[str]:
         layout = method.layout(sample, np.random.default_rng(0), epoch)
-        texts = said(model, layout)
-        assert all(text.endswith(end) for _, text in texts)
-        assert [group for group, _ in texts] == list(range(len(texts)))
-        return [text.removesuffix(end) for _, text in texts]
+        texts = [model.decode(said(model, reading)) for reading in layout.readings]
+        assert all(text.endswith(end) for text in texts)
+        assert [reading.group for reading in layout.readings] == list(range(len(texts)))
+        return [text.removesuffix(end) for text in texts]
 
     coconut, codi = METHODS["coconut"], METHODS["codi"]
     merged = "3 + 1 = 4\n4 + 1 = 5\n5"
@@ -118,7 +116,7 @@ def states_fed(method: Method, out: Outcome, b: int, group: int) -> Tensor:
     return last[rows[group]][None]
 
 
-def read_alone(method: Method, out: Outcome, b: int, group: int, target: Sequence[int]) -> Tensor:
+def read_alone(method: Any, out: Outcome, b: int, group: int, target: Sequence[int]) -> Tensor:
     """The losses of one thought's tokens, in an unpadded pass of its own."""
     model, steps = out.backbone, method.steps
     fed = states_fed(method, out, b, group)
@@ -131,13 +129,13 @@ def read_alone(method: Method, out: Outcome, b: int, group: int, target: Sequenc
     return F.cross_entropy(logits, torch.tensor(target), reduction="none")
 
 
-def by_hand(method: Method, out: Outcome, samples: Sequence[Sample]) -> Tensor:
+def by_hand(method: Any, out: Outcome, samples: Sequence[Sample]) -> Tensor:
     """The step loss, a thought at a time."""
     slots: dict[int, list[Tensor]] = {}
     for b, layout in enumerate(layouts_of(method, samples)):
         for reading in layout.readings:
-            told = pack([Layout({"read": reading.path})], out.backbone.encode, out.backbone.pad).branches["read"]
-            slots.setdefault(reading.group, []).append(read_alone(method, out, b, reading.group, told.target.tolist()))
+            alone = read_alone(method, out, b, reading.group, said(out.backbone, reading))
+            slots.setdefault(reading.group, []).append(alone)
     tokens = [torch.cat(each) for each in slots.values()]
     by_tokens = method.steps.mean == "tokens"
     return torch.stack([x.mean() if by_tokens else x.sum() / len(samples) for x in tokens]).mean()
@@ -173,12 +171,12 @@ def test_the_step_loss_trains_the_thoughts_and_the_decoder(name: str, model: Bac
         module.zero_grad(set_to_none=True)
     method.steps.loss(out, method.feedback(companions)).backward()
     first = next(p for n, p in model.model.named_parameters() if "layers.0" in n or "h.0" in n)
-    head = companions[DECODER].lm_head.weight
+    decoder: Any = companions[DECODER]
+    head, table = decoder.lm_head.weight, decoder.get_input_embeddings().weight
+    assert first.grad is not None
     assert float(first.grad.norm()) > 0
     assert float(head.grad.norm()) > 0
-    assert companions[DECODER].get_input_embeddings().weight.grad is None or head is (
-        companions[DECODER].get_input_embeddings().weight
-    )  # the tokens are embedded by the model's own table
+    assert table is head or table.grad is None  # the tokens are embedded by the model's own table
 
 
 def test_no_thought_no_loss(model: Backbone) -> None:
@@ -212,7 +210,7 @@ def test_losses_do_not_depend_on_the_order_of_samples(model: Backbone) -> None:
         first: dict[int, int] = {}  # the tokens of the first sample's text, a thought
         for b, layout in enumerate(layouts_of(method, samples[::-1])):
             for r in layout.readings:
-                told = pack([Layout({"read": r.path})], model.encode, model.pad).branches["read"].target.tolist()
+                told = said(model, r)
                 if b == 0:
                     first[r.group] = len(told)
                 kept = first.get(r.group, 0) + 1
@@ -247,7 +245,7 @@ def test_what_is_saved_is_the_model_alone(name: str, model: Backbone, tmp_path: 
 
 
 def test_the_decoder_has_no_eyes(model: Backbone) -> None:
-    made = METHODS["pause"].companions(model)[DECODER]
+    made: Any = METHODS["pause"].companions(model)[DECODER]
     assert not any("visual" in name or "vision" in name for name, _ in made.named_parameters())
     embedding = model.embed_ids(torch.tensor([1]))
     assert torch.equal(made.get_input_embeddings()(torch.tensor([1])), embedding)

@@ -33,7 +33,7 @@ def settings(start: str, out: Path, steps: int, **changes) -> Training:
     return Training(**(values | changes))
 
 
-def accuracy(backbone) -> dict[str, float]:
+def accuracy(backbone, companions) -> dict[str, float]:
     return {"accuracy": 0.5}
 
 

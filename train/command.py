@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from engine.backbones.base import Backbone
 from engine.config import ConfigError, build, read_yaml
@@ -24,10 +24,9 @@ from engine.data.video_r1 import VideoR1Source
 from engine.data.worlds import WorldsSource
 from engine.evaluation import Outcome, evaluate, mean
 from engine.layout import Layout, pack
-from engine.methods.controls import Silent
+from engine.methods.method import Method
 from engine.methods.method import run as run_forward
-from engine.methods.pause import PauseDistillation
-from engine.training import Method, Training, train
+from engine.training import Training, Validate, train
 from engine.video import VideoError
 
 Source = (
@@ -103,23 +102,31 @@ def main(description: str | None, method: type, argv: list[str] | None = None) -
     return 0
 
 
-def validation(run: Run, method: Method) -> Callable[[Backbone], dict[str, float]]:
+def validation(run: Run, method: Method) -> Validate:
     """Decodes the validation split: silently for a method with slots or <ANS>, with the written chain for one that writes it."""
     source = replace(run.source, split="validation")
     samples = [source(i) for i in range(run.validation.samples)]
     layouts = [method.layout(sample, np.random.default_rng(i)) for i, sample in enumerate(samples)]
     branches = set(layouts[0].branches)
-    pauses = _pauses(method)
 
-    def validate(backbone: Backbone) -> dict[str, float]:
+    def validate(backbone: Backbone, companions: nn.ModuleDict) -> dict[str, float]:
         scores: dict[str, Any] = {}
         if "look" in branches:
             return letters_right(backbone, layouts)
         if "teacher" in branches:
-            written = evaluate(backbone, samples, "explicit", 0, run.validation.batch)
+            written = evaluate(backbone, samples, method, "explicit", 0, batch=run.validation.batch)
             scores |= {"explicit": mean([r.correct for r in written]), "explicit_steps": step_share(written)}
         if "answer" in branches:
-            silent = evaluate(backbone, samples, "silent", pauses, run.validation.batch, speak="speak" in branches)
+            silent = evaluate(
+                backbone,
+                samples,
+                method,
+                "silent",
+                method.trained_slots,
+                companions,
+                run.validation.batch,
+                "speak" in branches,
+            )
             scores["silent"] = mean([r.correct for r in silent])
             if "speak" in branches:
                 scores["spoken_steps"] = step_share(silent)
@@ -127,13 +134,6 @@ def validation(run: Run, method: Method) -> Callable[[Backbone], dict[str, float
         return scores
 
     return validate
-
-
-def _pauses(method: Method) -> int:
-    """How many slots validation gives: the middle of the trained range."""
-    if isinstance(method, PauseDistillation):
-        return sum(method.pauses) // 2
-    return method.pauses if isinstance(method, Silent) else 0
 
 
 @torch.no_grad()

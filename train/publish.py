@@ -8,11 +8,13 @@ import json
 from pathlib import Path
 
 from engine.ask import META
-from engine.backbones.qwen2_5_vl import Qwen25VL
+from engine.backbones.load import load
 from engine.benchmark import Benchmark
 from engine.data.worlds import FRAMES_PER_SECOND, HEIGHT, WIDTH, WorldsSource, sample, visual
 from engine.evaluation import How, evaluate, summary
 from engine.familiarity import fit
+from engine.methods import from_description
+from engine.methods.pause import PauseDistillation
 
 
 def main() -> None:
@@ -27,17 +29,16 @@ def main() -> None:
 def publish(run: Path, out: Path, clips: int) -> None:
     settings = json.loads((run / "settings.json").read_text())
     best = json.loads((run / "best" / "scores.json").read_text())
-    backbone = Qwen25VL.load(run / "best")
+    method = from_description(settings["method"])
+    backbone = load(run / "best", tokens=method.tokens)
     backbone.model.bfloat16()
     backbone.save(out)
-    backbone = Qwen25VL.load(out)  # the shipped weights, computed in float32 as on a CPU
+    backbone = load(out, tokens=method.tokens)  # the shipped weights, computed in float32 as on a CPU
 
-    (method, choices), *_ = settings["method"].items()
-    pauses = choices.get("pauses", 0)
-    trained = list(pauses) if isinstance(pauses, list) else [pauses, pauses]
     meta = {
         "name": f"small {out.name}",
-        "pauses": None if method == "Explicit" else trained,
+        "method": settings["method"],
+        "pauses": list(method.slot_range) if method.silent else None,
         "sampling": {"fps": FRAMES_PER_SECOND, "min_frames": 4, "max_frames": 64, "pixels": HEIGHT * WIDTH},
     }
     (out / META).write_text(json.dumps(meta, indent=1) + "\n")
@@ -51,10 +52,13 @@ def publish(run: Path, out: Path, clips: int) -> None:
     for split in ("test", "longer"):
         records = Benchmark(split, limit=clips).records()
         samples = [sample(r, visual(r)) for r in records]
-        how: How = "explicit" if method == "Explicit" else "silent"
-        results = evaluate(backbone, samples, how, sum(trained) // 2, speak=method == "PauseDistillation")
+        how: How = "silent" if method.silent else "explicit"
+        speak = isinstance(method, PauseDistillation)
+        results = evaluate(backbone, samples, method, how, method.trained_slots, speak=speak)
         scores[split] = summary(results, [r.family for r in records], [r.difficulty for r in records])
-    (out / "README.md").write_text(card(out.name, method, settings, best, scores, seconds(run)))
+    (out / "README.md").write_text(
+        card(out.name, settings, best, scores, seconds(run), sum(p.numel() for p in backbone.model.parameters()))
+    )
 
 
 def seconds(run: Path) -> float:
@@ -65,7 +69,7 @@ def seconds(run: Path) -> float:
     return last["step"] * training["batch"] / last["samples_per_second"]
 
 
-def card(name: str, method: str, settings: dict, best: dict, scores: dict, took: float) -> str:
+def card(name: str, settings: dict, best: dict, scores: dict, took: float, parameters: int) -> str:
     training = settings["training"]
     rows = []
     for split, figures in scores.items():
@@ -79,10 +83,10 @@ pipeline_tag: video-text-to-text
 
 # Sotto small: {name}
 
-A small Qwen2.5-VL (the real class, about 1.8 M parameters) trained from scratch on Sotto's three procedural worlds. It
+A small Qwen2.5-VL (the real class, {parameters / 1e6:.1f} M parameters) trained from scratch on Sotto's three procedural worlds. It
 knows these worlds and nothing else.
 
-- Method: {method} {json.dumps(settings["method"][method])}
+- Method: {json.dumps(settings["method"])}
 - Start: `{training["init"]}`; {training["steps"]} steps of {training["batch"]} clips, learning rate {training["lr"]}, seed {training["seed"]}; best validation step {best["step"]}
 - Training time: about {took / 60:.0f} minutes of optimizer steps on two CPU cores, {training["precision"]} autocast
 - Data: `engine.worlds`, training split, 1 to 6 steps a clip

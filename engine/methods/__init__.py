@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
-from engine.config import ConfigError
+from engine.config import ConfigError, build
 from engine.methods.method import Method
 
 
@@ -28,3 +30,15 @@ def find(name: str) -> type[Method]:
         names = ", ".join(f"{file}.{thing.__name__}" for thing in made) or "no method"
         raise ConfigError(f"{name!r} is not one method: engine/methods/{file}.py holds {names}.")
     return chosen[0]
+
+
+def described(method: Method) -> dict[str, Any]:
+    """A method as JSON: its name, as `find` takes it, and its settings."""
+    kind = type(method)
+    return {"name": f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}", **asdict(method)}  # type: ignore[call-overload]
+
+
+def from_description(description: dict[str, Any]) -> Method:
+    """Errors: ConfigError for a name or a setting that isn't known."""
+    settings = dict(description)
+    return build(find(str(settings.pop("name", ""))), settings, "method.")

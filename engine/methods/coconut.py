@@ -45,6 +45,13 @@ class Coconut(Method):
     steps: StepSupervision | None = None  # SIM-CoT
     compat: bool = False  # the published trainer's fault: a new optimizer every epoch, not every stage
 
+    @property
+    def slot_range(self) -> tuple[int, int]:
+        return (self.c_thought * self.max_latent_stage,) * 2
+
+    def thinking(self, count: int) -> tuple[Segment, ...]:
+        return thinking(count, self.thoughts)
+
     def stage(self, epoch: int) -> int:
         return epoch if self.compat else curriculum.stage(epoch, self.epochs_per_stage)
 

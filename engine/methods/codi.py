@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from engine.backbones.base import SPECIAL_TOKENS, Backbone
 from engine.data.samples import Sample, chain, context, ending, solution
 from engine.latents import Feedback
-from engine.layout import Layout, Reading
+from engine.layout import Layout, Reading, Segment
 from engine.methods.coconut import LATENT, START, STOP, thinking
 from engine.methods.method import Method, Outcome, weighted
 from engine.methods.steps import DECODER, StepSupervision, auxiliary_decoder
@@ -39,6 +39,13 @@ class Codi(Method):
     distill_factor: float = 1.0
     ref_factor: float = 1.0
     steps: StepSupervision | None = None  # SIM-CoT; its published form here: tokens, ignore, first_position 0
+
+    @property
+    def slot_range(self) -> tuple[int, int]:
+        return self.num_latent, self.num_latent
+
+    def thinking(self, count: int) -> tuple[Segment, ...]:
+        return thinking(count)
 
     def layout(self, sample: Sample, rng: np.random.Generator, epoch: int = 0) -> Layout:
         trunk, think, answered = context(sample), thinking(self.num_latent), solution(sample, PROMPT)

@@ -24,7 +24,9 @@ CONCLUSION = "CONCLUSION"
 
 @dataclass(frozen=True)
 class Heima(Method):
-    compressed: int = 3  # how many sections, from the first, are thinking tokens; 0: the plain chain, section by section
+    compressed: int = (
+        3  # how many sections, from the first, are thinking tokens; 0: the plain chain, section by section
+    )
     per_section: int = 1  # thinking tokens a section
     sections: tuple[str, ...] = ("SUMMARY", "CAPTION", "REASONING")  # every name that the data has
 

@@ -13,7 +13,9 @@ from engine import latents, masks, objectives
 from engine.backbones.base import SPECIAL_TOKENS, Backbone
 from engine.data.samples import Sample
 from engine.latents import Feedback
-from engine.layout import Layout, Packed, Rows
+from engine.layout import Layout, Packed, Rows, Segment
+
+COMPANIONS = "companions.safetensors"  # beside a model: what its method trains with it
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Method:
     """Five choices: layout (with visibility and curriculum), feedback, objectives. Subclasses say what differs."""
 
     tokens: ClassVar[tuple[str, ...]] = SPECIAL_TOKENS  # what the tokenizer must have
+    silent: ClassVar[bool] = True  # answers after its thinking, rather than after a written chain
+    marks: ClassVar[tuple[str, ...]] = ()  # what is given between the thought and the answer
 
     def layout(self, sample: Sample, rng: np.random.Generator, epoch: int = 0) -> Layout:
         raise NotImplementedError
@@ -82,6 +86,19 @@ class Method:
     def feedback(self, companions: nn.ModuleDict) -> Feedback:
         """What a latent receives, made from the state before it."""
         return latents.unchanged
+
+    def thinking(self, count: int) -> tuple[Segment, ...]:
+        """What stands behind the context before a silent answer, with `count` slots; nothing for a method without any."""
+        return ()
+
+    @property
+    def slot_range(self) -> tuple[int, int]:
+        """The fewest and most slots that it is trained with; at the end of its curriculum, if it has one."""
+        return 0, 0
+
+    @property
+    def trained_slots(self) -> int:
+        return sum(self.slot_range) // 2
 
     def stage(self, epoch: int) -> int:
         """The curriculum's stage; the optimizer starts anew where it changes."""

@@ -10,7 +10,7 @@ the answer in `answer` are drawn to those in `teacher`:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -25,13 +25,17 @@ from engine.objectives import hidden_distance
 
 @dataclass(frozen=True)
 class PauseDistillation(Method):
+    marks: ClassVar[tuple[str, ...]] = ("<ANS>",)
+
     mode: Literal["distilling", "student", "teacher"] = "distilling"
     pauses: tuple[int, int] = (8, 8)  # fewest and most; drawn per sample, so that one model serves a range
     decode: float = 0.5
     answer: float = 0.5
     teacher: float = 1.0
     distil: float = 10.0
-    hints: float = 0.0  # share of samples whose silent answer follows the chain's first steps, any number of them, written
+    hints: float = (
+        0.0  # share of samples whose silent answer follows the chain's first steps, any number of them, written
+    )
     form: Literal["paper", "coded"] = "paper"
     steps: StepSupervision | None = None  # SIM-CoT: each pause must say its own step
     compat: bool = False  # the published trainer's fault: plain 1-D positions in the decoder pass
@@ -40,6 +44,13 @@ class PauseDistillation(Method):
     def as_published(cls) -> PauseDistillation:
         """What the released code computes, faults included."""
         return cls(form="coded", compat=True)
+
+    @property
+    def slot_range(self) -> tuple[int, int]:
+        return self.pauses
+
+    def thinking(self, count: int) -> tuple[Segment, ...]:
+        return (slots("<pause>", count),)
 
     def layout(self, sample: Sample, rng: np.random.Generator, epoch: int = 0) -> Layout:
         trunk = context(sample)

@@ -5,7 +5,7 @@ With an `aux` model the `base` one reasons and the other reads the steps off its
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,8 @@ class Pass:
         real = readings.packed.node[chosen] >= 0
         length = int(real.sum(1).max())
         states = self.backbone.calls[-1][1][chosen]
-        return real[:, :length], self.out.companions[DECODER].lm_head(states[:, :length]).detach()
+        reader = replace(self.backbone, model=self.out.companions[DECODER])
+        return real[:, :length], reader.logits(states[:, :length]).detach()
 
 
 def check(folder: Path) -> list[Quantity]:

@@ -65,7 +65,8 @@ class Golden:
         def behind(segment: Segment) -> Segment:
             if segment is own:
                 return self.prompt
-            return replace(segment, sees=tuple(map(behind, segment.sees))) if own in (segment.sees or ()) else segment
+            seen = segment.sees or ()
+            return replace(segment, sees=tuple(map(behind, seen))) if own in seen else segment
 
         return replace(made, branches={name: tuple(map(behind, path)) for name, path in made.branches.items()})
 

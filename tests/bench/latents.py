@@ -1,0 +1,96 @@
+"""Eight fed-back latents: a cached step each, against a loop that computes the whole prefix anew for each of them.
+
+Both encode the clip once. The limit counts multiply-adds of matrices and attention at the benchmark's own shapes, vision
+included: what the cache would give if time were proportional to them. A step of one column is far from that on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine import masks
+from engine.backbones import small
+from engine.backbones.base import add_tokens
+from engine.backbones.qwen2_5_vl import Qwen25VL
+from engine.data.samples import Sample
+from engine.data.worlds import WorldsSource, texts
+from engine.layout import Packed, pack
+from engine.methods.coconut import Coconut
+from engine.methods.method import Outcome, run
+from tests.bench.packed import medians, work
+
+METHOD = Coconut(c_thought=2, epochs_per_stage=1, max_latent_stage=4)
+STAGE = 4  # eight latents
+
+
+def bench() -> list[dict[str, Any]]:
+    words = small.tokenizer(texts(300))
+    backbone = small.fresh(words)
+    add_tokens(backbone.model, words, Coconut.tokens)
+    source = WorldsSource()
+    clips = [source(i) for i in range(16)]
+    frames = np.random.default_rng(0).integers(0, 256, (28, 224, 252, 3), dtype=np.uint8)
+    video = backbone.visual(frames, 0.5)  # 14 slices of 8 x 9 tokens
+    heavy = [Sample(video, "What is it?", ("one", "two"), clips[0].steps, "A")]
+    return [
+        row(backbone, "embedded, 16 clips, 8 latents", clips, training=True),
+        row(backbone, "embedded, 1 clip, 8 latents", clips[:1], training=False),
+        row(backbone, "1,008 video tokens, 8 latents", heavy, training=True),
+    ]
+
+
+def row(backbone: Qwen25VL, size: str, samples: Sequence[Sample], training: bool) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    packed = pack([METHOD.layout(sample, rng, STAGE) for sample in samples], backbone.encode, backbone.pad)
+    backbone.model.train(training)
+
+    def ours() -> None:
+        finish(run(backbone, packed))
+
+    def other() -> None:
+        finish(Outcome(packed, recomputed(backbone, packed), backbone))
+
+    def finish(out: Outcome) -> None:
+        loss, _ = METHOD.loss(out)
+        if training:
+            loss.backward()
+
+    with torch.set_grad_enabled(training):
+        first, second = medians(backbone, ours, other)
+    return {
+        "name": "latents", "size": size, "ours": first, "other": second, "ratio": second / first,
+        "limit": recomputed_work(backbone, packed) / work(backbone, packed),
+        "unit": "seconds a step, forward and backward" if training else "seconds a forward",
+    }  # fmt: skip
+
+
+def columns(packed: Packed) -> list[int]:
+    """Where latents are fed."""
+    return packed.latents.any(0).nonzero()[:, 0].tolist()
+
+
+def recomputed(backbone: Qwen25VL, packed: Packed) -> tuple[Tensor, ...]:
+    """The same states without a cache."""
+    embeds = backbone.embed(packed)
+    mask = masks.additive(masks.visible(packed), embeds.dtype)
+    for column in columns(packed):
+        seen = slice(column)
+        states = backbone.forward(embeds[:, seen], packed.positions[..., seen], mask[:, :, seen, seen])
+        fed = torch.where(packed.latents[:, column, None], states.last[:, -1], embeds[:, column])
+        embeds = torch.cat([embeds[:, seen], fed[:, None], embeds[:, column + 1 :]], dim=1)
+    return backbone.forward(embeds, packed.positions, mask).hidden
+
+
+def recomputed_work(backbone: Qwen25VL, packed: Packed) -> float:
+    """Multiply-adds of the loop's forward."""
+    text = backbone.model.config.text_config
+    matrices = sum(p.numel() for p in backbone.model.model.language_model.layers.parameters() if p.dim() == 2)
+    prefixes = [
+        n * (matrices + 2 * text.num_hidden_layers * text.hidden_size * n) for n in columns(packed)
+    ]  # as many tokens as stand before the latent
+    return work(backbone, packed) + len(packed.ids) * float(sum(prefixes))
