@@ -20,15 +20,20 @@ How = Literal["silent", "explicit"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One sample's result. `steps`: which written steps were said exactly (spoken thoughts, or the explicit chain)."""
+    """One sample's result. `said` and `true`: the thoughts, spoken or written out, and what they should have been."""
 
     correct: bool
     answer: str
-    thoughts: str
+    said: str | None
+    true: str
     generated_tokens: int
     slots: int
     seconds: float
-    steps: tuple[bool, ...] | None
+
+    @property
+    def steps(self) -> tuple[bool, ...] | None:
+        """Which of the true steps were said exactly."""
+        return None if self.said is None else steps_right(self.said, self.true)
 
 
 def steps_right(said: str, true: str) -> tuple[bool, ...]:
@@ -63,18 +68,18 @@ def evaluate(
             written = generate.explicit(backbone, thoughts)
         seconds = (time.perf_counter() - began) / len(part)
         if how == "explicit":
-            said: list[str | None] = [generate.thoughts_of(text) for text in written.text]
+            said: list[str | None] = [
+                generate.thoughts_of(text, s.dialect) for text, s in zip(written.text, part, strict=True)
+            ]
         elif speak and slots:
             said = [generate.thoughts_of(text) for text in generate.speak(backbone, thoughts).text]
         else:
             said = [None] * len(part)
         for sample, text, count, thought in zip(part, written.text, written.tokens, said, strict=True):
             found = generate.answer_of(text, sample.dialect)
-            steps = None if thought is None else steps_right(thought, sample.thoughts)
             right = found == generate.answer_of(sample.answer, sample.dialect)
-            results.append(
-                Outcome(right, found, thought or "", count + thoughts.serial, thoughts.count, seconds, steps)
-            )
+            count += thoughts.serial
+            results.append(Outcome(right, found, thought, sample.thoughts, count, thoughts.count, seconds))
     return results
 
 
@@ -93,15 +98,34 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
+def neighbours(families: Sequence[str], difficulties: Sequence[int]) -> list[tuple[int, int]]:
+    """Each sample with the next one of its family and difficulty, the last with the first; none for one alone."""
+    groups: dict[tuple[str, int], list[int]] = {}
+    for index, key in enumerate(zip(families, difficulties, strict=True)):
+        groups.setdefault(key, []).append(index)
+    return [
+        pair for group in groups.values() if len(group) > 1 for pair in zip(group, group[1:] + group[:1], strict=True)
+    ]
+
+
 def summary(results: Sequence[Outcome], families: Sequence[str], difficulties: Sequence[int]) -> dict[str, Any]:
-    """The figures of one method; families and difficulties are those of the samples, in order."""
+    """The figures of one method; families and difficulties are those of the samples, in order.
+
+    swapped_step_accuracy: what was said from the slots of another clip of the same family and difficulty is held against
+    this clip's steps (speaking sees the slots alone, so that is what swapped slots say).
+    """
     right = sum(r.correct for r in results)
 
     def share(chosen: list[Outcome]) -> dict[str, Any]:
         low, high = wilson(sum(r.correct for r in chosen), len(chosen))
         return {"accuracy": mean([r.correct for r in chosen]), "n": len(chosen), "interval": [low, high]}
 
-    steps = [right for r in results if r.steps is not None for right in r.steps]
+    steps = [right for r in results for right in r.steps or ()]
+    swapped = [
+        right
+        for a, b in neighbours(families, difficulties)
+        for right in steps_right(results[b].said or "", results[a].true)
+    ]
     return {
         "accuracy": mean([r.correct for r in results]),
         "interval": list(wilson(right, len(results))),
@@ -112,4 +136,5 @@ def summary(results: Sequence[Outcome], families: Sequence[str], difficulties: S
         "by_family": {f: share([r for r, g in zip(results, families, strict=True) if g == f]) for f in dict.fromkeys(families)},
         "by_steps": {str(k): share([r for r, d in zip(results, difficulties, strict=True) if d == k]) for k in sorted(set(difficulties))},
         "step_accuracy": mean(steps) if steps else None,
+        "swapped_step_accuracy": mean(swapped) if steps and swapped else None,
     }  # fmt: skip

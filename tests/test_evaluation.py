@@ -7,7 +7,7 @@ import torch
 from engine import evaluation
 from engine.benchmark import Benchmark
 from engine.data.worlds import WorldsSource, corrupted, visual
-from engine.evaluation import Outcome, evaluate, steps_right, summary, wilson
+from engine.evaluation import Outcome, evaluate, neighbours, steps_right, summary, wilson
 from engine.familiarity import Familiarity, fit
 from engine.layout import Visual
 from engine.methods.pause import PauseDistillation
@@ -30,16 +30,22 @@ def test_steps_are_held_line_by_line():
 
 
 def test_the_summary_counts_what_it_says():
-    def one(correct: bool, tokens: int, steps) -> Outcome:
-        return Outcome(correct, "A", "", tokens, 8, 0.5, steps)
+    def one(correct: bool, tokens: int, said: str | None, true: str = "a\nb") -> Outcome:
+        return Outcome(correct, "A", said, true, tokens, 8, 0.5)
 
-    results = [one(True, 4, (True, False)), one(False, 6, (True, True)), one(True, 5, None)]
-    figures = summary(results, ["cups", "cups", "tally"], [1, 2, 2])
+    results = [one(True, 4, "a\nx"), one(False, 6, "a\nc", "a\nc"), one(True, 5, None)]
+    figures = summary(results, ["cups", "cups", "tally"], [2, 2, 2])
     assert figures["accuracy"] == pytest.approx(2 / 3)
     assert figures["generated_tokens"] == 5
     assert figures["by_family"]["cups"] == {"accuracy": 0.5, "n": 2, "interval": list(wilson(1, 2))}
-    assert figures["by_steps"]["2"]["n"] == 2
+    assert figures["by_steps"]["2"]["n"] == 3
     assert figures["step_accuracy"] == 0.75
+    assert figures["swapped_step_accuracy"] == 0.5  # "a" is right for both, "c" and "x" for neither
+
+
+def test_neighbours_are_of_one_kind_and_never_oneself():
+    pairs = neighbours(["cups", "tally", "cups", "cups", "relay"], [1, 1, 1, 2, 1])
+    assert pairs == [(0, 2), (2, 0)]
 
 
 def test_evaluation_decodes_and_counts_the_end_token():

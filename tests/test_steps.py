@@ -219,6 +219,13 @@ def test_losses_do_not_depend_on_the_order_of_samples(model: Backbone) -> None:
     torch.testing.assert_close(shortened, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_branch_alone_keeps_what_is_read_off_it(model: Backbone) -> None:
+    layout = METHODS["codi"].layout(tiny.chains(model)[0], np.random.default_rng(0))
+    assert len(layout.readings) == 2
+    assert layout.only("answer").readings == layout.readings
+    assert layout.only("teacher").readings == ()
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_saved_is_the_model_alone(name: str, model: Backbone, tmp_path: Path) -> None:
     method = METHODS[name]

@@ -1,7 +1,7 @@
 """Eight fed-back latents: a cached step each, against a loop that computes the whole prefix anew for each of them.
 
 Both encode the clip once. The limit counts multiply-adds of matrices and attention at the benchmark's own shapes, vision
-included: what the cache would give if time were proportional to them. A step of one column is far from that on a CPU.
+included: what the cache would give if time were proportional to them.
 """
 
 from __future__ import annotations
