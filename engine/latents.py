@@ -33,12 +33,16 @@ def forward(
     A latent's input is made from the last hidden state one row before it. Rows are aligned by `pack`, so that the
     samples' latents are filled side by side; a sample with fewer of them goes on with its own tokens meanwhile. An empty
     `cache`, if one is given, is filled on the way.
+
+    Errors: ValueError for latents under gradient checkpointing, which takes the cache away.
     """
     embeds = backbone.embed(packed)
     mask = masks.additive(masks.visible(packed), embeds.dtype)
     columns = packed.latents.any(0).nonzero()[:, 0].tolist()
     if not columns:
         return backbone.forward(embeds, packed.positions, mask, cache).hidden
+    if backbone.model.training and backbone.model.is_gradient_checkpointing:
+        raise ValueError("Latents that are fed back need the cache: train them without gradient_checkpointing.")
     first, after = columns[0], columns[-1] + 1
     cache = backbone.new_cache() if cache is None else cache
     hidden: list[tuple[Tensor, ...]] = []

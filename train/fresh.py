@@ -1,25 +1,31 @@
-"""Makes the untrained small model with its tokenizer: what the embedded runs start from.
+"""Makes an untrained small model with its tokenizer: what the embedded runs start from.
 
-python -m train.fresh runs/fresh
+python -m train.fresh runs/fresh                     # Qwen2.5-VL, for the video worlds
+python -m train.fresh runs/gpt2 --family gpt2        # a language model, for the text worlds
 """
 
 import argparse
 
 from engine.backbones import small
-from engine.data.worlds import texts
+from engine.data import text_worlds, worlds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", help="folder to write")
+    parser.add_argument("--family", choices=("qwen2_5_vl", "gpt2", "llama"), default="qwen2_5_vl")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--hidden", type=int, default=128)
     options = parser.parse_args()
-    model = small.fresh(small.tokenizer(texts()), options.seed, layers=options.layers, hidden=options.hidden)
-    model.save(options.out)
-    count = sum(p.numel() for p in model.model.parameters())
-    print(f"{options.out}: {count / 1e6:.2f} M parameters, {len(model.tokenizer)} tokens")
+    shape = {"layers": options.layers, "hidden": options.hidden}
+    if options.family == "qwen2_5_vl":
+        words = small.tokenizer(worlds.texts())
+        small.fresh(words, options.seed, **shape).save(options.out)
+    else:
+        words = small.tokenizer(text_worlds.texts())
+        small.fresh_text(words, options.family, options.seed, **shape).save(options.out)
+    print(f"{options.out}: {options.family}, {options.layers} layers, {len(words)} tokens")
 
 
 if __name__ == "__main__":

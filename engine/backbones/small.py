@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
 from engine.backbones.base import SPECIAL_TOKENS
 from engine.backbones.qwen2_5_vl import Qwen25VL
+from engine.backbones.text import TextLM
 
 CHAT_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
@@ -72,6 +81,29 @@ def config(
         vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=True,
     )  # fmt: skip
+
+
+def fresh_text(
+    words: PreTrainedTokenizerFast, family: Literal["gpt2", "llama"] = "gpt2", seed: int = 0, hidden: int = 128,
+    layers: int = 4, heads: int = 4,
+) -> TextLM:  # fmt: skip
+    """An untrained language model for the text worlds, of a real class."""
+    torch.manual_seed(seed)
+    ids = words.get_vocab()
+    size, end = -(-len(words) // 64) * 64, ids["<|im_end|>"]
+    model: Any
+    if family == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(
+            vocab_size=size, n_positions=1024, n_embd=hidden, n_layer=layers, n_head=heads, bos_token_id=end,
+            eos_token_id=end, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        ))  # fmt: skip
+    else:
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=size, hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers,
+            num_attention_heads=heads, max_position_embeddings=1024, bos_token_id=end, eos_token_id=end,
+            tie_word_embeddings=True,
+        ))  # fmt: skip
+    return TextLM(model, words)
 
 
 def fresh(words: PreTrainedTokenizerFast, seed: int = 0, **shape: int) -> Qwen25VL:

@@ -90,7 +90,7 @@ def _golden(given: dict[str, Any], special: dict[str, int], pixels: Tensor | Non
     start, ids = given["prompt_len"], given["input_ids"]
     pieces: list[Piece] = []
     for is_seen, run_of_ids in groupby(ids["decoder"][:start], lambda i: i in seen):
-        pieces.append(visual if is_seen else numerals(run_of_ids))
+        pieces.append(visual if is_seen and visual else numerals(run_of_ids))
     spoken, answered = ids["decoder"][start:], ids["answer"][start:]
     thoughts = _between(spoken, special["think_start"], special["think_end"])
     answer = _between(answered, special["answer_start"], special["answer_end"])
