@@ -93,9 +93,9 @@ def chain(sample: Sample, first: int = 0) -> Segment:
     return target(Special("<think>"), "\n".join(steps), Special("</think>"))
 
 
-def hint(steps: Sequence[str]) -> Segment:
+def hint(words: str) -> Segment:
     """The beginning of a chain in chat, given rather than predicted; what follows is left to the slots."""
-    return Segment("context", (Special("<think>"), "\n".join(steps)) if steps else ())
+    return Segment("context", (Special("<think>"), words) if words else ())
 
 
 def solution(sample: Sample, prompt: str = "###") -> tuple[Segment, ...]:

@@ -36,7 +36,7 @@ class Lookup(Method):
         branches: dict[str, tuple[Segment, ...]] = {"look": (trunk, written, ending(sample))}
         state = sample.steps[-2].rpartition(" ")[0]
         for place, i in enumerate(drawn):
-            told = hint((f"{state} {sample.options[i]}",))
+            told = hint(f"{state} {sample.options[i]}")
             think = slots("<pause>", self.pauses)
             answered = solution(Sample(None, "", (), (), letter(i)))
             branches[f"silent{place}"] = (trunk, told, think, marker("<ANS>"), *answered, ending(sample))

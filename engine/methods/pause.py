@@ -60,7 +60,7 @@ class PauseDistillation(Method):
             branches["speak"] = (trunk, think, marker("<COT>", sees=(think,)), chain(sample), ending(sample))
             answered = (marker("<ANS>"), *solution(sample), ending(sample))
             if rng.random() < self.hints:
-                given = sample.steps[: rng.integers(len(sample.steps))]
+                given = beginning(sample.thoughts, rng)
                 branches["answer"] = (trunk, hint(given), slots("<pause>", len(think.pieces)), *answered)
             else:
                 branches["answer"] = (trunk, think, *answered)
@@ -89,3 +89,9 @@ class PauseDistillation(Method):
         if self.steps and self.mode != "teacher":
             terms["steps"] = (self.steps.weight, self.steps.loss(out))
         return weighted(terms)
+
+
+def beginning(chain: str, rng: np.random.Generator) -> str:
+    """The chain's first words, any number of them but all."""
+    cuts = [place for place, character in enumerate(chain) if character in " \n"]
+    return chain[: ([0, *cuts])[rng.integers(len(cuts) + 1)]]
