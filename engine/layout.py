@@ -48,20 +48,24 @@ class Segment:
     `sees`: if given, this segment and all that follow it on its branch see only these earlier segments (and what the
     branch added since); otherwise everything before it on the branch.
     `name` marks a target so that its rows can be found again ("answer").
+    `hole`: its tokens only keep places for states from elsewhere (a Reading's). Slots are holes already; a target that is
+    one is predicted like any other.
     """
 
     role: Role
     pieces: tuple[Piece, ...]
     name: str = ""
     sees: tuple[Segment, ...] | None = None
+    hole: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
     """A text that another language model is to read off this one's states.
 
-    `path` holds one slots segment, whose tokens are holes; hole i takes the state of `holes[i]`, a token of the sample
-    by (segment, place in it), where place -1 is the row before the segment's first. `group` keeps like readings together.
+    `path` holds holes: the tokens of slots, or of segments marked as holes. Hole i takes the state of `holes[i]`, a token
+    of the sample by (segment, place in it), where place -1 is the row before the segment's first. `group` keeps like
+    readings together.
     """
 
     kind: str
@@ -291,7 +295,7 @@ def pack(layouts: Sequence[Layout], encode: Encode, pad: int) -> Packed:
             node_of[b, span] = index
             sees[b, index, list(node.visible)] = True
             fed_back[b, span] = node.segment.role == "latents"
-            if node.segment.role in ("slots", "latents"):
+            if node.segment.hole or node.segment.role in ("slots", "latents"):
                 slot_rows += [(b, start + i) for i in range(count)]
             for visual, rows in node.encoded.visual:
                 visuals.append(visual)

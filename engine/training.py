@@ -63,6 +63,7 @@ class Training:
     log_every: int = setting(10, "steps between two log lines")
     validate_every: int = setting(200, "steps between two validations; the best model is kept by accuracy")
     save_every: int = setting(200, "steps between two checkpoints")
+    only_eval: bool = setting(False, "validate the model at `init` and stop")
     keep: int = setting(2, "checkpoints to keep")
 
 
@@ -233,7 +234,7 @@ def train(
     bar = tqdm(total=config.steps, initial=start, desc=out.name, dynamic_ncols=True, disable=None if leads else True)
     began, seen = time.perf_counter(), 0
     window: list[dict[str, float]] = []  # the losses since the last log line
-    stage = method.stage(epoch_of(start, config.batch * ranks, config.epoch))
+    stage = method.stage(epoch_of(max(start - 1, 0), config.batch * ranks, config.epoch))
     for step in range(start, config.steps):
         entered = method.stage(epoch_of(step, config.batch * ranks, config.epoch))
         if entered != stage:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from engine.backbones.base import Backbone
+from engine.backbones.load import load
 from engine.config import ConfigError, build, read_yaml
 from engine.data.aokvqa import AokvqaSource, MultimodalCoconutSource
 from engine.data.coconut_json import CoconutSource
@@ -24,7 +28,7 @@ from engine.data.video_r1 import VideoR1Source
 from engine.data.worlds import WorldsSource
 from engine.evaluation import Outcome, evaluate, mean
 from engine.layout import Layout, pack
-from engine.methods.method import Method
+from engine.methods.method import COMPANIONS, Method
 from engine.methods.method import run as run_forward
 from engine.training import Training, Validate, train
 from engine.video import VideoError
@@ -83,23 +87,43 @@ def parse(description: str | None, argv: list[str] | None) -> argparse.Namespace
     return parser.parse_args(argv)
 
 
-def main(description: str | None, method: type, argv: list[str] | None = None) -> int:
-    """Runs a training script for one method's dataclass. Exit code 2 with one sentence for a bad configuration."""
+def main(
+    description: str | None,
+    method: type,
+    argv: list[str] | None = None,
+    translate: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: values,
+) -> int:
+    """Runs a training script for one method's dataclass. Exit code 2 with one sentence for a bad configuration.
+
+    translate: turns a file's keys into this project's.
+    """
     arguments = vars(parse(description, argv))
     config, resume = arguments.pop("config"), arguments.pop("resume")
     overrides = {name: value for name, value in arguments.items() if value is not None}
     try:
-        values = read_yaml(config)
+        values = translate(read_yaml(config))
         values["training"] = {**values.get("training", {}), **overrides}
         run = build(Run, values)
         chosen: Method = build(method, run.method, "method.")
         source = run.source
         note = {type(source).__name__: asdict(source), "validation": asdict(run.validation)}
-        train(run.training, chosen, source, validation(run, chosen), resume, note)
+        if run.training.only_eval:
+            print(json.dumps(evaluated(run.training, chosen, validation(run, chosen))))
+        else:
+            train(run.training, chosen, source, validation(run, chosen), resume, note)
     except (ConfigError, VideoError, FloatingPointError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
+
+
+def evaluated(config: Training, method: Method, validate: Validate) -> dict[str, float]:
+    """Scores of the model at `init`, with the companions that lie beside it."""
+    backbone = load(config.init, tokens=method.tokens)
+    companions = method.companions(backbone)
+    if len(companions):
+        companions.load_state_dict(load_file(f"{config.init}/{COMPANIONS}"))
+    return validate(backbone, companions.eval())
 
 
 def validation(run: Run, method: Method) -> Validate:
@@ -117,16 +141,8 @@ def validation(run: Run, method: Method) -> Validate:
             written = evaluate(backbone, samples, method, "explicit", 0, batch=run.validation.batch)
             scores |= {"explicit": mean([r.correct for r in written]), "explicit_steps": step_share(written)}
         if "answer" in branches:
-            silent = evaluate(
-                backbone,
-                samples,
-                method,
-                "silent",
-                method.trained_slots,
-                companions,
-                run.validation.batch,
-                "speak" in branches,
-            )
+            count, size = method.trained_slots, run.validation.batch
+            silent = evaluate(backbone, samples, method, "silent", count, companions, size, "speak" in branches)
             scores["silent"] = mean([r.correct for r in silent])
             if "speak" in branches:
                 scores["spoken_steps"] = step_share(silent)

@@ -61,10 +61,18 @@ def user_turn(question: str, options: Sequence[str], problem_type: str = "multip
         raise ValueError(f"Unknown problem type {problem_type!r}: use one of {', '.join(TYPE_HINTS)}.")
     if len(options) > 26:
         raise ValueError(f"{len(options)} options: at most 26 have a letter.")
-    if options:
-        question = f"{question} Options:\n{option_lines(options)}"
-    text = f"{question}\n{TYPE_HINTS[problem_type]} within the "
+    text = f"{with_options(question, options)}\n{TYPE_HINTS[problem_type]} within the "
     return text, Special("<answer>"), " ", Special("</answer>"), " tags."
+
+
+def with_options(question: str, options: Sequence[str]) -> str:
+    """Question, options a line each."""
+    return f"{question} Options:\n{option_lines(options)}" if options else question
+
+
+def question_text(sample: Sample) -> str:
+    """All that a sample asks in words, without what it hints at."""
+    return with_options(sample.question, sample.options)
 
 
 def context(sample: Sample) -> Segment:

@@ -28,6 +28,8 @@ START, LATENT, STOP = "<|start-latent|>", "<|latent|>", "<|end-latent|>"
 @dataclass(frozen=True)
 class Coconut(Method):
     """
+    mode: coconut; cot = the whole chain written out (stage 0 training); no_cot = the answer alone; no_thoughts = steps
+    leave stage by stage, and nothing takes their place. Only coconut has the markers.
     thoughts: continuous = fed back; filler = the same slots without feedback, the control with the same curriculum.
     schedule: replace = Coconut's, latents take the place of steps; constant = all latents from the first stage on, while
     steps leave one a stage.
@@ -35,6 +37,7 @@ class Coconut(Method):
 
     tokens: ClassVar[tuple[str, ...]] = (*SPECIAL_TOKENS, START, LATENT, STOP)
 
+    mode: Literal["coconut", "cot", "no_cot", "no_thoughts"] = "coconut"
     c_thought: int = 2
     epochs_per_stage: int = 3
     max_latent_stage: int = 3
@@ -47,16 +50,20 @@ class Coconut(Method):
 
     @property
     def slot_range(self) -> tuple[int, int]:
-        return (self.c_thought * self.max_latent_stage,) * 2
+        return (self.c_thought * self.max_latent_stage if self.mode == "coconut" else 0,) * 2
 
     def thinking(self, count: int) -> tuple[Segment, ...]:
-        return thinking(count, self.thoughts)
+        return thinking(count, self.thoughts) if self.mode == "coconut" else ()
 
     def stage(self, epoch: int) -> int:
-        return epoch if self.compat else curriculum.stage(epoch, self.epochs_per_stage)
+        if self.compat:
+            return epoch
+        return 0 if self.mode in ("cot", "no_cot") else curriculum.stage(epoch, self.epochs_per_stage)
 
     def replaced(self, sample: Sample, rng: np.random.Generator, epoch: int) -> Replaced:
         stage, steps = curriculum.stage(epoch, self.epochs_per_stage), len(sample.steps)
+        if self.mode in ("cot", "no_cot"):
+            return Replaced(0, steps if self.mode == "no_cot" else 0)
         if self.schedule == "constant":
             return curriculum.constant(stage, steps, c_thought=self.c_thought, max_latent_stage=self.max_latent_stage)
         return curriculum.replaced(
@@ -66,10 +73,10 @@ class Coconut(Method):
 
     def layout(self, sample: Sample, rng: np.random.Generator, epoch: int = 0) -> Layout:
         part = self.replaced(sample, rng, epoch)
-        think = thinking(part.latents, self.thoughts)
+        think = self.thinking(part.latents)
         rest = (chain(sample, part.skipped), *solution(sample), ending(sample))
         readings: tuple[Reading, ...] = ()
-        if self.steps and part.latents:
+        if self.steps and part.latents and think:
             slot = think[1]
             groups = [
                 [(slot, c * self.c_thought + i - 1) for i in range(self.c_thought)]

@@ -2,43 +2,78 @@
 
 <SUMMARY> <THINKING_OF_SUMMARY> </SUMMARY> .. <CONCLUSION> answer </CONCLUSION>
 
-Progressive distillation is a sequence of runs: `compressed` = 1, 2, .. sections, each from the adapter of the one before,
-then a recovering run on the data of the last at a lower learning rate. A sample with fewer sections has all of them
-compressed sooner.
+Progressive distillation is a sequence of runs (train/heima.py): `compressed` = 1, 2, .. sections, each from the adapter of
+the one before, then a recovering run on the data of the last at a lower learning rate. A sample with fewer sections has
+all of them compressed sooner. Then a language model a section, its interpreter, learns to put the state that predicted
+the thinking token into words. Knows nothing of backbones, batches or devices.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
-from engine.backbones.base import SPECIAL_TOKENS
-from engine.data.samples import Sample, context, ending
-from engine.layout import Layout, Segment, Special, target
-from engine.methods.method import Method, Outcome, weighted
+from engine.backbones.base import SPECIAL_TOKENS, Backbone
+from engine.backbones.load import around, load
+from engine.config import ConfigError
+from engine.data.samples import Sample, context, ending, question_text
+from engine.layout import END, Layout, Piece, Reading, Segment, Special, target
+from engine.methods.method import Method, Outcome, read, weighted
 
 CONCLUSION = "CONCLUSION"
+THOUGHT = "{thought}"  # where a template has the thinking tokens
+TEMPLATES = (
+    "{question}\nAnother model saw the picture and kept its {section} in one thought: {thought}. Put it into words.",
+    "{question}\nWrite out the {section} that {thought} stands for.",
+    "This thought holds the {section} of what was seen: {thought}. The question was: {question}\nWhat does it say?",
+    "A {section} was thought silently as {thought} before this was answered: {question}\nSay it aloud.",
+    "Question: {question}\nHidden {section}: {thought}\nDecode the {section}.",
+    "Unfold {thought} into the full {section} that helps to answer this: {question}",
+    "{question}\nThe {section} behind the answer was shortened to {thought}. What was it at full length?",
+    "Read the state {thought}, a {section} about this question, and write down what it knows: {question}",
+    "{question}\nExplain in sentences what the {section} {thought} contains.",
+    "Given the question below and the compressed {section} {thought}, restore the text of the {section}.\n{question}",
+)
 
 
 @dataclass(frozen=True)
 class Heima(Method):
-    compressed: int = (
-        3  # how many sections, from the first, are thinking tokens; 0: the plain chain, section by section
-    )
+    """
+    compressed: how many sections, from the first, are thinking tokens; 0 = the plain chain, section by section.
+    tags: text, as published; or tokens of their own, without spaces around them, for a vocabulary that would spell them.
+    """
+
+    longest: ClassVar[int] = 512  # before the last stage, sections are still written out
+
+    compressed: int = 3
     per_section: int = 1  # thinking tokens a section
     sections: tuple[str, ...] = ("SUMMARY", "CAPTION", "REASONING")  # every name that the data has
+    tags: Literal["text", "tokens"] = "text"
+
+    @property
+    def thinking_tokens(self) -> tuple[str, ...]:
+        return tuple(token for name in self.sections for token in thinking_tokens(name, self.per_section))
 
     @property
     def tokens(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (*SPECIAL_TOKENS, *(thinking_token(name) for name in self.sections))
+        names = (*self.sections, CONCLUSION) if self.tags == "tokens" else ()
+        return (*SPECIAL_TOKENS, *self.thinking_tokens, *(tag for name in names for tag in (f"<{name}>", f"</{name}>")))
+
+    def tag(self, name: str) -> Piece:
+        return Special(f"<{name}>") if self.tags == "tokens" else f"<{name}>"
 
     def layout(self, sample: Sample, rng: np.random.Generator, epoch: int = 0) -> Layout:
-        return Layout({"answer": (context(sample), *self.sectioned(sample), ending(sample))})
+        parts = self.sectioned(sample)
+        branches = {"answer": (context(sample), *parts, ending(sample))}
+        return Layout(branches, readings=self.readings(sample, self.thoughts(parts), rng))
 
     def sectioned(self, sample: Sample) -> list[Segment]:
-        """The sections with their tags, then the conclusion. A thinking token's segment is named by its section.
+        """The sections with their tags, then the conclusion. Thinking tokens are a segment named by their section.
 
         Errors: ValueError for a sample whose steps aren't named, or a section that isn't among `sections`.
         """
@@ -47,21 +82,120 @@ class Heima(Method):
                 f"Heima needs chains in the sections {', '.join(self.sections)}; this sample has "
                 f"{', '.join(sample.sections) or 'unnamed steps'}."
             )
+        space, line = ("", "") if self.tags == "tokens" else (" ", "\n\n")
         parts: list[Segment] = []
-        text = ""
+        run: list[Piece] = []
         for index, (name, step) in enumerate(zip(sample.sections, sample.steps, strict=True)):
+            run += [self.tag(name), space]
             if index < self.compressed:
-                opened = target(f"{text}<{name}> ")
-                parts += [opened, target(*(Special(thinking_token(name)),) * self.per_section, name=name)]
-                text = f" </{name}>\n\n"
+                thought = map(Special, thinking_tokens(name, self.per_section))
+                parts += [target(*run), target(*thought, name=name)]
+                run = []
             else:
-                text += f"<{name}> {step} </{name}>\n\n"
-        parts += [target(f"{text}<{CONCLUSION}>"), target(f" {sample.answer}", name="answer")]
-        return [*parts, target(f" </{CONCLUSION}>")]
+                run += [step]
+            run += [space, self.tag(f"/{name}"), line]
+        parts += [target(*run, self.tag(CONCLUSION)), target(f"{space}{sample.answer}", name="answer")]
+        return [*parts, target(space, self.tag(f"/{CONCLUSION}"))]
+
+    def thoughts(self, parts: Sequence[Segment]) -> list[Segment]:
+        """The thinking tokens of each compressed section, in the sample's order."""
+        return [part for part in parts if part.name in self.sections]
+
+    def readings(self, sample: Sample, thoughts: Sequence[Segment], rng: np.random.Generator) -> tuple[Reading, ...]:
+        """What is read off the thoughts by companions."""
+        return ()
 
     def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]:
         return weighted({"answer": (1.0, out.branch("answer").cross_entropy("tokens"))})
 
 
-def thinking_token(section: str) -> str:
-    return f"<THINKING_OF_{section}>"
+@dataclass(frozen=True)
+class Interpreters(Heima):
+    """A language model a section, without eyes, that says what the section's thinking tokens stand for. Heima is frozen.
+
+    Its prompt is one of ten templates with the question and the thinking tokens, in whose places the states stand that
+    predicted them (one row before each); everything else is embedded by its own table.
+
+    interpreter: the language model that each starts from, a folder or Hub id with Heima's vocabulary; without one, a
+    copy of Heima's own language model.
+    train_on_input: the prompt is learnt too, as published.
+    """
+
+    frozen: ClassVar[bool] = True
+
+    interpreter: str = ""
+    train_on_input: bool = True
+
+    def readings(self, sample: Sample, thoughts: Sequence[Segment], rng: np.random.Generator) -> tuple[Reading, ...]:
+        return tuple(
+            Reading(thought.name, self.path(sample, thought, step, rng), before_each(thought))
+            for thought, step in zip(thoughts, sample.steps, strict=False)
+        )
+
+    def path(self, sample: Sample, thought: Segment, step: str, rng: np.random.Generator) -> tuple[Segment, ...]:
+        """The prompt around the thought, then the section's text."""
+        before, after = self.asked(sample, thought.name, rng)
+        learnt: Literal["target", "context"] = "target" if self.train_on_input else "context"
+        return (
+            Segment("context", before[:1]),  # nothing predicts the first token
+            Segment(learnt, before[1:]),
+            Segment(learnt, thought.pieces, hole=True),
+            Segment(learnt, after),
+            target(step, END),
+        )
+
+    def asked(
+        self, sample: Sample, section: str, rng: np.random.Generator
+    ) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
+        """The prompt before the thinking tokens and after them. Its first piece is one token."""
+        drawn = TEMPLATES[int(rng.integers(len(TEMPLATES)))].replace("{section}", section.lower())
+        # The question last, so that nothing in it is taken for a place of the template's.
+        before, after = (part.replace("{question}", question_text(sample)) for part in drawn.split(THOUGHT))
+        if sample.dialect == "plain":
+            return (END, before), (f"{after}\n",)
+        start, end = Special("<|im_start|>"), Special("<|im_end|>")
+        return (start, f"user\n{before}"), (after, end, "\n", start, "assistant\n")
+
+    def companions(self, backbone: Backbone) -> nn.ModuleDict:
+        if not self.interpreter:
+            return nn.ModuleDict({name: copy.deepcopy(backbone.language_model()) for name in self.sections})
+        return nn.ModuleDict({name: interpreter(self.interpreter, backbone, self.tokens) for name in self.sections})
+
+    def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]:
+        """Each interpreter's mean over its tokens, added up: they share no weights."""
+        return weighted({name: (1.0, self.section_loss(out, name)) for name in self.sections})
+
+    def section_loss(self, out: Outcome, name: str) -> Tensor:
+        if name not in out.packed.readings:
+            return out.hidden[-1].new_zeros(())
+        each, _, _ = read(out, around(out.companions[name], out.backbone.tokenizer), name)
+        return each.mean()
+
+
+def thinking_tokens(section: str, count: int = 1) -> tuple[str, ...]:
+    """Their names; where a section has several, they are numbered."""
+    name = f"THINKING_OF_{section}"
+    return (f"<{name}>",) if count == 1 else tuple(f"<{name}_{i}>" for i in range(1, count + 1))
+
+
+def before_each(thought: Segment) -> tuple[tuple[Segment, int], ...]:
+    """The states that predict a thought's tokens, one row before each."""
+    return tuple((thought, place - 1) for place in range(len(thought.pieces)))
+
+
+def interpreter(path: str, backbone: Backbone, tokens: Sequence[str]) -> nn.Module:
+    """A language model from a folder or Hub id, made ready to read Heima's ids and states.
+
+    Errors: ConfigError for states of another width, or another vocabulary.
+    """
+    found = load(path, tokens=tokens)
+    width, own = found.text_config.hidden_size, backbone.text_config.hidden_size
+    if width != own:
+        raise ConfigError(f"{path} reads states of width {width}, Heima's are {own} wide: choose an interpreter with {own}.")
+    ids = backbone.tokenizer.get_vocab()
+    if any(ids.get(token) != place for token, place in found.tokenizer.get_vocab().items() if token not in tokens):
+        raise ConfigError(f"{path} has another vocabulary than Heima: choose an interpreter with the same tokenizer.")
+    language = found.language_model()
+    if len(ids) > language.get_input_embeddings().num_embeddings:
+        language.resize_token_embeddings(len(ids))
+    return language

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from engine import latents, masks, objectives
 from engine.backbones.base import SPECIAL_TOKENS, Backbone
 from engine.data.samples import Sample
 from engine.latents import Feedback
-from engine.layout import Layout, Packed, Rows, Segment
+from engine.layout import Layout, Packed, Readings, Rows, Segment
 
 COMPANIONS = "companions.safetensors"  # beside a model: what its method trains with it
 
@@ -71,6 +71,8 @@ class Method:
     tokens: ClassVar[tuple[str, ...]] = SPECIAL_TOKENS  # what the tokenizer must have
     silent: ClassVar[bool] = True  # answers after its thinking, rather than after a written chain
     marks: ClassVar[tuple[str, ...]] = ()  # what is given between the thought and the answer
+    frozen: ClassVar[bool] = False  # the model itself isn't trained, only its companions
+    longest: ClassVar[int] = 32  # most tokens of what is written behind the thinking
 
     def layout(self, sample: Sample, rng: np.random.Generator, epoch: int = 0) -> Layout:
         raise NotImplementedError
@@ -112,25 +114,30 @@ def run(
     return Outcome(packed, latents.forward(backbone, packed, feedback), backbone, companions or nn.ModuleDict())
 
 
+def holes_filled(out: Outcome, readings: Readings, table: Backbone, fed: Feedback = latents.unchanged) -> Tensor:
+    """The readings' tokens embedded by `table`, with the first model's states, through `fed`, in their holes."""
+    inner = readings.packed
+    embeds = table.embed(inner)
+    states = fed(out.hidden[-1][readings.source_sample, readings.source_row]).to(embeds.dtype)
+    return embeds.index_put((inner.slot_sample, inner.slot_row), states)
+
+
 def read(
-    out: Outcome, reader: nn.Module, kind: str, fed: Feedback = latents.unchanged, first_position: int = 1
-) -> tuple[Tensor, Tensor, Tensor]:
+    out: Outcome, reader: Backbone, kind: str, fed: Feedback = latents.unchanged, first_position: int = 0,
+    table: Backbone | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """A second language model reads texts off the states of the first: -> (loss a token [rows], reading [rows], group [readings]).
 
-    The states, through `fed`, stand in the places of the readings' holes; all other tokens are embedded by the first
-    model's own table.
+    The states, through `fed`, stand in the places of the readings' holes; all other tokens are embedded by `table`
+    (default: the reader itself). Positions run from `first_position`.
     """
     readings = out.packed.readings[kind]
     inner = readings.packed
-    embeds = out.backbone.embed_ids(inner.ids)
-    states = fed(out.hidden[-1][readings.source_sample, readings.source_row]).to(embeds.dtype)
-    embeds = embeds.index_put((inner.slot_sample, inner.slot_row), states)
-    model = replace(out.backbone, model=reader)
-    last = model.forward(
-        embeds, inner.positions + first_position, masks.additive(masks.visible(inner), embeds.dtype)
-    ).last
+    embeds = holes_filled(out, readings, table or reader, fed)
+    mask = masks.additive(masks.visible(inner), embeds.dtype)
+    last = reader.forward(embeds, inner.positions + first_position, mask).last
     rows = inner.branches["read"]
-    return objectives.token_loss(model.logits(last[rows.sample, rows.row]), rows.target), rows.sample, readings.group
+    return objectives.token_loss(reader.logits(last[rows.sample, rows.row]), rows.target), rows.sample, readings.group
 
 
 def weighted(terms: dict[str, tuple[float, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -58,7 +58,8 @@ class StepSupervision:
 
     def per_slot(self, out: Outcome, fed: Feedback = latents.unchanged) -> Tensor:
         """[slots that have a step in this batch]"""
-        each, reading, group = read(out, out.companions[DECODER], DECODER, fed, self.first_position)
+        decoder = replace(out.backbone, model=out.companions[DECODER])
+        each, reading, group = read(out, decoder, DECODER, fed, self.first_position, table=out.backbone)
         if self.compat:
             kept = _cut_as_published(out.packed.readings[DECODER])
             each, reading = each[kept], reading[kept]
