@@ -20,17 +20,18 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from engine import adapters
+from engine.adapters import Lora
 from engine.backbones.base import Backbone
 from engine.backbones.load import load
 from engine.config import ConfigError
 from engine.data.samples import Sample
 from engine.layout import Packed, pack, packed_length
 from engine.methods import described
-from engine.methods.method import COMPANIONS, Method, run
+from engine.methods.method import Method, run
 
 
 def setting(default: Any, text: str) -> Any:
@@ -44,6 +45,7 @@ Validate = Callable[[Backbone, nn.ModuleDict], dict[str, float]]
 @dataclass(frozen=True)
 class Training:
     init: str = setting("", "folder or Hub id of the model to start from")
+    adapter: str = setting("", "folder of an adapter of that model: to go on with (under lora), else merged into it")
     out: str = setting("", "folder for checkpoints, logs and the best model")
     steps: int = setting(1000, "optimizer steps")
     batch: int = setting(64, "samples a step and process")
@@ -160,8 +162,9 @@ def train(
     validate: Validate,
     resume: bool = False,
     note: dict[str, Any] | None = None,
+    lora: Lora | None = None,
 ) -> Path:
-    """Trains and returns the folder of the best model (by `validate`'s "accuracy").
+    """Trains and returns the folder of the best model (by `validate`'s "accuracy"); with `lora`, of its best adapter.
 
     Errors: ConfigError for settings that can't work; FloatingPointError when the loss is no number (the last good
     checkpoint stays).
@@ -180,11 +183,16 @@ def train(
     seed_everything(config.seed)
     accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)
     backbone = load(config.init, tokens=method.tokens)
+    if config.adapter and (lora is None or method.frozen):
+        adapters.merge(backbone.model, config.adapter)
     companions = method.companions(backbone)
     if config.gradient_checkpointing:
-        backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
-    backbone.model.train()
-    trained = [*backbone.model.parameters(), *companions.parameters()]
+        for module in companions.values() if method.frozen else (backbone.model,):
+            module.gradient_checkpointing_enable({"use_reentrant": False})
+    added = adapters.for_training(backbone, companions, lora, method.frozen, config.adapter, method.tokens)
+    backbone.model.train(not method.frozen)
+    everything = [*backbone.model.parameters(), *companions.parameters()]
+    trained = [parameter for parameter in everything if parameter.requires_grad]
     matrices, vectors = [p for p in trained if p.dim() >= 2], [p for p in trained if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     # Not wrapped for distribution: the engine calls the model's parts, so gradients are averaged by hand below.
@@ -193,16 +201,21 @@ def train(
         companions = accelerator.prepare_model(companions, evaluation_mode=True)
     optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98)))
     backbone = replace(backbone, model=model)
+    partly = len(trained) < len(everything)  # then checkpoints hold what is trained alone
+    if partly:
+        accelerator.register_save_state_pre_hook(adapters.only_trained)
     rank, ranks, leads = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
 
     start, best = 0, -1.0
     if resume and (found := checkpoints(out)):
-        accelerator.load_state(str(found[-1]))
+        accelerator.load_state(str(found[-1]), strict=not partly)
         state = json.loads((found[-1] / "progress.json").read_text())
         start, best = state["step"], state["best"]
     out.mkdir(parents=True, exist_ok=True)
     log, board = (out / ("log.jsonl" if leads else f"log-{rank}.jsonl")).open("a", encoding="utf-8"), None
     settings = {"training": asdict(config), "method": described(method), **(note or {})}
+    if lora:
+        settings["lora"] = asdict(lora)
     if leads:
         (out / "settings.json").write_text(json.dumps(settings, indent=1, default=str))
         board = SummaryWriter(str(out / "tensorboard"))
@@ -276,7 +289,7 @@ def train(
             backbone.model.eval()
             companions.eval()
             scores = validate(backbone, companions)
-            backbone.model.train()
+            backbone.model.train(not method.frozen)
             companions.train()
             record(step_now, {f"validation_{name}": value for name, value in scores.items()})
             bar.write(f"{out.name} step {step_now}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
@@ -285,9 +298,7 @@ def train(
             if better and leads:
                 made = out / "best.unfinished"
                 shutil.rmtree(made, ignore_errors=True)
-                backbone.save(made)
-                if len(companions):
-                    save_file(companions.state_dict(), made / COMPANIONS)
+                adapters.save(made, backbone, companions, added, method.frozen)
                 (made / "scores.json").write_text(json.dumps({"step": step_now, **scores}, indent=1))
                 _replace_folder(made, out / "best")
         if step_now % config.save_every == 0 or step_now == config.steps:

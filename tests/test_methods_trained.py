@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from engine.config import ConfigError
 from engine.data.text_worlds import TextWorldsSource
-from engine.methods.codi import Codi
 from engine.methods.coconut import Coconut
+from engine.methods.codi import Codi
 from engine.methods.method import COMPANIONS
 from engine.methods.steps import StepSupervision
 from engine.training import Training, checkpoints, train

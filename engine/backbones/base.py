@@ -173,4 +173,6 @@ def add_tokens(model: Any, tokenizer: Any, tokens: Sequence[str]) -> None:
     if missing:
         tokenizer.add_tokens(missing, special_tokens=True)
         if len(tokenizer) > model.config.get_text_config().vocab_size:
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+            with torch.random.fork_rng(devices=[]):  # the same rows each time, so that an adapter finds what it knew
+                torch.manual_seed(0)
+                model.resize_token_embeddings(len(tokenizer), mean_resizing=True)

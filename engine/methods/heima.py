@@ -124,12 +124,18 @@ class Interpreters(Heima):
     frozen: ClassVar[bool] = True
 
     interpreter: str = ""
+    interpreted: tuple[str, ...] = ()  # the sections that get one; none named: all
     train_on_input: bool = True
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.interpreted or self.sections
 
     def readings(self, sample: Sample, thoughts: Sequence[Segment], rng: np.random.Generator) -> tuple[Reading, ...]:
         return tuple(
             Reading(thought.name, self.path(sample, thought, step, rng), before_each(thought))
             for thought, step in zip(thoughts, sample.steps, strict=False)
+            if thought.name in self.names
         )
 
     def path(self, sample: Sample, thought: Segment, step: str, rng: np.random.Generator) -> tuple[Segment, ...]:
@@ -158,12 +164,12 @@ class Interpreters(Heima):
 
     def companions(self, backbone: Backbone) -> nn.ModuleDict:
         if not self.interpreter:
-            return nn.ModuleDict({name: copy.deepcopy(backbone.language_model()) for name in self.sections})
-        return nn.ModuleDict({name: interpreter(self.interpreter, backbone, self.tokens) for name in self.sections})
+            return nn.ModuleDict({name: copy.deepcopy(backbone.language_model()) for name in self.names})
+        return nn.ModuleDict({name: interpreter(self.interpreter, backbone, self.tokens) for name in self.names})
 
     def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]:
         """Each interpreter's mean over its tokens, added up: they share no weights."""
-        return weighted({name: (1.0, self.section_loss(out, name)) for name in self.sections})
+        return weighted({name: (1.0, self.section_loss(out, name)) for name in self.names})
 
     def section_loss(self, out: Outcome, name: str) -> Tensor:
         if name not in out.packed.readings:
@@ -191,9 +197,11 @@ def interpreter(path: str, backbone: Backbone, tokens: Sequence[str]) -> nn.Modu
     found = load(path, tokens=tokens)
     width, own = found.text_config.hidden_size, backbone.text_config.hidden_size
     if width != own:
-        raise ConfigError(f"{path} reads states of width {width}, Heima's are {own} wide: choose an interpreter with {own}.")
-    ids = backbone.tokenizer.get_vocab()
-    if any(ids.get(token) != place for token, place in found.tokenizer.get_vocab().items() if token not in tokens):
+        raise ConfigError(
+            f"{path} reads states of width {width}, Heima's are {own} wide: choose an interpreter that fits."
+        )
+    ids, added = backbone.tokenizer.get_vocab(), found.tokenizer.get_added_vocab()
+    if any(ids.get(token) != place for token, place in found.tokenizer.get_vocab().items() if token not in added):
         raise ConfigError(f"{path} has another vocabulary than Heima: choose an interpreter with the same tokenizer.")
     language = found.language_model()
     if len(ids) > language.get_input_embeddings().num_embeddings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -35,6 +35,15 @@ class Branch:
         """samples: every sample counts the same; tokens: every token does."""
         each = objectives.token_loss(self.logits(), self.rows.target)
         return each.mean() if mean == "tokens" else objectives.sample_mean(each, self.rows.sample, self.batch).mean()
+
+    def only(self, name: str) -> Branch:
+        """The branch with the rows of the target called `name` alone."""
+        chosen = self.rows.name == self.rows.names.index(name)
+        rows = Rows(
+            self.rows.sample[chosen], self.rows.row[chosen], self.rows.target[chosen], self.rows.names,
+            self.rows.name[chosen],
+        )  # fmt: skip
+        return replace(self, rows=rows)
 
     def predicting(self, name: str) -> tuple[list[Tensor], Tensor]:
         """The states that predict the target called `name`: (a [rows, dim] a layer 1..L, sample [rows])."""

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from tests.conformance import coconut, codi, multimodal, pause
+from tests.conformance import coconut, codi, heima, multimodal, pause
 
 CHECKS = {  # the `method` key of config.json -> its check
     "implicit-video-reasoning": pause.check,
@@ -14,6 +14,7 @@ CHECKS = {  # the `method` key of config.json -> its check
     "multimodal-coconut": multimodal.check,
     "sim-cot-coconut": coconut.check,
     "codi": codi.check,
+    "heima": heima.check,
 }
 
 

@@ -1,0 +1,150 @@
+"""LoRA through peft: which parts get an adapter, how adapters are kept, found again and merged. Knows no method, no loop.
+
+A model with an adapter in it stays the same object, so that backbones need not know. An adapter's folder holds what was
+trained alone; it fits the model that it was trained on, with the same tokens added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load_model, save_model
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from engine.backbones.base import Backbone
+from engine.backbones.load import around
+from engine.config import ConfigError
+from engine.methods.method import COMPANIONS
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+CONFIG = "adapter_config.json"  # what makes a folder an adapter's
+PARTS = {"attention": ("attn", "attention"), "mlp": ("mlp",)}  # a part of a layer -> what its modules are called
+MAIN = ""  # the model itself among adapters, which are otherwise named by companion
+
+
+@dataclass(frozen=True)
+class Lora:
+    """
+    targets: attention, mlp, output (the projection onto the vocabulary), or the ends of modules' names, such as q_proj.
+    vision: adapters in the vision encoder too; otherwise it stays as it is.
+    train_embeddings: the method's own tokens learn their input embeddings too.
+    """
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("attention", "mlp", "output")
+    vision: bool = False
+    train_embeddings: bool = False
+
+
+def modules(backbone: Backbone, lora: Lora) -> list[str]:
+    """The full names of the matrices that get an adapter. Errors: ConfigError for a target that names none."""
+    whole = backbone.model if lora.vision else backbone.language_model()
+    linear = [name for name, module in whole.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    chosen: set[str] = set()
+    for target in lora.targets:
+        if target == "output":
+            found = [name for name in linear if whole.get_submodule(name) is backbone.model.get_output_embeddings()]
+        elif target in PARTS:
+            found = [name for name in linear if any(part in name for part in PARTS[target])]
+        else:
+            found = [name for name in linear if f".{name}".endswith(f".{target}")]
+        if not found:
+            raise ConfigError(f"lora.targets: no matrix of this model is called {target!r}.")
+        chosen.update(found)
+    return [name for name in linear if name in chosen]
+
+
+def attach(backbone: Backbone, lora: Lora, tokens: Sequence[str] = ()) -> PeftModel:
+    """A new adapter in the model, which is changed in place; all else is frozen. `tokens`: the method's own."""
+    from peft import LoraConfig, get_peft_model
+
+    chosen = modules(backbone, lora)
+    if backbone.model.get_output_embeddings() in map(backbone.model.get_submodule, chosen):
+        untie(backbone.model)
+    rows = sorted(backbone.token(token) for token in tokens) if lora.train_embeddings else None
+    config = LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=chosen, trainable_token_indices=rows
+    )  # fmt: skip
+    return get_peft_model(backbone.model, config)
+
+
+def attach_saved(model: Any, folder: str | Path, trainable: bool = True) -> PeftModel:
+    """The adapter of a folder in the model, which is changed in place. Errors: ConfigError for a folder without one."""
+    from peft import PeftConfig, PeftModel
+
+    if not (Path(folder) / CONFIG).is_file():
+        raise ConfigError(f"{folder} holds no adapter ({CONFIG}).")
+    targets = PeftConfig.from_pretrained(str(folder)).target_modules
+    head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
+    if any(f".{head}".endswith(f".{target}") for target in targets):
+        untie(model)
+    return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+
+
+def merge(model: Any, folder: str | Path) -> None:
+    """The adapter of a folder becomes part of the model's own weights."""
+    attach_saved(model, folder, trainable=False).merge_and_unload()
+
+
+def untie(model: Any) -> None:
+    """The output projection gets its own copy of the embeddings where they are shared: its adapter isn't theirs."""
+    head = model.get_output_embeddings()
+    if head.weight is model.get_input_embeddings().weight:
+        head.weight = nn.Parameter(head.weight.detach().clone())
+        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
+
+
+def for_training(
+    backbone: Backbone, companions: nn.ModuleDict, lora: Lora | None, frozen: bool, folder: str, tokens: Sequence[str]
+) -> dict[str, PeftModel]:
+    """Adapters in what is trained: the model (going on with the adapter in `folder`, if one is named), or, where that is
+    frozen, its companions that are language models. -> by companion; the model's own under MAIN.
+    """
+    if frozen:
+        backbone.model.requires_grad_(False)
+    if lora is None:
+        return {}
+    if frozen:
+        readers = {name: around(companion, backbone.tokenizer) for name, companion in companions.items()}
+        return {name: attach(reader, lora) for name, reader in readers.items()}
+    return {MAIN: attach_saved(backbone.model, folder) if folder else attach(backbone, lora, tokens)}
+
+
+def only_trained(models: Sequence[nn.Module], states: Sequence[dict[str, Any]], _: str) -> None:
+    """accelerate's hook before a checkpoint is written: leaves the weights that are trained."""
+    for model, state in zip(models, states, strict=True):
+        frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        for name in frozen & state.keys():
+            del state[name]
+
+
+def save(
+    folder: Path, backbone: Backbone, companions: nn.ModuleDict, adapters: Mapping[str, PeftModel], frozen: bool
+) -> None:
+    """What was trained, and the tokenizer: the model or its adapter, companions or theirs."""
+    folder.mkdir(parents=True)
+    if not frozen and MAIN not in adapters:
+        backbone.save(folder)
+    backbone.tokenizer.save_pretrained(folder)
+    for name, adapter in adapters.items():
+        adapter.save_pretrained(str(folder / name), save_embedding_layers=False)
+    if whole := nn.ModuleDict({name: module for name, module in companions.items() if name not in adapters}):
+        save_model(whole, str(folder / COMPANIONS))
+
+
+def load_companions(folder: Path, companions: nn.ModuleDict) -> None:
+    """Fills companions with what `save` has left."""
+    adapted = {name for name in companions if (folder / name / CONFIG).is_file()}
+    for name in adapted:
+        merge(companions[name], folder / name)
+    if whole := nn.ModuleDict({name: module for name, module in companions.items() if name not in adapted}):
+        load_model(whole, str(folder / COMPANIONS))
+    companions.eval()
