@@ -7,7 +7,7 @@ trained alone; it fits the model that it was trained on, with the same tokens ad
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,20 +69,21 @@ def attach(backbone: Backbone, lora: Lora, tokens: Sequence[str] = ()) -> PeftMo
     chosen = modules(backbone, lora)
     if backbone.model.get_output_embeddings() in map(backbone.model.get_submodule, chosen):
         untie(backbone.model)
-    rows = sorted(backbone.token(token) for token in tokens) if lora.train_embeddings else None
+    rows = sorted(backbone.token(token) for token in tokens) if lora.train_embeddings else []
     config = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=chosen, trainable_token_indices=rows
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=chosen, trainable_token_indices=rows or None
     )  # fmt: skip
     return get_peft_model(backbone.model, config)
 
 
 def attach_saved(model: Any, folder: str | Path, trainable: bool = True) -> PeftModel:
-    """The adapter of a folder in the model, which is changed in place. Errors: ConfigError for a folder without one."""
+    """The adapter of a folder or Hub id in the model, which is changed in place. Errors: ConfigError where there is none."""
     from peft import PeftConfig, PeftModel
 
-    if not (Path(folder) / CONFIG).is_file():
-        raise ConfigError(f"{folder} holds no adapter ({CONFIG}).")
-    targets = PeftConfig.from_pretrained(str(folder)).target_modules
+    try:
+        targets = PeftConfig.from_pretrained(str(folder)).target_modules
+    except ValueError:
+        raise ConfigError(f"{folder} holds no adapter ({CONFIG}).") from None
     head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
     if any(f".{head}".endswith(f".{target}") for target in targets):
         untie(model)

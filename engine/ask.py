@@ -10,28 +10,26 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from engine import generate
+from engine import adapters, generate
 from engine.backbones.base import Backbone
 from engine.backbones.load import load as load_backbone
 from engine.data.samples import Sample, letter
 from engine.familiarity import Familiarity
 from engine.layout import Visual
 from engine.methods import from_description
-from engine.methods.method import COMPANIONS, Method
+from engine.methods.method import META, Method
 from engine.methods.pause import PauseDistillation
 from engine.video import Clip, Sampling
 
 SMALL = Path(__file__).parent.parent / "assets" / "small"
-META = "sotto.json"  # beside the weights: name, trained pauses, sampling
 PUBLISHED_SAMPLING = Sampling(fps=2.0, min_frames=4, max_frames=16, pixels=128 * 28 * 28)
 UNKNOWN = "The small model abstains:"
 REAL = "For clips of your own, choose a real model with --model."
@@ -106,24 +104,25 @@ def load(path: str | Path | None = None, adapter: str | Path | None = None, devi
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    meta = {key: value for folder in (place, adapter) if folder for key, value in _meta(Path(folder)).items()}
+    method = from_description(meta["method"]) if "method" in meta else PauseDistillation()
     try:
-        backbone = load_backbone(str(place), device, dtype)
+        backbone = load_backbone(str(place), device, dtype, method.tokens)
         if adapter:
-            from peft import PeftModel
-
-            merged = PeftModel.from_pretrained(backbone.model, str(adapter)).merge_and_unload()
-            backbone = replace(backbone, model=merged.eval())
+            adapters.merge(backbone.model, adapter)
+            backbone.model.eval()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"Can't load {adapter or place}: {' '.join(str(error).split())[:300]}") from None
-    meta = json.loads((place / META).read_text(encoding="utf-8")) if (place / META).is_file() else {}
     pauses = tuple(meta["pauses"]) if meta.get("pauses") else None
     sampling = Sampling(**meta["sampling"]) if "sampling" in meta else PUBLISHED_SAMPLING
-    method = from_description(meta["method"]) if "method" in meta else PauseDistillation()
     companions = method.companions(backbone)
-    if len(companions):
-        companions.load_state_dict(load_file(place / COMPANIONS))
-        companions.eval().to(device)
+    adapters.load_companions(Path(adapter or place), companions)
+    companions.to(device)
     return Model(backbone, meta.get("name", str(path)), pauses, sampling, Familiarity.load(place), method, companions)
+
+
+def _meta(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / META).read_text(encoding="utf-8")) if (folder / META).is_file() else {}
 
 
 def check(question: str, options: Sequence[str], pauses: int) -> None:
@@ -176,7 +175,7 @@ def ask(
     )
     familiar = not any(notice.startswith(UNKNOWN) for notice in notices)
     thoughts = timed("think", "Thinking silently", lambda: generate.think(backbone, [sample], thought, feedback))
-    written = timed("answer", "Answering", lambda: generate.answer(backbone, thoughts, marks))
+    written = timed("answer", "Answering", lambda: generate.answer(backbone, thoughts, marks, model.method.longest))
     answer = generate.answer_of(written.text[0])
     chances: tuple[Option, ...] = ()
     if options:

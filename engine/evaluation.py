@@ -62,7 +62,7 @@ def evaluate(
             thoughts = generate.think(
                 backbone, part, method.thinking(slots), method.feedback(companions or nn.ModuleDict())
             )
-            written = generate.answer(backbone, thoughts, method.marks)
+            written = generate.answer(backbone, thoughts, method.marks, method.longest)
         else:
             thoughts = generate.think(backbone, part, ())
             written = generate.explicit(backbone, thoughts)

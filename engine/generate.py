@@ -18,9 +18,9 @@ from engine import latents, masks
 from engine.backbones.base import Backbone
 from engine.data.samples import Dialect, Sample, context
 from engine.latents import Feedback
-from engine.layout import Layout, Segment, pack
+from engine.layout import Layout, Packed, Segment, pack
 
-ANSWER = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
+ANSWER = re.compile(r"<(?:answer|CONCLUSION)>\s*(.*?)\s*</(?:answer|CONCLUSION)>", re.DOTALL)
 THOUGHTS = re.compile(r"<think>\s*(.*?)\s*</think>", re.DOTALL)
 
 
@@ -183,6 +183,19 @@ def explicit(backbone: Backbone, thoughts: Thoughts, limit: int = 320) -> Writte
 
 
 @torch.no_grad()
+def go_on(backbone: Backbone, packed: Packed, embeds: Tensor, limit: int = 256) -> Written:
+    """Writes on behind a pack with one branch a sample, whose embeddings [batch, length, dim] are given."""
+    cache, real = backbone.new_cache(), packed.node >= 0
+    hidden = backbone.forward(
+        embeds, packed.positions, masks.additive(masks.visible(packed), embeds.dtype), cache
+    ).hidden
+    every = torch.arange(len(real), device=real.device)
+    last = torch.arange(real.shape[1], device=real.device).where(real, -1).amax(1)
+    after = packed.positions.amax(0).masked_fill(~real, -1).amax(1) + 1
+    return _write(backbone, _Fork(cache, real, after), torch.stack([h[every, last] for h in hidden]), limit)
+
+
+@torch.no_grad()
 def option_probabilities(
     backbone: Backbone, thoughts: Thoughts, letters: Sequence[str], marks: Sequence[str] = ("<ANS>",)
 ) -> Tensor:
@@ -194,11 +207,11 @@ def option_probabilities(
 
 
 def answer_of(text: str, dialect: Dialect = "chat") -> str:
-    """chat: what stands between the last answer tags, or without tags the whole text; plain: what follows the last #."""
-    if dialect == "plain":
-        return text.rpartition("#")[2].replace(",", "").strip()
-    found = ANSWER.findall(text)
-    return found[-1] if found else text.strip()
+    """What stands between the last answer or conclusion tags, or without tags the whole text; plain: of that, what follows
+    the last #."""
+    for found in ANSWER.finditer(text):
+        text = found[1]
+    return text.rpartition("#")[2].replace(",", "").strip() if dialect == "plain" else text.strip()
 
 
 def thoughts_of(text: str, dialect: Dialect = "chat") -> str:

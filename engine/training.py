@@ -31,7 +31,7 @@ from engine.config import ConfigError
 from engine.data.samples import Sample
 from engine.layout import Packed, pack, packed_length
 from engine.methods import described
-from engine.methods.method import Method, run
+from engine.methods.method import META, Method, run
 
 
 def setting(default: Any, text: str) -> Any:
@@ -187,7 +187,8 @@ def train(
         adapters.merge(backbone.model, config.adapter)
     companions = method.companions(backbone)
     if config.gradient_checkpointing:
-        for module in companions.values() if method.frozen else (backbone.model,):
+        deep: list[Any] = [*companions.values()] if method.frozen else [backbone.model]
+        for module in deep:
             module.gradient_checkpointing_enable({"use_reentrant": False})
     added = adapters.for_training(backbone, companions, lora, method.frozen, config.adapter, method.tokens)
     backbone.model.train(not method.frozen)
@@ -293,12 +294,14 @@ def train(
             companions.train()
             record(step_now, {f"validation_{name}": value for name, value in scores.items()})
             bar.write(f"{out.name} step {step_now}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
-            better = scores["accuracy"] > best
+            better = scores["accuracy"] >= best  # of equals the last, which has learnt longest
             best = max(best, scores["accuracy"])
             if better and leads:
                 made = out / "best.unfinished"
                 shutil.rmtree(made, ignore_errors=True)
                 adapters.save(made, backbone, companions, added, method.frozen)
+                pauses = list(method.slot_range) if method.silent else None
+                (made / META).write_text(json.dumps({"method": described(method), "pauses": pauses}))
                 (made / "scores.json").write_text(json.dumps({"step": step_now, **scores}, indent=1))
                 _replace_folder(made, out / "best")
         if step_now % config.save_every == 0 or step_now == config.steps:

@@ -110,7 +110,7 @@ def test_llava_cot_rows(folder):
     assert (first.question, first.answer) == ("What is it?", "It is a dog.")
     assert first.steps == ("I look.", "A dog.", "1.\n2.")
     assert first.sections == ("SUMMARY", "CAPTION", "REASONING")
-    assert (first.dialect, first.problem_type) == ("chat", "free-form")
+    assert (first.dialect, first.problem_type) == ("chat", "as asked")
     assert (second.question, second.answer) == ("Really?", "Yes.")
     assert first.visual.still
     assert first.visual.grid == (1, 4, 8)  # 70 x 100 pixels to 56 x 112: multiples of 28

@@ -7,13 +7,15 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
+from engine import adapters
+from engine.adapters import Lora
 from engine.backbones.base import Backbone
 from engine.backbones.load import load
 from engine.config import ConfigError, build, read_yaml
@@ -28,7 +30,7 @@ from engine.data.video_r1 import VideoR1Source
 from engine.data.worlds import WorldsSource
 from engine.evaluation import Outcome, evaluate, mean
 from engine.layout import Layout, pack
-from engine.methods.method import COMPANIONS, Method
+from engine.methods.method import Method
 from engine.methods.method import run as run_forward
 from engine.training import Training, Validate, train
 from engine.video import VideoError
@@ -53,6 +55,7 @@ class Run:
 
     method: dict
     training: Training = field(default_factory=Training)
+    lora: Lora | None = None  # without it, every weight is trained
     validation: Validation = field(default_factory=Validation)
     # The data: at most one of these; without any, the worlds.
     worlds: WorldsSource | None = None
@@ -68,15 +71,14 @@ class Run:
     @property
     def source(self) -> Source:
         """Errors: ConfigError for two sources."""
-        given = [getattr(self, f.name) for f in fields(self) if f.name not in ("method", "training", "validation")]
-        chosen = [source for source in given if source is not None]
+        chosen = [given for f in fields(self) if isinstance(given := getattr(self, f.name), Source)]
         if len(chosen) > 1:
             raise ConfigError("Name one source of data, not several.")
         return chosen[0] if chosen else WorldsSource()
 
 
-def parse(description: str | None, argv: list[str] | None) -> argparse.Namespace:
-    """--config, --resume, and one flag for each training setting."""
+def arguments(description: str | None, argv: list[str] | None) -> tuple[str, bool, dict[str, str]]:
+    """--config, --resume, and one flag for each training setting: -> file, resume, the settings that are given."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="YAML file; train/configs/ has one for each published recipe")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in `out`")
@@ -84,7 +86,8 @@ def parse(description: str | None, argv: list[str] | None) -> argparse.Namespace
     for setting in fields(Training):
         flag = "--" + setting.name.replace("_", "-")
         group.add_argument(flag, metavar=str(setting.type).split("[")[0].upper(), help=f"{setting.metadata['help']} (default {setting.default})")  # fmt: skip
-    return parser.parse_args(argv)
+    given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    return given.pop("config"), given.pop("resume"), given
 
 
 def main(
@@ -97,33 +100,42 @@ def main(
 
     translate: turns a file's keys into this project's.
     """
-    arguments = vars(parse(description, argv))
-    config, resume = arguments.pop("config"), arguments.pop("resume")
-    overrides = {name: value for name, value in arguments.items() if value is not None}
+    config, resume, overrides = arguments(description, argv)
     try:
         values = translate(read_yaml(config))
         values["training"] = {**values.get("training", {}), **overrides}
         run = build(Run, values)
         chosen: Method = build(method, run.method, "method.")
-        source = run.source
-        note = {type(source).__name__: asdict(source), "validation": asdict(run.validation)}
         if run.training.only_eval:
             print(json.dumps(evaluated(run.training, chosen, validation(run, chosen))))
         else:
-            train(run.training, chosen, source, validation(run, chosen), resume, note)
+            trained(run, chosen, validation(run, chosen), resume)
     except (ConfigError, VideoError, FloatingPointError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
 
 
+def trained(run: Run, method: Method, validate: Validate, resume: bool) -> Path:
+    """Carries a configuration out -> the folder of its best model or adapter."""
+    source = run.source
+    note = {type(source).__name__: asdict(source), "validation": asdict(run.validation)}
+    return train(run.training, method, source, validate, resume, note, run.lora)
+
+
 def evaluated(config: Training, method: Method, validate: Validate) -> dict[str, float]:
-    """Scores of the model at `init`, with the companions that lie beside it."""
-    backbone = load(config.init, tokens=method.tokens)
+    """Scores of the model at `init`, under its adapter if one is named, with the companions that lie beside it."""
+    return validate(*opened(config.init, config.adapter, method, Path(config.adapter or config.init)))
+
+
+def opened(init: str, adapter: str, method: Method, place: Path) -> tuple[Backbone, nn.ModuleDict]:
+    """A model with its adapter merged in, if one is named, and its companions from the folder `place`."""
+    backbone = load(init, tokens=method.tokens)
+    if adapter:
+        adapters.merge(backbone.model, adapter)
     companions = method.companions(backbone)
-    if len(companions):
-        companions.load_state_dict(load_file(f"{config.init}/{COMPANIONS}"))
-    return validate(backbone, companions.eval())
+    adapters.load_companions(place, companions)
+    return backbone, companions
 
 
 def validation(run: Run, method: Method) -> Validate:

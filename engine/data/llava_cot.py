@@ -41,7 +41,7 @@ class LlavaCotSource(PicturedSource):
         asked, told = (text(part, "value") for part in pair)
         *steps, answer = sections(told)
         question = said(asked.replace("<image>", ""), "value")
-        sample = Sample(None, question, (), tuple(steps), answer, "free-form", sections=SECTIONS[:-1])
+        sample = Sample(None, question, (), tuple(steps), answer, "as asked", sections=SECTIONS[:-1])
         return Pictured(sample, image)
 
 

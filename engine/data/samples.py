@@ -17,6 +17,7 @@ TYPE_HINTS = {
     "regression": "Please provide the numerical value (e.g., 42 or 3.14)",
     "OCR": "Please transcribe text from the image/video clearly and provide your text answer",
     "free-form": "Please provide your text answer",
+    "as asked": "",  # no hint, as with LLaVA-CoT's questions
 }
 
 
@@ -61,7 +62,10 @@ def user_turn(question: str, options: Sequence[str], problem_type: str = "multip
         raise ValueError(f"Unknown problem type {problem_type!r}: use one of {', '.join(TYPE_HINTS)}.")
     if len(options) > 26:
         raise ValueError(f"{len(options)} options: at most 26 have a letter.")
-    text = f"{with_options(question, options)}\n{TYPE_HINTS[problem_type]} within the "
+    text = with_options(question, options)
+    if not TYPE_HINTS[problem_type]:
+        return (text,)
+    text += f"\n{TYPE_HINTS[problem_type]} within the "
     return text, Special("<answer>"), " ", Special("</answer>"), " tags."
 
 

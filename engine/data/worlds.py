@@ -25,6 +25,7 @@ class WorldsSource:
 
     corrupt: what the model is shown instead of the clip, for the baselines that prove the benchmark: nothing, the last
     frame, one frame at random, the frames in random order.
+    sections: the chain as three named steps, as Heima reads it.
     """
 
     split: str = "train"
@@ -33,6 +34,7 @@ class WorldsSource:
     seed: int = 0
     corrupt: Corruption = "none"
     ramp: int = 0  # samples over which the most steps grow from the fewest to their full number
+    sections: bool = False
 
     def rng(self, index: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, index])
@@ -42,9 +44,9 @@ class WorldsSource:
 
     def __call__(self, index: int) -> Sample:
         record = self.record(index)
-        if self.corrupt == "blind":
-            return sample(record, None)
-        return sample(record, corrupted(visual(record), self.corrupt, self.rng(index)))
+        clip = None if self.corrupt == "blind" else corrupted(visual(record), self.corrupt, self.rng(index))
+        made = sample(record, clip)
+        return sectioned(made) if self.sections else made
 
 
 def drawn(
@@ -85,6 +87,12 @@ def corrupted(clip: Visual, how: Corruption, rng: np.random.Generator) -> Visual
 def sample(record: worlds.Record, clip: Visual | None) -> Sample:
     steps = tuple(step.text for step in record.steps)
     return Sample(clip, record.question, record.options, steps, record.letter)
+
+
+def sectioned(whole: Sample) -> Sample:
+    """The same chain in three sections: how the clip starts, what happens, and the line that names the option."""
+    start, *events, option = whole.steps
+    return replace(whole, steps=(start, "\n".join(events), option), sections=("SUMMARY", "CAPTION", "REASONING"))
 
 
 def texts(count: int = 3000) -> list[str]:

@@ -37,7 +37,6 @@ class Coconut(Method):
 
     tokens: ClassVar[tuple[str, ...]] = (*SPECIAL_TOKENS, START, LATENT, STOP)
 
-    mode: Literal["coconut", "cot", "no_cot", "no_thoughts"] = "coconut"
     c_thought: int = 2
     epochs_per_stage: int = 3
     max_latent_stage: int = 3
@@ -45,6 +44,7 @@ class Coconut(Method):
     uniform_prob: float = 0.0
     thoughts: Literal["continuous", "filler"] = "continuous"
     schedule: Literal["replace", "constant"] = "replace"
+    mode: Literal["coconut", "cot", "no_cot", "no_thoughts"] = "coconut"
     steps: StepSupervision | None = None  # SIM-CoT
     compat: bool = False  # the published trainer's fault: a new optimizer every epoch, not every stage
 

@@ -27,6 +27,7 @@ from engine.methods.method import Method, Outcome, read, weighted
 
 CONCLUSION = "CONCLUSION"
 THOUGHT = "{thought}"  # where a template has the thinking tokens
+TEXT = "text"  # the target that is a section's text
 TEMPLATES = (
     "{question}\nAnother model saw the picture and kept its {section} in one thought: {thought}. Put it into words.",
     "{question}\nWrite out the {section} that {thought} stands for.",
@@ -147,7 +148,7 @@ class Interpreters(Heima):
             Segment(learnt, before[1:]),
             Segment(learnt, thought.pieces, hole=True),
             Segment(learnt, after),
-            target(step, END),
+            target(step, END, name=TEXT),
         )
 
     def asked(
@@ -171,11 +172,17 @@ class Interpreters(Heima):
         """Each interpreter's mean over its tokens, added up: they share no weights."""
         return weighted({name: (1.0, self.section_loss(out, name)) for name in self.names})
 
-    def section_loss(self, out: Outcome, name: str) -> Tensor:
+    def section_loss(self, out: Outcome, name: str, of: str | None = None) -> Tensor:
+        """Mean over tokens, of the target called `of` alone if it is given; 0 for a section that no sample has."""
         if name not in out.packed.readings:
             return out.hidden[-1].new_zeros(())
-        each, _, _ = read(out, around(out.companions[name], out.backbone.tokenizer), name)
-        return each.mean()
+        each, _, _ = read(out, self.reader(out.backbone, out.companions, name), name)
+        rows = out.packed.readings[name].packed.branches["read"]
+        return each.mean() if of is None else each[rows.name == rows.names.index(of)].mean()
+
+    def reader(self, backbone: Backbone, companions: nn.ModuleDict, name: str) -> Backbone:
+        """A section's interpreter."""
+        return around(companions[name], backbone.tokenizer)
 
 
 def thinking_tokens(section: str, count: int = 1) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from engine.latents import Feedback
 from engine.layout import Layout, Packed, Readings, Rows, Segment
 
 COMPANIONS = "companions.safetensors"  # beside a model: what its method trains with it
+META = "sotto.json"  # beside a model or an adapter: its method; of a shipped model also its name, pauses, sampling
 
 
 @dataclass(frozen=True)

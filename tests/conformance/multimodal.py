@@ -51,7 +51,7 @@ class Folder:
             row = ids[real > 0].tolist()
             start, count = row.index(self.special["start_latent"]), row.count(self.special["latent"])
             # A row may be at an earlier stage than its case, as `uniform_prob` has it.
-            method = Coconut(case["c_thought"], epochs_per_stage=1, max_latent_stage=case["stage"])
+            method = Coconut(c_thought=case["c_thought"], epochs_per_stage=1, max_latent_stage=case["stage"])
             sample = self.questions[tuple(row[:start])]
             own = method.layout(sample, np.random.default_rng(0), epoch=count // case["c_thought"])
             prompt = self.prompt(row[:start], tiles)

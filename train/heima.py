@@ -1,0 +1,167 @@
+"""Trains Heima: a run a stage, each from the model or adapter of the one before, then what reads its thoughts.
+
+python -m train.heima --config train/configs/small/heima.yaml
+
+A file says what all stages share, and under `stages` what differs: a name (its folder in `out`), keys of `method` and
+`training`, and a kind: heima, or interpreters or scorers, which read what the last heima stage left. --resume goes on where
+the runs stopped; --only-eval true scores what they made: answers, how alike the interpreters' words are to the chains (text
+metrics must be installed), what thoughts and chains are worth for the answer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from engine.backbones.base import Backbone
+from engine.config import ConfigError, build, convert, read_yaml
+from engine.data.samples import Sample
+from engine.evaluation import mean
+from engine.insight.information import information
+from engine.insight.reconstruction import by_section, interpreted
+from engine.layout import pack
+from engine.methods.heima import TEXT, Heima, Interpreters
+from engine.methods.method import run as run_forward
+from engine.methods.scorers import Scorers, scored
+from engine.training import Validate
+from engine.video import VideoError
+from train.command import Run, arguments, opened, trained, validation
+
+KINDS: dict[str, type[Heima]] = {"heima": Heima, "interpreters": Interpreters, "scorers": Scorers}
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    kind: Literal["heima", "interpreters", "scorers"] = "heima"
+    method: dict = field(default_factory=dict)
+    training: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One stage, ready to run."""
+
+    run: Run
+    method: Heima
+
+    @property
+    def name(self) -> str:
+        return Path(self.run.training.out).name
+
+    @property
+    def best(self) -> Path:
+        return Path(self.run.training.out) / "best"
+
+    @property
+    def validate(self) -> Validate:
+        if isinstance(self.method, Interpreters):
+            return readable(self.run, self.method)
+        if isinstance(self.method, Scorers):
+            return worth(self.run, self.method)
+        return validation(self.run, self.method)
+
+
+def plan(values: Mapping[str, Any]) -> list[Planned]:
+    """The stages of a file, in their order. Errors: ConfigError for what can't be run."""
+    shared = {key: value for key, value in values.items() if key != "stages"}
+    stages = convert(values.get("stages"), tuple[Stage, ...], "stages")
+    if not stages or len({stage.name for stage in stages}) < len(stages):
+        raise ConfigError("A file for Heima lists its stages, each with a name of its own.")
+    start: dict[str, str] = {}  # what the stage before left
+    planned = []
+    for stage in stages:
+        training = {**shared.get("training", {}), **start, **stage.training}
+        training["out"] = str(Path(training.get("out", "")) / stage.name)
+        method = {**shared.get("method", {}), **stage.method}
+        run = build(Run, {**shared, "method": method, "training": training})
+        planned.append(Planned(run, build(KINDS[stage.kind], run.method, "method.")))
+        if stage.kind == "heima":
+            start = {"adapter" if run.lora else "init": str(planned[-1].best)}
+    return planned
+
+
+def readable(run: Run, method: Interpreters) -> Validate:
+    """How likely the interpreters hold each section's text: the geometric mean over its tokens. No text is decoded."""
+    layouts = [method.layout(sample, np.random.default_rng(i)) for i, sample in enumerate(held_out(run))]
+    size = run.validation.batch
+
+    @torch.no_grad()
+    def validate(backbone: Backbone, companions: nn.ModuleDict) -> dict[str, float]:
+        losses: dict[str, list[float]] = {name: [] for name in method.names}
+        for first in range(0, len(layouts), size):
+            packed = pack(layouts[first : first + size], backbone.encode, backbone.pad).to(backbone.device)
+            out = run_forward(backbone, packed, companions=companions)
+            for name in packed.readings:
+                losses[name].append(float(method.section_loss(out, name, TEXT)))
+        scores = {name: math.exp(-mean(each)) for name, each in losses.items() if each}
+        return {**scores, "accuracy": mean(list(scores.values()))}
+
+    return validate
+
+
+def worth(run: Run, method: Scorers) -> Validate:
+    """What slots and chain are worth, in nats; the best scorers are those that hold the answers likeliest, all four together."""
+    samples, size = held_out(run), run.validation.batch
+
+    def validate(backbone: Backbone, companions: nn.ModuleDict) -> dict[str, float]:
+        nats = scored(backbone, companions, method, samples, size)
+        found = {name: part["value"] for name, part in asdict(information(nats)).items() if name != "samples"}
+        return {**found, "accuracy": math.exp(-mean([float(each.mean()) for each in nats.values()]))}
+
+    return validate
+
+
+def held_out(run: Run) -> list[Sample]:
+    source = replace(run.source, split="validation")
+    return [source(i) for i in range(run.validation.samples)]
+
+
+def scores(stages: list[Planned]) -> dict[str, Any]:
+    """What each finished stage scores on the validation split, what its interpreters say, what its thoughts are worth."""
+    found: dict[str, Any] = {}
+    for stage in stages:
+        method, training = stage.method, stage.run.training
+        base = training.init if stage.run.lora or method.frozen else str(stage.best)
+        adapter = training.adapter if method.frozen else str(stage.best) if stage.run.lora else ""
+        backbone, companions = opened(base, adapter, method, stage.best)
+        samples, size = held_out(stage.run), stage.run.validation.batch
+        if isinstance(method, Interpreters):
+            said = by_section(interpreted(backbone, companions, method, samples, size))
+            found[stage.name] = {name: asdict(each) for name, each in said.items()}
+        elif isinstance(method, Scorers):
+            found[stage.name] = asdict(information(scored(backbone, companions, method, samples, size)))
+        else:
+            found[stage.name] = stage.validate(backbone, companions)
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 2 with one sentence for a bad configuration."""
+    config, resume, overrides = arguments(__doc__, argv)
+    try:
+        values = read_yaml(config)
+        values["training"] = {**values.get("training", {}), **overrides}
+        stages = plan(values)
+        if stages[0].run.training.only_eval:
+            print(json.dumps(scores(stages), indent=1))
+            return 0
+        for stage in stages:
+            trained(stage.run, stage.method, stage.validate, resume)
+    except (ConfigError, VideoError, FloatingPointError, ModuleNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
