@@ -91,8 +91,9 @@ def attach_saved(model: Any, folder: str | Path, trainable: bool = True) -> Peft
 
 
 def merge(model: Any, folder: str | Path) -> None:
-    """The adapter of a folder becomes part of the model's own weights."""
+    """The adapter of a folder becomes part of the model's own weights, which can be trained as before."""
     attach_saved(model, folder, trainable=False).merge_and_unload()
+    model.requires_grad_(True)
 
 
 def untie(model: Any) -> None:
@@ -137,6 +138,7 @@ def save(
     backbone.tokenizer.save_pretrained(folder)
     for name, adapter in adapters.items():
         adapter.save_pretrained(str(folder / name), save_embedding_layers=False)
+        (folder / name / "README.md").unlink()  # peft's empty form
     if whole := nn.ModuleDict({name: module for name, module in companions.items() if name not in adapters}):
         save_model(whole, str(folder / COMPANIONS))
 

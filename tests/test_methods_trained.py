@@ -110,7 +110,9 @@ def test_published_keys_are_understood(start, tmp_path, capsys):
     (tmp_path / "run.yaml").write_text(json.dumps(keys))
     words = ["--config", str(tmp_path / "run.yaml"), "--device", "cpu", "--workers", "0"]
     assert main(None, Coconut, words, published) == 0
-    (tmp_path / "eval.yaml").write_text(json.dumps(keys | {"load_model_path": f"{tmp_path}/run/best", "only_eval": True}))
+    (tmp_path / "eval.yaml").write_text(
+        json.dumps(keys | {"load_model_path": f"{tmp_path}/run/best", "only_eval": True})
+    )
     capsys.readouterr()
     assert main(None, Coconut, ["--config", str(tmp_path / "eval.yaml")], published) == 0
     assert 0 <= json.loads(capsys.readouterr().out)["accuracy"] <= 1

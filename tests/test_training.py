@@ -97,7 +97,9 @@ def test_the_best_model_is_kept_and_loads(start, tmp_path):
     from engine.backbones.qwen2_5_vl import Qwen25VL
 
     scores = iter([0.2, 0.9, 0.4])
-    best = train(settings(start, tmp_path, 6), Explicit(), SOURCE, lambda backbone, companions: {"accuracy": next(scores)})
+    best = train(
+        settings(start, tmp_path, 6), Explicit(), SOURCE, lambda backbone, companions: {"accuracy": next(scores)}
+    )
     assert json.loads((best / "scores.json").read_text()) == {"step": 4, "accuracy": 0.9}
     assert Qwen25VL.load(best).token("<pause>") > 0
     assert [p.name for p in checkpoints(tmp_path)] == ["step-0000004", "step-0000006"]

@@ -207,10 +207,16 @@ def interpreter(path: str, backbone: Backbone, tokens: Sequence[str]) -> nn.Modu
         raise ConfigError(
             f"{path} reads states of width {width}, Heima's are {own} wide: choose an interpreter that fits."
         )
-    ids, added = backbone.tokenizer.get_vocab(), found.tokenizer.get_added_vocab()
-    if any(ids.get(token) != place for token, place in found.tokenizer.get_vocab().items() if token not in added):
+    if ordinary(found) != ordinary(backbone):
         raise ConfigError(f"{path} has another vocabulary than Heima: choose an interpreter with the same tokenizer.")
     language = found.language_model()
-    if len(ids) > language.get_input_embeddings().num_embeddings:
-        language.resize_token_embeddings(len(ids))
+    count = len(backbone.tokenizer)
+    if count > language.get_input_embeddings().num_embeddings:
+        language.resize_token_embeddings(count)
     return language
+
+
+def ordinary(backbone: Backbone) -> dict[str, int]:
+    """The vocabulary without the tokens that were added to it."""
+    added = backbone.tokenizer.get_added_vocab()
+    return {token: place for token, place in backbone.tokenizer.get_vocab().items() if token not in added}

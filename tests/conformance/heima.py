@@ -97,14 +97,13 @@ def check(path: Path) -> list[Quantity]:
 def _load(path: Path) -> Folder:
     inputs = read_json(path / "inputs.json")
     special, count = inputs["special_ids"], inputs["num_thinking_tokens_per_stage"]
-    sections = tuple(key.removeprefix("thinking_of_").upper() for key in special if key.startswith("thinking_of_"))
-    ids = {OPENING: special["bos"]}
-    for name in sections:
-        given = special[f"thinking_of_{name.lower()}"]
-        ids |= dict(
-            zip(thinking_tokens(name, count), given if isinstance(given, list) else [given] * count, strict=True)
-        )
-    tags = zip((*sections, CONCLUSION), special["section_open"], special["section_close"], strict=True)
+    whole = max(inputs["main"], key=lambda case: len(case["compressed_stages"]))
+    sections = tuple(name.upper() for name in whole["compressed_stages"])
+    ids, row = {OPENING: special["bos"]}, whole["tokens"][0]
+    for name, mark in zip(sections, special["section_open"], strict=False):
+        place = row.index(mark) + 1
+        ids |= zip(thinking_tokens(name, count), row[place : place + count], strict=True)
+    tags = list(zip((*sections, CONCLUSION), special["section_open"], special["section_close"], strict=True))
     phrases = {mark: [i] for name, start, end in tags for mark, i in ((f"<{name}>", start), (f"</{name}>", end))}
     backbone = TextLM(model(path, "main"), Numerals(ids, {**phrases, "\n": []}, special["pad"], special["eos"]))
     read = [name for name in sections if name.lower() in inputs["interpreter"]]
@@ -189,7 +188,9 @@ def _interpreters(folder: Folder, expected: dict[str, Any], arrays: dict[str, Te
         found += _numbers(title, expected["interpreter"].get(section, {}), ours, folder.companions[name])
         found += _read(folder, out, readings, name, below(arrays, title))
         current += unshifted * terms[name].item()
-    found += [unchecked(f"interpreter.{key}") for key in expected["interpreter"] if key.upper() not in folder.companions]
+    found += [
+        unchecked(f"interpreter.{key}") for key in expected["interpreter"] if key.upper() not in folder.companions
+    ]
     if "step5_current_loss" in expected:
         found.append(number("step5_current_loss", expected["step5_current_loss"], current))
     return found
