@@ -256,6 +256,7 @@ def train(
             optimizer.optimizer.state.clear()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
+        torch.manual_seed(config.seed + 1_000_003 * (step * ranks + rank))  # dropout is decided by the step too
         step_terms: dict[str, float] = {}
         for packed in (part.to(accelerator.device) for part in next(feed)):
             with accelerator.autocast():
