@@ -25,6 +25,7 @@ from engine.layout import pack
 from engine.methods.heima import Interpreters
 from engine.methods.method import holes_filled, run
 
+LONGEST = 256  # tokens that an interpreter says at most
 Judge = Callable[[str, str], float]  # (what was said, what is true) -> how alike, as the judge counts
 
 
@@ -52,9 +53,8 @@ class Likeness:
 
 @torch.no_grad()
 def interpreted(
-    backbone: Backbone, companions: nn.ModuleDict, method: Interpreters, samples: Sequence[Sample], batch: int = 16,
-    limit: int = 256,
-) -> list[Said]:  # fmt: skip
+    backbone: Backbone, companions: nn.ModuleDict, method: Interpreters, samples: Sequence[Sample], batch: int = 16
+) -> list[Said]:
     """Every thinking token of every sample put into words by greedy decoding; templates are drawn from the sample's place.
 
     The thinking tokens' states are those of the true line: what stands before a thinking token is the same in all samples.
@@ -69,7 +69,7 @@ def interpreted(
         out = run(backbone, pack(prompts, backbone.encode, backbone.pad).to(backbone.device), companions=companions)
         for name, readings in out.packed.readings.items():
             reader = method.reader(backbone, companions, name)
-            written = generate.go_on(reader, readings.packed, holes_filled(out, readings, reader), limit)
+            written = generate.go_on(reader, readings.packed, holes_filled(out, readings, reader), LONGEST)
             true = [r.path[-1].pieces[0] for layout in layouts for r in layout.readings if r.kind == name]
             found += [Said(name, said.strip(), str(text)) for said, text in zip(written.text, true, strict=True)]
     return found
