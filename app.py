@@ -9,8 +9,8 @@ import argparse
 import json
 import os
 import random
+import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
+from threading import Event, Thread
 from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # both are read when the libraries below are imported
@@ -31,16 +32,23 @@ except ImportError:
 
 import gradio as gr
 import torch
+from starlette.middleware import Middleware
 
 from engine import __version__, ask, worlds
+from engine.guard import Guard, sweeping
 from engine.insight import cards, plots
-from engine.video import Clip, read
+from engine.sandbox import Sandbox
+from engine.video import Clip
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 EXAMPLES = ASSETS / "examples"
 MOST_PAUSES = 32
 LONGEST_SEED = 2**53  # a browser counts no further
-HOUR = 3600
+READING = 20.0  # seconds that one clip may take of everybody's time; frames read until then are used
+LINE = 64  # visitors who may wait at once
+SESSIONS = 500  # whose states are kept; then the one longest unused goes
+MINUTE, HOUR = 60, 3600
+UPLOAD, UPLOADS, LIFE = 200 * 2**20, 4 * 2**30, 2 * HOUR  # bytes of one file and of all; seconds that they are kept
 ICON = (
     "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'><rect width='32' height='32' rx='9' fill='%234f46e5'/>"
     "<g fill='white'><circle cx='9' cy='16' r='3'/><circle cx='16' cy='16' r='3' opacity='.7'/>"
@@ -53,9 +61,20 @@ PICKED = """element.addEventListener('click', event => {
 });"""
 
 # Components by name, as the events of the page set them.
-RESULTS = ("visit", "status", "notices", "empty", "shown", "answers", "thoughts", "slots", "teacher", "note", "download",
-           "think", "stop")  # fmt: skip
-CLEARED = ("visit", "reveal", "truth_card", "status", "notices", "empty", "shown", "think", "stop")
+RESULTS = (
+    "visit",
+    "status",
+    "notices",
+    "empty",
+    "shown",
+    "answers",
+    "thoughts",
+    "slots",
+    "teacher",
+    "note",
+    "download",
+)
+CLEARED = ("visit", "reveal", "truth_card", "notices", "empty", "shown")
 FILLED = ("clip", "question", "options", *CLEARED)
 REVEALED = ("truth_card", "reveal", "answers", "thoughts")
 
@@ -67,7 +86,6 @@ Row = list[Any]  # new values of components, in the order of their names
 class Visit:
     """What one visitor has before them; kept on the server, so that a true answer isn't in the page before its time."""
 
-    turn: int = 0  # counted up by whatever ends the thinking before it
     clip: str | None = None  # the clip's file name
     truth: Record | None = None  # its true record, if it is a world's
     known: bool = False  # whether the truth was shown
@@ -75,7 +93,7 @@ class Visit:
 
     def take(self, clip: str | None, truth: Record | None = None) -> None:
         """Another clip, or none."""
-        self.turn, self.clip, self.truth, self.known, self.reply = self.turn + 1, clip, truth, False, None
+        self.clip, self.truth, self.known, self.reply = clip, truth, False, None
 
     def cards(self) -> dict[str, Any]:
         """The reply's cards, marked right and wrong once the truth is known."""
@@ -90,34 +108,31 @@ def on_gpu(work: Callable[..., Any]) -> Callable[..., Any]:
     return spaces.GPU(work) if spaces else work
 
 
-def thinking(
-    model: ask.Model, clip: Clip, question: str, options: Sequence[str], pauses: int, write_chain: bool
-) -> Iterator[str | ask.Reply]:
-    """The stages of `ask` as they begin, "" while one goes on, then its reply. Closing it ends the work at its next stage."""
-    stages: SimpleQueue[str | ask.Reply | Exception] = SimpleQueue()
-    left = threading.Event()
+def aside(work: Callable[[Callable[[str], None], Event], Any]) -> Generator[Any]:
+    """What `work` reports from a thread of its own, "" while it is silent, then its result.
 
-    def report(stage: str) -> None:
+    Closing it waits for nothing: it sets the event that work was given, and work's next report ends it.
+    """
+    items: SimpleQueue[Any] = SimpleQueue()
+    left = Event()
+
+    def report(said: str) -> None:
         if left.is_set():
             raise InterruptedError
-        stages.put(stage)
+        items.put(said)
 
-    def work() -> None:
+    def run() -> None:
         try:
-            stages.put(ask.ask(model, clip, question, options, pauses, write_chain, report))
-        except (torch.OutOfMemoryError, MemoryError):
-            stages.put(
-                ValueError("The clip doesn't fit in this machine's memory: give a shorter one, or fewer pauses.")
-            )
+            items.put(work(report, left))
         except Exception as error:
-            stages.put(error)
+            items.put(error)
 
-    threading.Thread(target=work, daemon=True).start()
+    Thread(target=run, daemon=True).start()
     try:
-        item: str | ask.Reply | Exception = ""
-        while not isinstance(item, ask.Reply):
+        item: Any = ""
+        while isinstance(item, str):
             try:
-                item = stages.get(timeout=0.2)
+                item = items.get(timeout=0.2)
             except Empty:
                 item = ""
             if isinstance(item, Exception):
@@ -125,6 +140,22 @@ def thinking(
             yield item
     finally:
         left.set()
+
+
+def thinking(
+    model: ask.Model, clip: Clip, question: str, options: Sequence[str], pauses: int, write_chain: bool
+) -> Iterator[str | ask.Reply]:
+    """The stages of `ask` as they begin, "" while one goes on, then its reply. Closing it ends the work at its next stage."""
+
+    def work(report: Callable[[str], None], _: Event) -> ask.Reply:
+        try:
+            return ask.ask(model, clip, question, options, pauses, write_chain, report)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise ValueError(
+                "The clip doesn't fit in this machine's memory: give a shorter one, or fewer pauses."
+            ) from None
+
+    yield from aside(work)  # a generator itself, as ZeroGPU asks for
 
 
 def filmed(family: str, steps: float, seed: float | None) -> Iterator[tuple[Record, str]]:
@@ -153,9 +184,14 @@ def row(names: Sequence[str], **values: Any) -> Row:
     return [values.get(name, gr.skip()) for name in names]
 
 
-def idle(**values: Any) -> dict[str, Any]:
-    """The two buttons when nothing runs."""
-    return {"think": gr.Button("Think", interactive=True), "stop": gr.Button(interactive=False), **values}
+def busy() -> list[Any]:
+    """Notices and the two buttons once Think was pressed."""
+    return ["", gr.Button("Thinking …", interactive=False), gr.Button(interactive=True)]
+
+
+def idle() -> list[Any]:
+    """Status and the two buttons when nothing runs, whether it was finished, stopped, or failed."""
+    return ["", gr.Button("Think", interactive=True), gr.Button(interactive=False)]
 
 
 class Page:
@@ -163,6 +199,7 @@ class Page:
 
     def __init__(self, model: ask.Model) -> None:
         self.model = model
+        self.sandbox = Sandbox()
         self.examples = examples()
         self.thinking = on_gpu(partial(thinking, model))
 
@@ -172,15 +209,25 @@ class Page:
         """As `thinking`, the reply with the seconds that reading took. Errors: ValueError with a sentence."""
         if not clip:
             raise ValueError("There is no clip yet: pick an example, film one, or upload your own.")
+        if not Path(clip).is_file():
+            raise ValueError(f"The clip is gone, as clips are after {LIFE / HOUR:g} hours: pick or upload it again.")
         if pauses != int(pauses) or not 0 <= pauses <= MOST_PAUSES:
             raise ValueError(f"{pauses:g} pauses: choose a whole number from 0 to {MOST_PAUSES}.")
         ask.check(question or "", lines(options), int(pauses))
         yield cards.STAGES[0]
         began = time.perf_counter()
-        frames = read(clip, self.model.sampling)
+        frames = yield from self.reading(clip)
         seconds = time.perf_counter() - began
-        for item in self.thinking(frames, question, lines(options), int(pauses), bool(write_chain)):
-            yield item if isinstance(item, str) else (item, seconds)
+        with closing(self.thinking(frames, question, lines(options), int(pauses), bool(write_chain))) as items:
+            for item in items:
+                yield item if isinstance(item, str) else (item, seconds)
+
+    def reading(self, clip: str) -> Generator[str, None, Clip]:
+        """Returns the clip; "" until it is read."""
+        with closing(aside(lambda _, left: self.sandbox.read(clip, self.model.sampling, READING, left))) as items:
+            while not isinstance(item := next(items), Clip):
+                yield item
+        return item
 
     # The API: these docstrings are its documentation, and that of its MCP tools.
 
@@ -224,25 +271,19 @@ class Page:
     def on_think(
         self, clip: str | None, question: str, options: str, pauses: float, write_chain: bool, layer: float, visit: Visit
     ) -> Iterator[Row]:  # fmt: skip
-        visit.turn += 1
-        turn = visit.turn
-        busy = {"think": gr.Button("Thinking …", interactive=False), "stop": gr.Button(interactive=True)}
         try:
             with closing(self.stages(clip, question, options, pauses, write_chain)) as stages:
                 for item in stages:
-                    if turn != visit.turn or (clip and visit.clip not in (None, Path(clip).name)):
-                        break  # the visitor pressed Stop, or took another clip while this one waited
                     if isinstance(item, tuple):
                         visit.reply = item[0]
                         yield from self.results(visit, item[0], item[1], layer)
                         return  # a further row, however empty, could reach the page before this one is drawn
-                    if item:
-                        yield row(RESULTS, status=cards.progress(item, write_chain), notices="", **busy)
-            yield row(RESULTS, status="", **idle())
+                    # In a silence too: a visitor who has left is noticed when something is said.
+                    yield row(RESULTS, **{"status": cards.progress(item, write_chain)} if item else {})
         except ValueError as error:
             visit.reply = None
             gone = {"empty": gr.HTML(visible=True), "shown": gr.Column(visible=False)}
-            yield row(RESULTS, status="", notices=cards.banner(str(error), "error"), **idle(**gone))
+            yield row(RESULTS, notices=cards.banner(str(error), "error"), **gone)
 
     def results(self, visit: Visit, reply: ask.Reply, reading: float, layer: float) -> Iterator[Row]:
         against = None
@@ -253,9 +294,9 @@ class Page:
             path = Path(folder) / "sotto-reply.json"
             path.write_text(json.dumps(everything), encoding="utf-8")
             yield row(
-                RESULTS, visit=visit, status="", notices=cards.notices(reply), empty=gr.HTML(visible=False),
+                RESULTS, visit=visit, notices=cards.notices(reply), empty=gr.HTML(visible=False),
                 shown=gr.Column(visible=True), slots=self.on_layer(layer, visit), teacher=against,
-                note=cards.TEACHER if against else cards.NO_TEACHER, download=str(path), **idle(**visit.cards()),
+                note=cards.TEACHER if against else cards.NO_TEACHER, download=str(path), **visit.cards(),
             )  # fmt: skip
 
     def on_layer(self, layer: float, visit: Visit) -> Any:
@@ -263,10 +304,6 @@ class Page:
         if visit.reply is None or not visit.reply.slots:
             return None
         return plots.slots(visit.reply.states, min(max(int(layer), 0), len(visit.reply.states) - 1))
-
-    def on_stop(self, visit: Visit) -> Any:
-        visit.turn += 1
-        return gr.Button(interactive=False)
 
     def on_pick(self, visit: Visit, event: gr.EventData) -> Row:
         record = self.examples[event.index]
@@ -291,10 +328,10 @@ class Page:
     def cleared(self, names: Sequence[str], visit: Visit, **values: Any) -> Row:
         """Takes what belongs to the clip before off the page."""
         blank = {
-            "visit": visit, "reveal": gr.Button(visible=False), "truth_card": gr.HTML("", visible=False), "status": "",
+            "visit": visit, "reveal": gr.Button(visible=False), "truth_card": gr.HTML("", visible=False),
             "notices": "", "empty": gr.HTML(visible=True), "shown": gr.Column(visible=False),
         }  # fmt: skip
-        return row(names, **idle(**blank | values))
+        return row(names, **blank | values)
 
     def on_reveal(self, visit: Visit) -> Row:
         if visit.truth is None:
@@ -311,7 +348,9 @@ class Page:
             f"Trained with {low}{f' to {high}' * (low < high)}." if model.trained_pauses else "Never trained for them."
         )
         steps_info = "Trained on 1 to 6." if model.small else None
-        with gr.Blocks(title="Sotto", analytics_enabled=False, delete_cache=(HOUR, 6 * HOUR), fill_width=True) as demo:
+        with gr.Blocks(
+            title="Sotto", analytics_enabled=False, delete_cache=(10 * MINUTE, LIFE), fill_width=True
+        ) as demo:
             gr.HTML(cards.HEADER, elem_id="head")
             with gr.Row(elem_id="columns"):
                 with gr.Column(scale=5, min_width=300, elem_id="ask"):
@@ -366,7 +405,7 @@ class Page:
                 "visit": visit, "clip": clip, "question": question, "options": options, "reveal": reveal,
                 "truth_card": truth_card, "status": status, "notices": notices, "empty": empty, "shown": shown,
                 "answers": answers, "thoughts": thoughts, "slots": slots, "teacher": teacher, "note": note,
-                "download": download, "think": think, "stop": stop,
+                "download": download,
             }  # fmt: skip
             results, cleared, filled, revealed = (
                 [parts[name] for name in names] for names in (RESULTS, CLEARED, FILLED, REVEALED)
@@ -375,14 +414,16 @@ class Page:
             told: Callable[..., dict[str, Any]] = partial(dict, api_visibility="private", show_progress="hidden")
             model_turn: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
             film_turn: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "film"}
-            think.click(self.on_think, [*asked, layer, visit], results,
-                        **told(show_progress="minimal", show_progress_on=status, **model_turn))  # fmt: skip
-            think.click(None, js=TO_RESULTS)
-            stop.click(self.on_stop, visit, stop, **told(queue=False))
-            picks.click(self.on_pick, visit, filled, **told(queue=False))
+            pressed = think.click(busy, None, [notices, think, stop], js=TO_RESULTS, **told(queue=False))
+            answered = pressed.then(self.on_think, [*asked, layer, visit], results,
+                                    **told(show_progress="minimal", show_progress_on=status, **model_turn))  # fmt: skip
+            answered.then(idle, None, [status, think, stop], **told(queue=False))
+            ends: dict[str, Any] = {"cancels": [answered]}  # in the line or at work, it makes room for others
+            stop.click(None, **ends)
+            picks.click(self.on_pick, visit, filled, **told(queue=False, **ends))
             film.click(self.on_film, [family, steps, seed, visit], filled,
-                       **told(show_progress="full", show_progress_on=clip, **film_turn))  # fmt: skip
-            gr.on([clip.upload, clip.clear], self.on_clip, [clip, visit], cleared, **told(queue=False))
+                       **told(show_progress="full", show_progress_on=clip, **film_turn, **ends))  # fmt: skip
+            gr.on([clip.upload, clip.clear], self.on_clip, [clip, visit], cleared, **told(queue=False, **ends))
             dice.click(lambda: random.randrange(10**6), None, seed, **told(queue=False))
             reveal.click(self.on_reveal, visit, revealed, **told(queue=False))
             layer.input(self.on_layer, [layer, visit], slots, **told(trigger_mode="always_last"))
@@ -392,7 +433,7 @@ class Page:
             called.click(self.think, asked, reply, api_name="think", **model_turn)
             called.click(self.film, [family, steps, seed], [clip, question, options], api_name="film",
                          **film_turn)  # fmt: skip
-        return demo.queue(max_size=32)
+        return demo.queue(max_size=LINE, api_open=False)  # nobody passes the line
 
 
 def theme() -> gr.Theme:
@@ -425,16 +466,30 @@ def parser() -> argparse.ArgumentParser:
     return known
 
 
+def serve(page: Page, folder: Path, host: str, port: int, share: bool) -> None:
+    """Opens the page and stays until it is closed. folder: where it keeps visitors' files."""
+    trained = page.model.trained_pauses
+    page.build().launch(
+        server_name=host, server_port=port, share=share, max_file_size=UPLOAD, allowed_paths=[str(EXAMPLES)],
+        state_session_capacity=SESSIONS, enable_monitoring=False, run_history=False, ssr_mode=False, theme=theme(),
+        css_paths=ASSETS / "style.css", css=cards.trained_mark(trained, MOST_PAUSES),
+        head=f'<link rel="icon" href="data:image/svg+xml,{ICON}">', footer_links=["api", "settings"],
+        app_kwargs={
+            "middleware": [Middleware(Guard, folder, UPLOAD, UPLOADS)],
+            # Gradio deletes what it knows of; what broken-off uploads leave it doesn't know.
+            "lifespan": sweeping(folder, LIFE + 20 * MINUTE, UPLOADS, 10 * MINUTE),
+        },
+    )  # fmt: skip
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that visitors' files are deleted then too
     try:
         model = ask.load(options.model, options.adapter)
-        Page(model).build().launch(
-            server_name=options.host, server_port=options.port, share=options.share, max_file_size="200mb",
-            allowed_paths=[str(EXAMPLES)], run_history=False, theme=theme(), css_paths=ASSETS / "style.css",
-            css=cards.trained_mark(model.trained_pauses, MOST_PAUSES),
-            head=f'<link rel="icon" href="data:image/svg+xml,{ICON}">', footer_links=["api", "settings"],
-        )  # fmt: skip
+        with TemporaryDirectory(prefix="sotto-") as folder:
+            os.environ["GRADIO_TEMP_DIR"] = folder  # a folder of our own, which others may not read
+            serve(Page(model), Path(folder), options.host, options.port, options.share)
     except (ValueError, OSError, OverflowError) as error:
         taken = isinstance(error, OverflowError) or "empty port" in str(error)
         sentence = f"Port {options.port} can't be had: choose another with --port." if taken else str(error)

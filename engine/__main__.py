@@ -1,4 +1,4 @@
-"""The command line: python -m engine world | answer | evaluate. JSON on stdout, messages on stderr, exit 0 or 2."""
+"""The command line: python -m engine world | answer | evaluate | insight. JSON on stdout, messages on stderr, exit 0 or 2."""
 
 from __future__ import annotations
 
@@ -60,6 +60,19 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     return measure(benchmark, methods, options.pauses, options.device, lambda line: print(line, file=sys.stderr))
 
 
+def insight(options: argparse.Namespace) -> dict[str, Any]:
+    from pathlib import Path
+
+    from engine.insight.command import report
+
+    quiet()
+    methods = options.methods.split(",") if options.methods else []
+    return report(
+        options.split, options.limit, Path(options.out), methods, options.pauses, options.batch, options.device,
+        lambda line: print(line, file=sys.stderr),
+    )  # fmt: skip
+
+
 def span(text: str, flag: str) -> tuple[int, int]:
     """FIRST:LAST as two whole numbers. Errors: ValueError."""
     first, colon, last = text.partition(":")
@@ -108,6 +121,17 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     score.add_argument("--json", action="store_true", help="print JSON (the default, and the only form)")
     score.set_defaults(run=evaluate)
+
+    study = verbs.add_parser("insight", help="what the slots of the shipped models hold, and whether they matter")
+    study.add_argument("--split", default="test", choices=["test", "longer", "validation"])
+    study.add_argument("--limit", type=int, default=500, help="clips")
+    study.add_argument("--out", required=True, help="folder for JSON, CSV, figures and one HTML page")
+    study.add_argument("--methods", help="shipped models, or folders (default: all shipped models with slots)")
+    study.add_argument("--pauses", type=int, help="default: the trained number")
+    study.add_argument("--batch", type=int, default=32, help="clips at a time")
+    study.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    study.add_argument("--json", action="store_true", help="print JSON (the default, and the only form)")
+    study.set_defaults(run=insight)
     return top
 
 

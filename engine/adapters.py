@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 CONFIG = "adapter_config.json"  # what makes a folder an adapter's
+WEIGHTS = "adapter_model.safetensors"
 PARTS = {"attention": ("attn", "attention"), "mlp": ("mlp",)}  # a part of a layer -> what its modules are called
 MAIN = ""  # the model itself among adapters, which are otherwise named by companion
 
@@ -77,17 +79,31 @@ def attach(backbone: Backbone, lora: Lora, tokens: Sequence[str] = ()) -> PeftMo
 
 
 def attach_saved(model: Any, folder: str | Path, trainable: bool = True) -> PeftModel:
-    """The adapter of a folder or Hub id in the model, which is changed in place. Errors: ConfigError where there is none."""
-    from peft import PeftConfig, PeftModel
+    """The adapter of a folder or Hub id in the model, which is changed in place. Errors: ConfigError where there is none,
+    for a pickled one, and for another model's.
+    """
+    from huggingface_hub import snapshot_download
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 
+    if not Path(folder).is_dir() and not str(folder).startswith((".", "/", "~")):
+        folder = snapshot_download(str(folder), allow_patterns=[CONFIG, WEIGHTS])
     try:
         targets = PeftConfig.from_pretrained(str(folder)).target_modules
     except ValueError:
         raise ConfigError(f"{folder} holds no adapter ({CONFIG}).") from None
+    if not (Path(folder) / WEIGHTS).is_file():
+        raise ConfigError(f"{folder} holds no {WEIGHTS}; weights in other forms, such as pickles, aren't read.")
     head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
     if any(f".{head}".endswith(f".{target}") for target in targets):
         untie(model)
-    return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    with safe_open(Path(folder) / WEIGHTS, "pt") as stored:
+        missing = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys() - set(stored.keys())
+    if missing:
+        raise ConfigError(
+            f"{folder} holds another model's adapter: it lacks {len(missing)} weights, such as {min(missing)}."
+        )
+    return adapted
 
 
 def merge(model: Any, folder: str | Path) -> None:

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from engine import adapters, generate
 from engine.backbones.base import Backbone
 from engine.backbones.load import load as load_backbone
+from engine.config import build
 from engine.data.samples import Sample, letter
 from engine.familiarity import Familiarity
-from engine.layout import Visual
+from engine.layout import Frames
 from engine.methods import from_description
 from engine.methods.method import META, Method
 from engine.methods.pause import PauseDistillation
@@ -104,21 +105,22 @@ def load(path: str | Path | None = None, adapter: str | Path | None = None, devi
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    meta = {key: value for folder in (place, adapter) if folder for key, value in _meta(Path(folder)).items()}
-    method = from_description(meta["method"]) if "method" in meta else PauseDistillation()
     try:
+        meta = {key: value for folder in (place, adapter) if folder for key, value in _meta(Path(folder)).items()}
+        method = from_description(meta["method"]) if "method" in meta else PauseDistillation()
         backbone = load_backbone(str(place), device, dtype, method.tokens)
         if adapter:
             adapters.merge(backbone.model, adapter)
             backbone.model.eval()
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        pauses = tuple(meta["pauses"]) if meta.get("pauses") else None
+        sampling = build(Sampling, meta["sampling"], "sampling.") if "sampling" in meta else PUBLISHED_SAMPLING
+        companions = method.companions(backbone)
+        adapters.load_companions(Path(adapter or place), companions)
+        familiarity = Familiarity.load(place)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"Can't load {adapter or place}: {' '.join(str(error).split())[:300]}") from None
-    pauses = tuple(meta["pauses"]) if meta.get("pauses") else None
-    sampling = Sampling(**meta["sampling"]) if "sampling" in meta else PUBLISHED_SAMPLING
-    companions = method.companions(backbone)
-    adapters.load_companions(Path(adapter or place), companions)
     companions.to(device)
-    return Model(backbone, meta.get("name", str(path)), pauses, sampling, Familiarity.load(place), method, companions)
+    return Model(backbone, meta.get("name", str(path)), pauses, sampling, familiarity, method, companions)
 
 
 def _meta(folder: Path) -> dict[str, Any]:
@@ -164,7 +166,7 @@ def ask(
         seconds[name] = time.perf_counter() - began
         return result
 
-    visual = backbone.visual(clip.frames, clip.seconds_per_frame, still=len(clip.frames) == 1)
+    visual = Frames(clip.frames, clip.seconds_per_frame, still=len(clip.frames) == 1)
     kind = "multiple choice" if options else "free-form"
     sample = Sample(visual, question, tuple(options), (), "", kind)
     notices = [*clip.notices, *_bounds(model, visual, question, pauses)]
@@ -219,7 +221,7 @@ def _answer_state(backbone: Backbone, written: generate.Written) -> Tensor:
     return written.states[min(place, len(written.states) - 1), :, 0].float().cpu()
 
 
-def _bounds(model: Model, visual: Visual, question: str, pauses: int) -> list[str]:
+def _bounds(model: Model, visual: Frames, question: str, pauses: int) -> list[str]:
     """What the model doesn't know, in sentences."""
     said = []
     if model.familiarity is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from engine import worlds
 from engine.ask import SMALL, load
-from engine.data.worlds import sample, visual
+from engine.data.worlds import frames, sample
 from engine.evaluation import How, evaluate, summary
 from engine.methods.pause import PauseDistillation
 
@@ -67,7 +67,7 @@ def measure(
     for name in methods:
         if name.removesuffix(WRITTEN) not in known and name not in known:
             raise ValueError(f"There is no method {name!r}: choose among {', '.join(known)}, each also with {WRITTEN}.")
-    samples = [sample(record, visual(record)) for record in records]
+    samples = [sample(record, frames(record)) for record in records]
     families, difficulties = [r.family for r in records], [r.difficulty for r in records]
     figures = {}
     used = {}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine.backbones.base import Backbone
-from engine.layout import Visual
+from engine.layout import Frames
 
 TENSORS, WORDS = "familiarity.safetensors", "familiarity.json"
 SHRINK = 0.05  # share of the covariance's mean variance added to its diagonal
@@ -29,9 +29,9 @@ class Familiarity:
     limit: float
     questions: tuple[str, ...]  # the questions that were trained on
 
-    def distance(self, backbone: Backbone, visual: Visual) -> float:
+    def distance(self, backbone: Backbone, clip: Frames) -> float:
         """How far the clip is from those of training; more than `limit` is unlike them."""
-        return float(_distance(feature(backbone, visual), self.mean, self.whiten))
+        return float(_distance(feature(backbone, clip), self.mean, self.whiten))
 
     def save(self, folder: Path) -> None:
         save_file({"mean": self.mean, "whiten": self.whiten.contiguous()}, folder / TENSORS)
@@ -49,8 +49,9 @@ class Familiarity:
 
 
 @torch.no_grad()
-def feature(backbone: Backbone, visual: Visual) -> Tensor:
+def feature(backbone: Backbone, clip: Frames) -> Tensor:
     """Mean and standard deviation over a clip's visual tokens: [2 x dim], float64 on the CPU."""
+    visual = backbone.cut(clip)
     tokens = backbone.encode_patches(visual.patches.to(backbone.device), [visual.grid])
     return torch.cat([tokens.mean(0), tokens.std(0)]).double().cpu()
 
@@ -60,14 +61,14 @@ def _distance(features: Tensor, mean: Tensor, whiten: Tensor) -> Tensor:
 
 
 def fit(
-    backbone: Backbone, known: Iterable[Visual], held_out: Iterable[Visual], questions: Iterable[str],
+    backbone: Backbone, known: Iterable[Frames], held_out: Iterable[Frames], questions: Iterable[str],
     pass_share: float = 0.99,
 ) -> Familiarity:  # fmt: skip
     """Fits on `known` clips; the limit lets `pass_share` of the `held_out` clips through."""
-    features = torch.stack([feature(backbone, v) for v in known])
+    features = torch.stack([feature(backbone, clip) for clip in known])
     mean = features.mean(0)
     covariance = torch.cov(features.T)
     covariance += SHRINK * covariance.diagonal().mean() * torch.eye(len(mean), dtype=covariance.dtype)
     whiten = torch.linalg.inv(torch.linalg.cholesky(covariance))
-    distances = torch.stack([_distance(feature(backbone, v), mean, whiten) for v in held_out])
+    distances = torch.stack([_distance(feature(backbone, clip), mean, whiten) for clip in held_out])
     return Familiarity(mean, whiten, float(distances.quantile(pass_share)), tuple(questions))

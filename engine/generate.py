@@ -22,18 +22,25 @@ from engine.layout import Layout, Packed, Segment, pack
 
 ANSWER = re.compile(r"<(?:answer|CONCLUSION)>\s*(.*?)\s*</(?:answer|CONCLUSION)>", re.DOTALL)
 THOUGHTS = re.compile(r"<think>\s*(.*?)\s*</think>", re.DOTALL)
+MARK = re.compile(r"###|The answer is:")  # of a plain answer: Coconut's, CODI's
 
 
 @dataclass(frozen=True)
 class Thoughts:
-    """What thinking left behind, for a batch. Never written to: every continuation forks it."""
+    """What thinking left behind, for a batch. Never written to: every continuation forks it.
+
+    Where a sample goes on in several lanes side by side, each with slots of its own (engine/insight/replace.py), `thought`,
+    `slots` and `after` have one dimension more: [batch, lanes, ..].
+    """
 
     layers: tuple[tuple[Tensor, Tensor], ...]  # keys, values a layer: [batch, heads, length, head dim]
     context: Tensor  # bool [batch, length]: the rows of video and question
     thought: Tensor  # bool [batch, length]: the rows of the slots and what marks them
     slots: Tensor  # [batch, slots]: the slots' rows
+    positions: Tensor  # [batch, slots]: the slots' positions
     serial: int  # slots that were fed back, one step each; the others rode the prefill
     after_context: Tensor  # [batch]: the position that follows the context
+    after: Tensor  # [batch]: the position that follows the thought
     last_context: Tensor  # [layers + 1, batch, dim]: the last context token's states, which predict an explicit chain
     last: Tensor  # [layers + 1, batch, dim]: the thought's last token's states
     states: Tensor  # [layers + 1, batch, slots, dim]: the slots' hidden states, embeddings first
@@ -41,7 +48,7 @@ class Thoughts:
     @property
     def count(self) -> int:
         """Slots a sample."""
-        return self.slots.shape[1]
+        return self.slots.shape[-1]
 
     @property
     def batch(self) -> int:
@@ -50,11 +57,11 @@ class Thoughts:
 
 @dataclass
 class _Fork:
-    """A cache that grows, with the rows of it that the new tokens see."""
+    """A cache that grows, with the rows of it that each lane's new tokens see."""
 
     cache: DynamicCache
-    sees: Tensor  # bool [batch, past]
-    position: Tensor  # [batch]: the next token's
+    sees: Tensor  # bool [batch, lanes, past]
+    position: Tensor  # [batch, lanes]: the next token's
 
 
 @dataclass(frozen=True)
@@ -88,14 +95,17 @@ def think(
     every = torch.arange(batch, device=rows.device)
     last_context = places.where(is_context, -1).amax(1)
     last = places.where(packed.node >= 0, -1).amax(1)
-    after = packed.positions.amax(0).masked_fill(~is_context, -1).amax(1) + 1
+    positions = packed.positions.amax(0)
+    after = positions.masked_fill(~is_context, -1).amax(1) + 1
     return Thoughts(
         tuple((keys, values) for keys, values, *_ in cache),
         is_context,
         is_thought,
         rows,
+        positions.gather(1, rows),
         int(packed.latents[0].sum()),
         after,
+        after + is_thought.sum(1),
         torch.stack([h[every, last_context] for h in hidden]),
         torch.stack([h[every, last] for h in hidden]),
         torch.stack([h[every[:, None], rows] for h in hidden]),
@@ -104,33 +114,44 @@ def think(
 
 def _fork(thoughts: Thoughts, with_thought: bool) -> _Fork:
     """All rows of the prefill, of which the thought's are seen or not."""
-    sees, position = thoughts.context, thoughts.after_context
+    sees, position = thoughts.context[:, None], thoughts.after_context[:, None]
     if with_thought:
-        sees, position = sees | thoughts.thought, position + thoughts.thought.sum(1)
+        sees = sees | thoughts.thought.reshape(thoughts.batch, -1, sees.shape[-1])
+        position = thoughts.after.reshape(thoughts.batch, -1)
     return _Fork(DynamicCache(list(thoughts.layers)), sees, position)
 
 
 def _fork_slots(thoughts: Thoughts) -> _Fork:
     """The slots alone: a cache of as many entries as there are slots."""
-    every = torch.arange(thoughts.batch, device=thoughts.slots.device)[:, None]
-    layers = [(k[every, :, thoughts.slots], v[every, :, thoughts.slots]) for k, v in thoughts.layers]
+    batch, count = thoughts.batch, thoughts.count
+    every, rows = torch.arange(batch, device=thoughts.slots.device)[:, None], thoughts.slots.flatten(1)
+    layers = [(k[every, :, rows], v[every, :, rows]) for k, v in thoughts.layers]
     cache = DynamicCache([(k.transpose(1, 2), v.transpose(1, 2)) for k, v in layers])
-    return _Fork(cache, torch.ones_like(thoughts.slots, dtype=torch.bool), thoughts.after_context + thoughts.count)
+    seen = thoughts.thought.gather(-1, thoughts.slots).flatten(1)[:, None]
+    sees = _own(rows.shape[1] // count, count, rows.device) & seen
+    return _Fork(cache, sees, (thoughts.after_context + count)[:, None].expand(sees.shape[:2]))
+
+
+def _own(lanes: int, rows: int, device: torch.device) -> Tensor:
+    """Which of the rows, as many a lane, belong to each lane: bool [lanes, lanes x rows]."""
+    return torch.eye(lanes, dtype=torch.bool, device=device).repeat_interleave(rows, 1)
 
 
 def _feed(backbone: Backbone, fork: _Fork, ids: Tensor) -> Tensor:
-    """Feeds ids [batch, new] to the fork -> the last token's states [layers + 1, batch, dim]."""
-    batch, new = ids.shape
-    positions = fork.position[:, None] + torch.arange(new, device=ids.device)
-    causal = torch.ones(new, new, dtype=torch.bool, device=ids.device).tril().expand(batch, -1, -1)
-    allowed = torch.cat([fork.sees[:, None].expand(-1, new, -1), causal], dim=2)
-    embeds = backbone.embed_ids(ids)
+    """Feeds ids [batch x lanes, new] to the fork -> the last token's states [layers + 1, batch x lanes, dim]."""
+    (batch, lanes, _), new = fork.sees.shape, ids.shape[1]
+    positions = (fork.position[..., None] + torch.arange(new, device=ids.device)).flatten(1)
+    own = _own(lanes, new, ids.device)
+    causal = torch.ones(lanes * new, lanes * new, dtype=torch.bool, device=ids.device).tril()
+    among = (own.repeat_interleave(new, 0) & causal).expand(batch, -1, -1)
+    allowed = torch.cat([fork.sees.repeat_interleave(new, 1), among], dim=2)
+    embeds = backbone.embed_ids(ids.reshape(batch, -1))
     states = backbone.forward(
         embeds, positions.expand(backbone.axes, -1, -1), masks.additive(allowed, embeds.dtype), fork.cache
     )
-    fork.sees = torch.cat([fork.sees, fork.sees.new_ones(batch, new)], dim=1)
+    fork.sees = torch.cat([fork.sees, own.expand(batch, -1, -1)], dim=2)
     fork.position = fork.position + new
-    return torch.stack([h[:, -1] for h in states.hidden])
+    return torch.stack([h.unflatten(1, (lanes, new))[:, :, -1].flatten(0, 1) for h in states.hidden])
 
 
 def _write(backbone: Backbone, fork: _Fork, state: Tensor, limit: int) -> Written:
@@ -155,7 +176,7 @@ def _write(backbone: Backbone, fork: _Fork, state: Tensor, limit: int) -> Writte
 
 def _marker(backbone: Backbone, fork: _Fork, *names: str) -> Tensor:
     ids = torch.tensor([backbone.token(name) for name in names], device=fork.position.device)
-    return _feed(backbone, fork, ids.expand(len(fork.position), -1))
+    return _feed(backbone, fork, ids.expand(fork.position.numel(), -1))
 
 
 @torch.no_grad()
@@ -192,7 +213,9 @@ def go_on(backbone: Backbone, packed: Packed, embeds: Tensor, limit: int = 256) 
     every = torch.arange(len(real), device=real.device)
     last = torch.arange(real.shape[1], device=real.device).where(real, -1).amax(1)
     after = packed.positions.amax(0).masked_fill(~real, -1).amax(1) + 1
-    return _write(backbone, _Fork(cache, real, after), torch.stack([h[every, last] for h in hidden]), limit)
+    return _write(
+        backbone, _Fork(cache, real[:, None], after[:, None]), torch.stack([h[every, last] for h in hidden]), limit
+    )
 
 
 @torch.no_grad()
@@ -208,17 +231,19 @@ def option_probabilities(
 
 def answer_of(text: str, dialect: Dialect = "chat") -> str:
     """What stands between the last answer or conclusion tags, or without tags the whole text; plain: of that, what follows
-    the last #."""
+    the last mark."""
     for found in ANSWER.finditer(text):
         text = found[1]
-    return text.rpartition("#")[2].replace(",", "").strip() if dialect == "plain" else text.strip()
+    if dialect == "plain":
+        text = MARK.split(text)[-1].rpartition("#")[2].replace(",", "")
+    return text.strip()
 
 
 def thoughts_of(text: str, dialect: Dialect = "chat") -> str:
-    """chat: what stands between the first thinking tags; plain: what stands before ###. An unfinished chain counts up to
-    where it stops."""
+    """chat: what stands between the first thinking tags; plain: what stands before the mark. An unfinished chain counts up
+    to where it stops."""
     if dialect == "plain":
-        return text.partition("###")[0].strip()
+        return MARK.split(text)[0].strip()
     found = THOUGHTS.search(text)
     if found:
         return found[1]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,8 +30,17 @@ END = Special("end of turn")  # whatever token ends a turn in the model's own vo
 
 
 @dataclass(frozen=True, eq=False)
+class Frames:
+    """A clip (or an image) as it was decoded; every backbone cuts it in its own way."""
+
+    pixels: np.ndarray  # uint8 [frames, height, width, 3]
+    seconds: float  # from one frame to the next
+    still: bool = False  # an image rather than a video: its first frame counts
+
+
+@dataclass(frozen=True, eq=False)
 class Visual:
-    """A clip (or an image) cut into what its family's vision encoder reads; a family's file says what one patch is."""
+    """Frames cut into what its family's vision encoder reads; a family's file says what one patch is."""
 
     patches: Tensor  # uint8 [patches, ...]
     grid: tuple[int, int, int]  # patches in time, height, width
@@ -38,7 +48,8 @@ class Visual:
     still: bool = False  # an image rather than a video
 
 
-Piece = str | Special | Visual
+Written = str | Special | Visual
+Piece = Written | Frames
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,9 +14,11 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Concatenate, Literal, ParamSpec
 
 import numpy as np
 import torch
@@ -53,7 +55,9 @@ class Training:
     lr: float = setting(1e-3, "highest learning rate")
     final_lr: float = setting(0.0, "learning rate at the end, as a share of the highest")
     warmup: int = setting(50, "steps over which the learning rate rises")
-    schedule: Literal["linear", "cosine", "constant"] = setting("cosine", "how it falls")
+    schedule: Literal["linear", "cosine", "constant", "late"] = setting(
+        "cosine", "how it falls; late: in the last fifth"
+    )
     weight_decay: float = setting(0.01, "AdamW's, on matrices only")
     epoch: int = setting(0, "samples an epoch, for methods with a curriculum (0: no epochs)")
     clip: float = setting(1.0, "largest gradient norm")
@@ -74,7 +78,12 @@ def learning_rate(config: Training, step: int) -> float:
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    shape = {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}[config.schedule]
+    shape = {
+        "linear": 1 - done,
+        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+        "constant": 1.0,
+        "late": min(1.0, 5 * (1 - done)),
+    }[config.schedule]
     return config.lr * (config.final_lr + (1 - config.final_lr) * shape)
 
 
@@ -136,11 +145,20 @@ def batches(dataset: Batches, start: int, stop: int, workers: int) -> Iterator[l
 def _replace_folder(made: Path, place: Path) -> None:
     """Moves a finished folder into place; what stood there is removed only once the new one stands."""
     old = place.with_name(place.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
     if place.exists():
+        shutil.rmtree(old, ignore_errors=True)
         os.replace(place, old)
     os.replace(made, place)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _restore(place: Path) -> None:
+    """Puts a folder back that a kill found moved away, and removes what it left of others."""
+    old = place.with_name(place.name + ".old")
+    if old.exists() and not place.exists():
+        os.replace(old, place)
+    for left in (old, place.with_name(place.name + ".unfinished")):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def checkpoints(out: Path) -> list[Path]:
@@ -149,12 +167,42 @@ def checkpoints(out: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
 
 
+def _note(out: Path, told: dict[str, Any]) -> None:
+    """Adds a line to a run's log, in place of one that a kill or a full disk has torn."""
+    with (out / "log.jsonl").open("ab+") as log:
+        log.seek(0)
+        log.truncate(log.read().rfind(b"\n") + 1)
+        log.write(json.dumps(told).encode() + b"\n")
+
+
+P = ParamSpec("P")
+
+
+def _tells_its_end(run: Callable[Concatenate[Training, P], Path]) -> Callable[Concatenate[Training, P], Path]:
+    """Why a run ended early stands in its log."""
+
+    @wraps(run)
+    def told(config: Training, *given: P.args, **named: P.kwargs) -> Path:
+        try:
+            return run(config, *given, **named)
+        except ConfigError:
+            raise
+        except BaseException as error:
+            with suppress(OSError):
+                free = shutil.disk_usage(config.out).free >> 20
+                _note(Path(config.out), {"stopped": f"{type(error).__name__}: {error}", "free_megabytes": free})
+            raise
+
+    return told
+
+
 def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
+@_tells_its_end
 def train(
     config: Training,
     method: Method,
@@ -208,10 +256,14 @@ def train(
     rank, ranks, leads = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
 
     start, best = 0, -1.0
+    if leads:
+        _restore(out / "best")
     if resume and (found := checkpoints(out)):
         accelerator.load_state(str(found[-1]), strict=not partly)
         state = json.loads((found[-1] / "progress.json").read_text())
         start, best = state["step"], state["best"]
+        if leads:
+            _note(out, {"resumed": start})
     out.mkdir(parents=True, exist_ok=True)
     log, board = (out / ("log.jsonl" if leads else f"log-{rank}.jsonl")).open("a", encoding="utf-8"), None
     settings = {"training": asdict(config), "method": described(method), **(note or {})}
@@ -240,7 +292,8 @@ def train(
             (made / "progress.json").write_text(json.dumps({"step": step, "best": best}))
             _replace_folder(made, place)
             for old in checkpoints(out)[: -config.keep]:
-                shutil.rmtree(old)
+                os.replace(old, made)  # half removed, it would pass for whole under its own name
+                shutil.rmtree(made)
         accelerator.wait_for_everyone()
 
     dataset = Batches(source, method, backbone, config.batch, config.accumulate, config.seed, config.epoch, rank, ranks)

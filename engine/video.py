@@ -19,7 +19,8 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -42,6 +43,7 @@ STALL_SECONDS = 20.0  # for one frame; then the next reader is tried
 SEQUENTIAL = 9_000  # frames: OpenCV decodes from the start, so longer files are left to readers that jump
 
 Pictures = Iterator[tuple[int, np.ndarray]]  # index of a frame in the order of showing, and its uint8 [H, W, 3]
+Decoded = Generator["Asked | tuple[str, int, np.ndarray]"]  # first what is asked of a file; then reader, index, picture
 
 # Demuxers that may open a file. Without the list a playlist named .mp4 would read other files, or the network. Not in
 # it: those that find their streams late (MPEG, FLV), on which PyAV before 18 crashes when it is given any option.
@@ -116,6 +118,22 @@ class Clip:
         return float(self.times[-1] - self.times[0]) / (len(self.times) - 1) if len(self.times) > 1 else self.duration
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of one file, and what it says of itself. In JSON's own types, so that a process can tell another."""
+
+    name: str
+    width: int  # upright
+    height: int
+    duration: float
+    fps: float
+    moments: tuple[float, ...]  # seconds, one an asked frame
+    shown: tuple[int, ...]  # index of the frame shown at each, in the order of showing
+    times: tuple[float, ...]  # seconds at which each of those starts
+    spacing: float | None
+    notices: tuple[str, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class _Source:
     """What the packets of a file say about it."""
@@ -141,42 +159,69 @@ class _Source:
         return min(1e-3, 0.25 / self.fps)
 
 
-def read(path: str | Path, sampling: Sampling = Sampling()) -> Clip:
-    """Frames of the file at `path`, chosen by `sampling`. Raises VideoError, whose message is meant for users."""
-    deadline = time.monotonic() + BUDGET_SECONDS
-    source = _inspect(path, deadline)
+def decode(path: str | Path, sampling: Sampling, seconds: float = BUDGET_SECONDS) -> Decoded:
+    """What is asked of the file at `path`, then its pictures as they are stored, for `seconds` at most.
+
+    Where a reader fails, the next one begins again. Raises VideoError.
+    """
+    deadline = time.monotonic() + seconds
+    source = _inspect(path, deadline, seconds)
     moments, spacing, notices = _moments(source, sampling)
     shown = np.searchsorted(source.times, moments + source.slack, side="right") - 1  # [asked] index of each frame
+    yield Asked(
+        source.path.name, source.width, source.height, source.duration, source.fps, tuple(moments.tolist()),
+        tuple(shown.tolist()), tuple(source.times[shown].tolist()), spacing, source.notices + notices,
+    )  # fmt: skip
     wanted = np.unique(shown).tolist()
-    height, width = smart_size(source.height, source.width, sampling.factor, sampling.pixels)
-
-    frames, used = {}, ""
     for name, reader in _readers(source):
-        got: dict[int, np.ndarray] = {}
+        count = 0
         try:
             for index, picture in _ahead(reader(source, wanted), deadline):
-                got[index] = resize(picture[None], height, width)[0]
+                yield name, index, picture
+                count += 1
         except _Broken:
             pass
-        if got:  # PyAV comes last and leaves damaged frames out, so its frames replace those of another
-            frames, used = got, name
-        if len(got) == len(wanted) or time.monotonic() >= deadline:
-            break
+        if count == len(wanted) or time.monotonic() >= deadline:
+            return
+
+
+def read(
+    path: str | Path,
+    sampling: Sampling = Sampling(),
+    seconds: float = BUDGET_SECONDS,
+    decode: Callable[[str | Path, Sampling, float], Decoded] = decode,
+) -> Clip:
+    """Frames of the file at `path`, chosen by `sampling`. Frames decoded within `seconds` are kept.
+
+    decode: who decodes; `engine.sandbox` has one for files of strangers.
+    Raises VideoError, whose message is meant for users.
+    """
+    deadline = time.monotonic() + seconds
+    with closing(decode(path, sampling, seconds)) as decoded:
+        asked = next(decoded)
+        assert isinstance(asked, Asked)
+        height, width = smart_size(asked.height, asked.width, sampling.factor, sampling.pixels)
+        frames: dict[int, np.ndarray] = {}
+        used = ""
+        for name, index, picture in decoded:  # type: ignore[misc]
+            if name != used:  # PyAV comes last and leaves damaged frames out, so its frames replace those of another
+                frames, used = {}, name
+            frames[index] = resize(picture[None], height, width)[0]
 
     late = time.monotonic() >= deadline
     if not frames:
-        why = f"takes longer than {BUDGET_SECONDS:g} s to read" if late else "is damaged: none of it could be decoded"
-        raise VideoError(f"{source.path.name} {why}; give another file.")
-    kept = np.isin(shown, list(frames))  # [asked]
+        why = f"takes longer than {seconds:g} s to read" if late else "is damaged: none of it could be decoded"
+        raise VideoError(f"{asked.name} {why}; give another file.")
+    kept = np.isin(asked.shown, list(frames))  # [asked]
+    notices = asked.notices
     if not kept.all():
-        lost = moments[~kept]
+        lost = np.array(asked.moments)[~kept]
         damage = f"the file is damaged between {lost[0]:.2f} s and {lost[-1]:.2f} s"
-        why = f"reading was stopped after {BUDGET_SECONDS:g} s" if late else damage
-        notices += (f"{kept.sum()} of the {len(shown)} frames asked for could be read: {why}.",)
-    chosen = shown[kept]
+        why = f"reading was stopped after {seconds:g} s" if late else damage
+        notices += (f"{kept.sum()} of the {len(kept)} frames asked for could be read: {why}.",)
     return Clip(
-        np.stack([frames[index] for index in chosen.tolist()]), source.times[chosen], source.duration, source.fps,
-        (source.width, source.height), used, len(shown), source.notices + notices, sampling, spacing,
+        np.stack([frames[index] for index in asked.shown if index in frames]), np.array(asked.times)[kept],
+        asked.duration, asked.fps, (asked.width, asked.height), used, len(kept), notices, sampling, asked.spacing,
     )  # fmt: skip
 
 
@@ -232,7 +277,7 @@ def _moments(source: _Source, sampling: Sampling) -> tuple[np.ndarray, float, tu
     return np.arange(count) * (duration / count), duration / count, notices
 
 
-def _inspect(path: str | Path, deadline: float) -> _Source:
+def _inspect(path: str | Path, deadline: float, seconds: float) -> _Source:
     """List the packets of a file, decoding one picture only; refuse in one sentence what can't be read."""
     import av
 
@@ -249,7 +294,7 @@ def _inspect(path: str | Path, deadline: float) -> _Source:
             _check_limits(path, stream.codec_context.width, stream.codec_context.height, declared)
             for packet in container.demux():  # sound too: together they end where the file says, or it was cut off
                 if time.monotonic() > deadline:
-                    raise VideoError(f"{path.name} takes longer than {BUDGET_SECONDS:g} s to open: give a smaller one.")
+                    raise VideoError(f"{path.name} takes longer than {seconds:g} s to open: give a smaller one.")
                 length = packet.duration or 0
                 if packet.pts is not None:
                     end = max(end, float((packet.pts + length) * packet.time_base))
@@ -375,7 +420,10 @@ def _decord(source: _Source, wanted: list[int]) -> Pictures:
     if len(video) != len(source.times) or not same:  # frames that VP8 and edit lists hide shift its count
         raise _Broken
     for index in wanted:
-        yield index, video[index].asnumpy()
+        picture = video[index].asnumpy()
+        if picture.shape[2] != 3:  # of pictures at most 16 wide it makes nonsense
+            raise _Broken
+        yield index, picture
 
 
 def _opencv(source: _Source, wanted: list[int]) -> Pictures:

@@ -59,7 +59,7 @@ def write(
 ) -> Path:
     """A video of `count` numbered frames; `stamps` are their moments in ticks, where they are not evenly spaced."""
     os.environ.setdefault("SVT_LOG", "0")
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:  # the same bytes each time
         stream = container.add_stream(codec, rate=fps, options={**QUIET.get(codec, {}), **options})
         stream.width, stream.height = size
         stream.pix_fmt = pixels
@@ -76,7 +76,7 @@ def write(
 
 def remux(source: Path, target: Path, shift: int = 0, **options: str) -> Path:
     """The same packets in another file, later by `shift` ticks."""
-    with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
+    with av.open(str(source)) as old, av.open(str(target), "w", options={"fflags": "+bitexact", **options}) as new:
         stream = new.add_stream_from_template(old.streams.video[0])
         for packet in old.demux(video=0):
             if packet.size:
@@ -123,13 +123,15 @@ def damage(source: Path, target: Path, where: float, count: int) -> Path:
     return target
 
 
-def huge_picture(path: Path, width: int = 20_000, height: int = 20_000) -> Path:
-    """A PNG of a few bytes that claims to be enormous."""
+def huge_picture(path: Path, width: int = 20_000, height: int = 20_000, depth: int = 8, whole: bool = False) -> Path:
+    """A PNG of a few bytes that claims to be enormous, and is if `whole`. depth: bits of each of its four channels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    row = b"\0" * (1 + width * depth // 2)
+    packer = zlib.compressobj(1)
+    rows = b"".join([*(packer.compress(row) for _ in range(height if whole else 1)), packer.flush()])
+    header = struct.pack(">IIBBBBB", width, height, depth, 6, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
     return path

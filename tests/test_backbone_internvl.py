@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from engine.backbones.internvl import MOST_TILES, SIDE, InternVL, cut_tiles, til
 from engine.backbones.load import load
 from engine.backbones.text import TextLM
 from engine.data.samples import Sample, context
-from engine.layout import Layout, Packed, Visual, pack, slots
+from engine.layout import Frames, Layout, Packed, Visual, pack, slots
 from engine.methods.coconut import LATENT, START, STOP, Coconut
 from engine.methods.method import Outcome, run
 from engine.video import Clip
@@ -67,7 +66,7 @@ def words(model: InternVL, sample: Sample) -> str:
 
 @pytest.mark.parametrize("question", [QUESTION, "\nA line first", "  spaces"])
 def test_an_image_stands_on_a_line_of_its_own(model: InternVL, question: str) -> None:
-    image = model.visual(picture(56, 84), 0.0, still=True)  # 2 x 3 tiles and a thumbnail
+    image = model.cut(Frames(picture(56, 84), 0.0, still=True))  # 2 x 3 tiles and a thumbnail
     seen = f"<img>{'<IMG_CONTEXT>' * 4 * 7}</img>\n"
     assert words(model, Sample(image, question, (), (), "", dialect="plain")) == f"{seen}{question}\n"
     chat = words(model, Sample(image, question, (), (), "", "free-form"))
@@ -131,7 +130,7 @@ def test_an_images_tiles_are_the_processors(height: int, width: int) -> None:
     size = {"height": 28, "width": 28}
     processor = GotOcr2ImageProcessorPil(size=size, crop_to_patches=True, image_mean=list(MEAN), image_std=list(STD))
     theirs = processor(image[0], return_tensors="pt")
-    ours = cut_tiles(image, 0.0, 28, still=True)
+    ours = cut_tiles(Frames(image, 0.0, still=True), 28)
     assert ours.patches.dtype == torch.uint8
     assert len(ours.patches) == int(theirs["num_patches"][0])
     off = (normalised(ours) - theirs["pixel_values"]).abs()
@@ -144,7 +143,7 @@ def test_tiles_come_row_by_row_and_the_thumbnail_last() -> None:
     for row in range(2):
         for column in range(3):
             image[0, 28 * row : 28 * row + 28, 28 * column : 28 * column + 28] = (10 * row, 20 * column, 99)
-    visual = cut_tiles(image, 0.0, 28, still=True)
+    visual = cut_tiles(Frames(image, 0.0, still=True), 28)
     assert (visual.grid, visual.still, visual.patches.shape) == ((1, 2, 3), True, (7, 3, 28, 28))
     for number, tile in enumerate(visual.patches[:6]):
         for channel, value in enumerate((10 * (number // 3), 20 * (number % 3), 99)):
@@ -159,19 +158,12 @@ def test_tiles_come_row_by_row_and_the_thumbnail_last() -> None:
 
 def test_a_video_has_a_tile_a_frame_and_a_still_is_the_first() -> None:
     frames = np.concatenate([np.full((1, 28, 56, 3), 9 * i, np.uint8) for i in range(4)])
-    video = cut_tiles(frames, 0.5, 28)
+    video = cut_tiles(Frames(frames, 0.5), 28)
     assert (video.grid, video.seconds, video.still, video.patches.shape) == ((4, 1, 1), 0.5, False, (4, 3, 28, 28))
     assert video.patches.float().mean((1, 2, 3)).tolist() == [0, 9, 18, 27]
-    still = cut_tiles(frames[1:], 0.5, 28, still=True)
+    still = cut_tiles(Frames(frames[1:], 0.5, still=True), 28)
     assert still.patches.shape == (3, 3, 28, 28)
     assert (still.patches == 9).all()
-
-
-def test_other_processes_can_cut_without_the_model(model: InternVL) -> None:
-    carried = pickle.dumps(model.cut)
-    assert len(carried) < 500
-    image = picture(60, 90)
-    assert torch.equal(pickle.loads(carried)(image, 0.0, still=True).patches, model.visual(image, 0.0, True).patches)
 
 
 # Vision
@@ -201,7 +193,7 @@ def test_published_sizes() -> None:
     Published.config.vision_config.image_size, Published.config.vision_config.patch_size = (448, 448), (14, 14)
     backbone = InternVL(Published, None)
     assert (backbone.tile_side, backbone.tile_tokens) == (448, 256)
-    assert backbone.visual(picture(600, 800), 0.0, still=True).patches.shape == (13, 3, 448, 448)
+    assert backbone.cut(Frames(picture(600, 800), 0.0, still=True)).patches.shape == (13, 3, 448, 448)
 
 
 # Forward
@@ -350,6 +342,6 @@ def test_checkpoints_with_their_own_code_are_refused(tmp_path: Path) -> None:
 def test_a_language_model_sees_nothing(model: InternVL) -> None:
     blind = TextLM(model.language_model(), model.tokenizer)
     with pytest.raises(ValueError, match="without vision"):
-        blind.visual(picture(28, 28), 0.0)
+        blind.cut(Frames(picture(28, 28), 0.0))
     with pytest.raises(ValueError, match="without vision"):
         blind.encode(context(Sample(tiny.clip(model), QUESTION, (), (), "")))

@@ -16,7 +16,7 @@ from engine.backbones.base import SPECIAL_TOKENS
 from engine.backbones.load import load
 from engine.backbones.qwen2_5_vl import CLIP_MEAN, CLIP_STD, Qwen25VL, cut_patches, rotary_positions
 from engine.data.samples import Sample, context, user_turn
-from engine.layout import Layout, Packed, Segment, Special, Visual, marker, pack, slots
+from engine.layout import Frames, Layout, Packed, Segment, Special, Visual, marker, pack, slots
 from tests import tiny
 from tests.tiny import tiny_backbone
 
@@ -112,7 +112,7 @@ def normalised(visual: Visual) -> Tensor:
 def test_an_images_patches_are_the_processors(height: int, width: int) -> None:
     image = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
     theirs = Qwen2VLImageProcessorPil()(images=[image[0]], do_resize=False, return_tensors="pt")
-    ours = cut_patches(image, 0.0, 14, 2, 2, still=True)
+    ours = cut_patches(Frames(image, 0.0, still=True), 14, 2, 2)
     assert [list(ours.grid)] == theirs["image_grid_thw"].tolist()
     assert ours.still
     torch.testing.assert_close(normalised(ours), theirs["pixel_values"], rtol=0, atol=2e-6)
@@ -141,7 +141,7 @@ def patches_by_loops(frames: np.ndarray, side: int, merge: int, temporal: int) -
 @pytest.mark.parametrize(("merge", "temporal"), [(2, 2), (1, 3)])
 def test_a_videos_patches(count: int, merge: int, temporal: int) -> None:
     frames = np.random.default_rng(count).integers(0, 256, (count, 12, 18, 3), dtype=np.uint8)
-    visual = cut_patches(frames, 0.25, 3, merge, temporal)
+    visual = cut_patches(Frames(frames, 0.25), 3, merge, temporal)
     slices = -(-count // temporal)
     assert visual.grid == (slices, 4, 6)
     assert not visual.still
@@ -153,7 +153,7 @@ def test_a_videos_patches(count: int, merge: int, temporal: int) -> None:
 def test_frames_that_do_not_fit_the_patches(model: Qwen25VL) -> None:
     assert model.patch_side == 28
     with pytest.raises(ValueError, match="70x56 pixels: both sides must be multiples of 28"):
-        model.visual(np.zeros((2, 56, 70, 3), np.uint8), 0.5)
+        model.cut(Frames(np.zeros((2, 56, 70, 3), np.uint8), 0.5))
 
 
 # Vision
@@ -195,6 +195,28 @@ def test_a_loaded_models_attention_over_slices_is_the_usual_one(
     assert usual_grads.keys() == sliced_grads.keys() != set()
     for name, grad in usual_grads.items():
         torch.testing.assert_close(sliced_grads[name], grad, rtol=2e-4, atol=2e-4 * float(grad.abs().max()), msg=name)
+
+
+def test_a_loaded_models_attention_over_rows_is_the_usual_one(model: Qwen25VL, loaded: Qwen25VL) -> None:
+    torch.manual_seed(0)
+    embeds, positions = torch.randn(2, 150, 64), torch.arange(150).expand(3, 2, -1)
+    visible = (torch.rand(2, 150, 150) < 0.5).tril() | torch.eye(150, dtype=torch.bool)
+    mask = masks.additive(visible, torch.float32)
+    results = []
+    for backbone in (model, loaded):
+        given = embeds.clone().requires_grad_()
+        last = backbone.forward(given, positions, mask).last
+        (last * torch.linspace(-1, 1, last.numel()).reshape(last.shape)).sum().backward()
+        cache = backbone.new_cache()
+        backbone.forward(embeds[:, :70], positions[..., :70], mask[:, :, :70, :70], cache)
+        results.append(
+            (last, backbone.forward(embeds[:, 70:], positions[..., 70:], mask[:, :, 70:], cache).last, given.grad)
+        )
+    (usual, usual_later, usual_grad), (blocked, later, grad) = results
+    torch.testing.assert_close(blocked, usual, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(later, usual[:, 70:], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(later, usual_later, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grad, usual_grad, rtol=2e-4, atol=2e-4 * float(usual_grad.abs().max()))
 
 
 # Positions
@@ -329,7 +351,7 @@ def test_saved_and_loaded_it_is_the_same(model: Qwen25VL, loaded: Qwen25VL) -> N
     assert loaded.pad == model.pad
     assert not loaded.model.training
     assert loaded.model.config.vision_config._attn_implementation == "slices"
-    assert loaded.model.config.text_config._attn_implementation == "sdpa"
+    assert loaded.model.config.text_config._attn_implementation == "rows"
 
 
 def save_without_pauses(model: Qwen25VL, words: int, folder: Path) -> int:

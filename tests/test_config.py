@@ -69,21 +69,27 @@ def test_numbers_must_be_finite_where_they_count():
 
 
 def test_the_shipped_configurations_load():
-    from engine.methods.controls import Explicit, Silent
-    from engine.methods.lookup import Lookup
-    from engine.methods.pause import PauseDistillation
+    from engine.methods import find
     from train.command import Run
     from train.heima import plan
+    from train.table import Table, trials
 
     kinds = {
-        "pause": PauseDistillation, "qwen2_5_vl_7b_video_r1": PauseDistillation, "answer_only": Silent,
-        "filler": Silent, "lookup": Lookup,
+        "pause": "pause", "qwen2_5_vl_7b_video_r1": "pause", "answer_only": "controls.Silent", "filler": "controls.Silent",
+        "lookup": "lookup", "gsm8k_cot": "coconut", "gsm8k_coconut": "coconut", "gsm8k_coconut_simcot": "coconut",
+        "prosqa_coconut": "coconut", "gsm8k_codi": "codi", "gsm8k_codi_simcot": "codi", "gsm8k_codi_llama": "codi",
     }  # fmt: skip
     found = sorted((Path(__file__).parent.parent / "train" / "configs").rglob("*.yaml"))
-    assert found
+    tables = {path: build(Table, read_yaml(path)) for path in found if "rows" in read_yaml(path)}
+    assert tables
+    for path, table in tables.items():
+        assert trials(table, path.parent)
+        kinds |= {Path(row.config).stem: row.method for row in table.rows}
     for path in found:
+        if path in tables:
+            continue
         if "stages" in read_yaml(path):
             assert plan(read_yaml(path))
             continue
         run = build(Run, read_yaml(path))
-        build(kinds.get(path.stem, Explicit), run.method, "method.")
+        build(find(kinds.get(path.stem, "controls.Explicit")), run.method, "method.")

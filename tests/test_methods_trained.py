@@ -7,14 +7,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.config import ConfigError
+from engine.backbones.base import add_tokens
+from engine.config import ConfigError, build
 from engine.data.text_worlds import TextWorldsSource
+from engine.data.text_worlds import sample as problem
+from engine.layout import pack
 from engine.methods.coconut import Coconut
 from engine.methods.codi import Codi
-from engine.methods.method import COMPANIONS
+from engine.methods.method import COMPANIONS, run
 from engine.methods.steps import StepSupervision
 from engine.training import Training, checkpoints, train
 from tests.tiny import tiny_llama
+from train import codi
+from train.__main__ import run as by_name
 from train.coconut import published
 from train.command import main
 
@@ -133,3 +138,148 @@ def test_published_keys_that_can_not_be_meant(tmp_path, changes, words):
     del short["lr"]
     with pytest.raises(ConfigError, match="Missing: lr"):
         published(short)
+
+
+def codi_file(tmp_path: Path, **changes) -> dict:
+    data = tmp_path / "gsm.txt"
+    data.write_text("".join(f"What is {i} and 1, doubled?||<<{i}+1={i + 1}>> <<{i + 1}*2={2 * i + 2}>> #### {2 * i + 2}\n" for i in range(12)))  # fmt: skip
+    keys = {
+        "output_dir": str(tmp_path / "codi"), "expt_name": "x", "logging_steps": 10, "model_name_or_path": "gpt2",
+        "data_name": "icot", "icot_train_path": str(data), "seed": 11, "model_max_length": 512,
+        "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "bf16": False, "num_train_epochs": 2,
+        "learning_rate": 3e-3, "max_grad_norm": 2.0, "use_lora": True, "lora_r": 4, "lora_alpha": 32, "lora_init": True,
+        "save_strategy": "no", "weight_decay": 0.1, "warmup_ratio": 0.03, "lr_scheduler_type": "cosine",
+        "do_train": True, "report_to": "tensorboard", "num_latent": 2, "use_prj": True, "prj_dim": 16,
+        "prj_dropout": 0.0, "distill_loss_div_std": True, "exp_mode": False, "remove_eos": True, "max_token_num": 200,
+        "print_ref_model_stats": True,
+    }  # fmt: skip
+    return keys | changes
+
+
+def test_codis_published_keys_are_understood(start, tmp_path, capsys):
+    ours = codi.published(codi_file(tmp_path))
+    method, training = build(Codi, ours["method"]), ours["training"]
+    assert method == Codi(num_latent=2, prj_dim=16, last_step=False)
+    assert (training["steps"], training["batch"], training["accumulate"], training["warmup"]) == (6, 4, 2, 1)
+    assert (training["clip"], training["schedule"], training["seed"], training["precision"]) == (
+        2.0,
+        "cosine",
+        11,
+        "no",
+    )
+    assert ours["lora"] == {"r": 4, "alpha": 32, "dropout": 0.1, "targets": ["attention", "mlp"]}
+    assert ours["gsm8k_icot"] == {"file": str(tmp_path / "gsm.txt"), "held_out": 1}
+
+    simcot = codi.published(codi_file(tmp_path, use_decoder=True, explain_loss_factor=0.5, model_name_or_path="my-Llama", include_last_cot=True, use_lora=False))  # fmt: skip
+    assert build(Codi, simcot["method"]) == Codi(
+        num_latent=2, prj_dim=16, answer_token=1,
+        steps=StepSupervision(weight=0.5, mean="tokens", missing="ignore", first_position=0),
+    )  # fmt: skip
+    assert "lora" not in simcot
+
+    (tmp_path / "run.yaml").write_text(json.dumps(codi_file(tmp_path, model_name_or_path=start, num_train_epochs=1)))
+    words = ["codi", "--config", str(tmp_path / "run.yaml"), "--device", "cpu", "--workers", "0"]
+    with pytest.raises(SystemExit) as ended:
+        by_name(words)
+    assert ended.value.code == 0, capsys.readouterr().err
+    assert (tmp_path / "codi" / "best" / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_latents": 2}, "'num_latents'"),
+        ({"use_prj": False}, "use_prj = False: only True is supported"),
+        ({"distill_loss_type": "l2"}, "distill_loss_type = 'l2': only 'smooth_l1'"),
+        ({"icot_train_path": "none.txt"}, "Can't read none.txt"),
+        ({"icot_train_path": "", "data_name": "zen-E/GSM8k-Aug"}, "Can't read zen-E/GSM8k-Aug"),
+        ({"num_train_epochs": "two"}, "num_train_epochs = 'two'"),
+    ],
+)
+def test_codis_keys_that_can_not_be_meant(tmp_path, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        codi.published(codi_file(tmp_path, **changes))
+    short = codi_file(tmp_path)
+    del short["prj_dim"]
+    with pytest.raises(ConfigError, match="Missing: prj_dim"):
+        codi.published(short)
+
+
+def test_codis_teacher_may_leave_the_last_step_out():
+    sample = SOURCE.record(4)
+    written = Codi(last_step=False).layout(problem(sample), None).branches["teacher"]
+    whole = Codi().layout(problem(sample), None).branches["teacher"]
+    assert whole[1].pieces == ("".join(f"{step}\n" for step in sample.steps),)
+    assert written[1].pieces == ("".join(f"{step}\n" for step in sample.steps[:-1]),)
+
+
+def test_where_codis_states_are_drawn_together():
+    """A token further on is another state; past the answer's end it is its last token's."""
+    backbone = tiny_llama()
+    add_tokens(backbone.model, backbone.tokenizer, Codi.tokens)
+    layouts = [Codi(num_latent=2, prj_dim=16).layout(SOURCE(i), None) for i in range(0, 6, 2)]
+    packed = pack(layouts, backbone.encode, backbone.pad)
+    teacher = run(backbone, packed).branch("teacher")
+    rows = teacher.rows
+    for token in (0, 1, 99):
+        states = teacher.before("answer", token)
+        for sample in range(3):
+            of_answer = (rows.sample == sample) & (rows.name == rows.names.index("answer"))
+            own = rows.row[of_answer].tolist()
+            row = own[min(token, len(own) - 1)]
+            assert torch.equal(states[:, sample], torch.stack([layer[sample, row] for layer in teacher.hidden]))
+
+
+def test_bad_data_is_named_before_anything_is_written(start, tmp_path, capsys):
+    """Though the rows for validation are good."""
+    rows = [{"question": f"{i}?", "steps": ["a"], "answer": "b"} for i in range(6)]
+    rows[2]["answer"] = ""
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    config = {
+        "method": {}, "training": {"init": start, "out": str(tmp_path / "run"), "device": "cpu"},
+        "coconut_json": {"file": str(tmp_path / "data.json"), "held_out": 2}, "validation": {"samples": 2},
+    }  # fmt: skip
+    (tmp_path / "run.yaml").write_text(json.dumps(config))
+    for name in ("controls.Explicit", "pause"):
+        try:
+            code = by_name([name, "--config", str(tmp_path / "run.yaml")])
+        except SystemExit as ended:
+            code = ended.code
+        assert code == 2
+        assert f"{tmp_path / 'data.json'}, sample 2: answer is empty." in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_chains_without_sections_are_refused_before_anything_is_written(start, tmp_path, capsys):
+    training = {"init": start, "out": str(tmp_path / "run"), "steps": 1, "device": "cpu"}
+    stages = [{"name": "summary", "method": {"compressed": 1}}]
+    config = {"training": training, "stages": stages, "text_worlds": {}, "validation": {"samples": 2}}
+    (tmp_path / "run.yaml").write_text(json.dumps(config))
+    with pytest.raises(SystemExit) as ended:
+        by_name(["heima", "--config", str(tmp_path / "run.yaml")])
+    assert ended.value.code == 2
+    assert "this sample has unnamed steps." in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_method_is_trained_by_its_name(start, tmp_path, capsys):
+    """Scripts by theirs, which know published keys and stages; other methods by their file's."""
+    for name in ("coconut", "codi", "heima", "explicit", "silent", "pause", "lookup", "small", "table"):
+        with pytest.raises(SystemExit) as ended:
+            by_name([name, "--help"])
+        assert ended.value.code == 0
+        assert "usage: " in capsys.readouterr().out
+    assert by_name(["nothing"]) == 2
+    assert "no method 'nothing'" in capsys.readouterr().err
+    method = {"c_thought": 1, "epochs_per_stage": 1, "max_latent_stage": 1}
+    training = {"init": start, "steps": 1, "batch": 2, "accumulate": 1, "device": "cpu", "workers": 0}
+    file = tmp_path / "run.yaml"
+    for name, own in {"controls.Silent": {"pauses": 2}, "diversity": {}, "coconut": method}.items():
+        config = {"method": own, "training": training | {"out": str(tmp_path / name)}, "text_worlds": {"difficulties": [1, 2]}, "validation": {"samples": 2}}  # fmt: skip
+        file.write_text(json.dumps(config))
+        try:
+            code = by_name([name, "--config", str(file)])
+        except SystemExit as ended:
+            code = ended.code
+        assert code == 0
+        assert (tmp_path / name / "best").is_dir()

@@ -113,10 +113,9 @@ def test_llava_cot_rows(folder):
     assert (first.dialect, first.problem_type) == ("chat", "as asked")
     assert (second.question, second.answer) == ("Really?", "Yes.")
     assert first.visual.still
-    assert first.visual.grid == (1, 4, 8)  # 70 x 100 pixels to 56 x 112: multiples of 28
-    half = first.visual.patches.float().reshape(2, 4, 4, -1)  # blocks of 28 pixels, each of four patches
-    assert half[:, :2].max() < 40
-    assert half[:, 2:].min() > 215
+    assert first.visual.pixels.shape == (1, 56, 112, 3)  # 70 x 100 pixels: multiples of 28
+    assert first.visual.pixels[:, :, :56].max() < 40
+    assert first.visual.pixels[:, :, 56:].min() > 215
 
 
 def test_aokvqa_rows_and_their_prepared_form(folder):
@@ -132,7 +131,7 @@ def test_aokvqa_rows_and_their_prepared_form(folder):
     assert row["image_path"] == "../images/000000123456.jpg"
     again = MultimodalCoconutSource(str(out))(0)
     assert replace(again, visual=None) == replace(sample, visual=None)
-    assert (again.visual.patches == sample.visual.patches).all()
+    assert (again.visual.pixels == sample.visual.pixels).all()
 
 
 def test_every_epoch_is_one_shuffled_round_without_the_held_out(folder):
@@ -165,6 +164,27 @@ def test_only_training_needs_steps(folder):
     assert CoconutSource(rows, split="test")(0).steps == ()
     with pytest.raises(ConfigError, match="sample 0: steps holds no steps"):
         CoconutSource(rows)(0)
+
+
+def test_methods_that_need_no_steps_train_without(folder):
+    file = wrote(folder, "gsm.txt", [ICOT[0], "How many?|| #### 7"])
+    source = Gsm8kIcotSource(file, without_steps=True)
+    assert sorted(source(i).steps for i in range(2)) == [(), ("<<3*4=12>>", "<<12-2=10>>")]
+    rows = wrote(folder, "gsm.json", [PROSQA | {"steps": []}])
+    assert CoconutSource(rows, without_steps=True)(0).answer == "Max is a lorpus."
+
+
+def test_steps_beyond_the_limit_are_named(folder):
+    chain = " ".join(f"<<{i}+1={i + 1}>>" for i in range(5))
+    many = {"gsm.txt": [f"How many?||{chain} #### 5"], "a.json": [PROSQA | {"steps": ["a"] * 5}], "b.json": [CODI[0] | {"cot": chain}]}  # fmt: skip
+    readers = {"gsm.txt": (Gsm8kIcotSource, "chain"), "a.json": (CoconutSource, "steps"), "b.json": (CodiSource, "cot")}
+    for name, rows in many.items():
+        reader, field = readers[name]
+        file = wrote(folder, name, rows)
+        assert len(reader(file, most_steps=5)(0).steps) == 5
+        for split in ("train", "test"):
+            with pytest.raises(ConfigError, match=f"{name}, (line 1|sample 0): {field} holds 5 steps, more than 4"):
+                reader(file, most_steps=4, split=split)(0)
 
 
 BAD = [

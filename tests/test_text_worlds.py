@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from engine.config import ConfigError, build
 from engine.data.text_worlds import TextWorldsSource, texts
 from engine.worlds.text import FAMILIES, LARGEST, NOUNS, make
 
@@ -280,3 +281,19 @@ def test_a_ramp_begins_with_short_problems():
 def test_bad_problems_are_refused_in_a_sentence(arguments, says):
     with pytest.raises(ValueError, match=says):
         make(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"families": ["cups"]}, "no text world 'cups'; choose one of arithmetic, graph"),
+        ({"families": []}, "name a world"),
+        ({"difficulties": [2, 11]}, "1 to 10 steps, not 11"),
+        ({"difficulties": [0, 2]}, "1 to 10 steps, not 0"),
+        ({"difficulties": [3, 2]}, "the fewer first"),
+        ({"split": "exam"}, "no split 'exam'"),
+    ],
+)
+def test_a_source_that_can_not_be_is_refused_before_a_run(settings, says):
+    with pytest.raises(ConfigError, match=f"text_worlds: .*{says}"):
+        build(TextWorldsSource, settings)

@@ -45,7 +45,7 @@ def numbers(clip: Clip) -> list[int]:
 
 
 def inspect(path: Path) -> video._Source:
-    return video._inspect(path, time.monotonic() + 60)
+    return video._inspect(path, time.monotonic() + 60, 60)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,49 @@ def test_every_format_gives_the_frames_shown_at_the_moments_asked_for(
     assert (clip.asked, clip.reader, clip.size, clip.notices) == (8, reader, (96, 64), ())
     assert (clip.duration, clip.fps) == (pytest.approx(2, abs=2e-3), pytest.approx(fps, rel=2e-3))
     assert (clip.seconds_per_frame, clip.sampling) == (0.25, PLAIN)
+
+
+PQ = {"x265-params": "log-level=none:colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc"}
+ODD = [
+    ("ten.mp4", "libx264", "yuv420p10le", {}),
+    ("hdr.mp4", "libx265", "yuv420p10le", PQ),
+    ("twelve.mkv", "ffv1", "yuv444p12le", {}),
+    ("grey.mp4", "libx264", "gray", {}),
+    ("red_green_blue.mp4", "libx264rgb", "rgb24", {}),
+    ("alpha.mov", "png", "rgba", {}),
+    ("alpha.webm", "libvpx-vp9", "yuva420p", {}),
+    ("alpha_ten.mov", "prores_ks", "yuva444p10le", {"profile": "4444"}),
+]
+
+
+@pytest.mark.parametrize(("name", "codec", "pixels", "options"), ODD, ids=[row[0] for row in ODD])
+def test_deep_bright_grey_and_transparent_pictures(
+    tmp_path: Path, name: str, codec: str, pixels: str, options: dict
+) -> None:
+    clip = read(media.write(tmp_path / name, media.encoder(codec) or "png", pixels=pixels, **options), PLAIN)
+    assert numbers(clip) == list(range(0, 48, 6))
+    assert (clip.frames.dtype, clip.frames.shape, clip.notices) == (np.uint8, (8, 64, 96, 3), ())
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.mp4", "libx264", {"movflags": "frag_keyframe+empty_moov"}),
+        ("b.mkv", "libx264", {"live": "1"}),
+        ("c.webm", "libvpx-vp9", {"live": "1"}),
+    ],
+)
+def test_files_without_an_index(tmp_path: Path, name: str, codec: str, options: dict) -> None:
+    whole = media.write(tmp_path / f"whole_{name}", media.encoder(codec) or "libx264", 120, g="12")
+    clip = read(media.remux(whole, tmp_path / name, **options), PLAIN)
+    assert numbers(clip) == list(range(0, 120, 6))
+    assert (clip.duration, clip.notices) == (pytest.approx(5, abs=2e-3), ())
+
+
+@pytest.mark.parametrize("size", [(2, 2), (16, 2), (2, 16), (14, 10)])
+def test_pictures_of_a_few_pixels(tmp_path: Path, size: tuple[int, int]) -> None:
+    clip = read(media.write(tmp_path / "tiny.mp4", size=size), PLAIN)
+    assert (clip.frames.shape[3], clip.size, len(clip.frames)) == (3, size, 8)
 
 
 def test_a_clip_of_the_worlds_is_read_at_exact_quarters(tmp_path: Path) -> None:
@@ -349,14 +392,12 @@ def test_a_reader_that_hangs_is_left_behind(mp4: Path, monkeypatch: pytest.Monke
 
 
 def test_time_that_runs_out_leaves_what_was_read(mp4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video, "BUDGET_SECONDS", 0.5)
     monkeypatch.setattr(video, "_readers", lambda _: [("decord", _hang), ("PyAV", video._pyav)])
-    clip = read(mp4, PLAIN)
+    clip = read(mp4, PLAIN, 0.5)
     assert len(clip.frames) == 1
     assert clip.notices == ("1 of the 40 frames asked for could be read: reading was stopped after 0.5 s.",)
-    monkeypatch.setattr(video, "BUDGET_SECONDS", 0.0)
     with pytest.raises(VideoError, match="takes longer than 0 s"):
-        read(mp4)
+        read(mp4, PLAIN, 0.0)
 
 
 def test_what_is_no_video_is_refused_in_one_sentence(

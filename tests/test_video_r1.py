@@ -26,8 +26,8 @@ def data(tmp_path_factory):
 def test_a_row_becomes_a_sample(data):
     sample = VideoR1Source(str(data / "data.json"), held_out=2)(0)
     assert (sample.options, sample.thoughts, sample.answer) == (("Yes", "No"), "It moves.", "A")
-    assert sample.visual.grid[0] == 3  # 2.5 s at 2 frames a second: 5 frames, in pairs
-    assert sample.visual.seconds == 1.0
+    assert len(sample.visual.pixels) == 5  # 2.5 s at 2 frames a second
+    assert sample.visual.seconds == 0.5
 
 
 def test_every_epoch_is_one_shuffled_round_without_the_held_out(data):
@@ -44,6 +44,17 @@ def test_every_epoch_is_one_shuffled_round_without_the_held_out(data):
     [
         ({"problem_type": "riddle"}, "sample 1: unknown problem_type 'riddle'"),
         ({"path": None}, "sample 1: path missing"),
+        ({"path": "./none.mp4"}, "sample 1: path names no file"),
+        ({"problem": " "}, "sample 1: problem is empty"),
+        ({"data_type": "sound"}, "sample 1: data_type must be image or video, not 'sound'"),
+        ({"options": ["A. Yes"]}, "sample 1: options must be a list, of 2 to 26"),
+        ({"options": ["A. Yes", "B."]}, r"sample 1: options\[1\] is empty"),
+        ({"options": ["A. Yes", 2]}, r"sample 1: options\[1\] must be text, not 2"),
+        ({"process": "It moves."}, "sample 1: process must be <think>...</think>, not 'It moves.'"),
+        ({"process": "<thought>It moves.</thought>"}, "sample 1: process must be <think>"),
+        ({"process": "<think> </think>"}, "sample 1: process holds no steps"),
+        ({"solution": "A"}, "sample 1: solution must be <answer>...</answer>, not 'A'"),
+        ({"solution": "<answer> </answer>"}, "sample 1: solution is empty"),
     ],
 )
 def test_bad_rows_are_named(data, change, words):
@@ -57,5 +68,15 @@ def test_bad_rows_are_named(data, change, words):
 def test_missing_files_are_said(data):
     with pytest.raises(ConfigError, match="Can't read"):
         VideoR1Source(str(data / "none.json"))(0)
-    with pytest.raises(VideoError):
+    with pytest.raises(ConfigError, match="path names no file"):
         VideoR1Source(str(data / "data.json"), root=str(data / "elsewhere"), held_out=2)(0)
+
+
+def test_a_damaged_clip_is_said_when_its_turn_comes(data):
+    rows = json.loads((data / "data.json").read_text())
+    (data / "broken.mp4").write_bytes(b"no clip")
+    (data / "damaged.json").write_text(json.dumps([row | {"path": "./broken.mp4"} for row in rows]))
+    source = VideoR1Source(str(data / "damaged.json"), held_out=2)
+    assert len(source.rows) == 4
+    with pytest.raises(VideoError):
+        source(0)

@@ -25,7 +25,7 @@ from engine.backbones.internvl import InternVL
 from engine.backbones.qwen2_5_vl import Qwen25VL
 from engine.backbones.text import TextLM
 from engine.data.samples import Sample
-from engine.layout import Visual
+from engine.layout import Frames, Visual
 
 # Implicit-Video-Reasoning's own example of a prompt, with one <|image_pad|> standing for all of the picture.
 QUESTION = "Does the necks with name tags lie behind the curtains with a large window?"
@@ -133,7 +133,7 @@ def clip(
 ) -> Visual:  # fmt: skip
     """Random pixels. `seconds`: between two frames."""
     pixels = np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
-    return model.visual(pixels, seconds, still)
+    return model.cut(Frames(pixels, seconds, still))
 
 
 def samples(model: Backbone) -> list[Sample]:

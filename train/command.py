@@ -117,8 +117,9 @@ def main(
 
 
 def trained(run: Run, method: Method, validate: Validate, resume: bool) -> Path:
-    """Carries a configuration out -> the folder of its best model or adapter."""
+    """Carries a configuration out -> the folder of its best model or adapter. Errors: ConfigError before anything is written."""
     source = run.source
+    source(0)  # reads all there is to train on
     note = {type(source).__name__: asdict(source), "validation": asdict(run.validation)}
     return train(run.training, method, source, validate, resume, note, run.lora)
 

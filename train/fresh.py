@@ -5,6 +5,7 @@ python -m train.fresh runs/gpt2 --family gpt2        # a language model, for the
 """
 
 import argparse
+from typing import Literal
 
 from engine.backbones import small
 from engine.data import text_worlds, worlds
@@ -18,14 +19,18 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--hidden", type=int, default=128)
     options = parser.parse_args()
-    shape = {"layers": options.layers, "hidden": options.hidden}
-    if options.family == "qwen2_5_vl":
-        words = small.tokenizer(worlds.texts())
-        small.fresh(words, options.seed, **shape).save(options.out)
+    make(options.out, options.family, options.layers, options.hidden, options.seed)
+    print(f"{options.out}: {options.family}, {options.layers} layers")
+
+
+def make(out: str, family: Literal["qwen2_5_vl", "gpt2", "llama"], layers: int, hidden: int, seed: int = 0) -> None:
+    """Writes an untrained model with its tokenizer to the folder `out`."""
+    if family == "qwen2_5_vl":
+        words = small.tokenizer(worlds.texts(), phrases=worlds.phrases())
+        small.fresh(words, seed, layers=layers, hidden=hidden).save(out)
     else:
-        words = small.tokenizer(text_worlds.texts())
-        small.fresh_text(words, options.family, options.seed, **shape).save(options.out)
-    print(f"{options.out}: {options.family}, {options.layers} layers, {len(words)} tokens")
+        words = small.tokenizer(text_worlds.texts(), phrases=text_worlds.phrases())
+        small.fresh_text(words, family, seed, layers=layers, hidden=hidden).save(out)
 
 
 if __name__ == "__main__":

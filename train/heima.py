@@ -30,6 +30,7 @@ from engine.insight.information import information
 from engine.insight.reconstruction import by_section, interpreted
 from engine.layout import pack
 from engine.methods.heima import TEXT, Heima, Interpreters
+from engine.methods.method import Method
 from engine.methods.method import run as run_forward
 from engine.methods.scorers import Scorers, scored
 from engine.training import Validate
@@ -52,7 +53,7 @@ class Planned:
     """One stage, ready to run."""
 
     run: Run
-    method: Heima
+    method: Method
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from engine.ask import META
 from engine.backbones.load import load
 from engine.benchmark import Benchmark
-from engine.data.worlds import FRAMES_PER_SECOND, HEIGHT, WIDTH, WorldsSource, sample, visual
+from engine.data.worlds import FRAMES_PER_SECOND, HEIGHT, WIDTH, WorldsSource, frames, sample
 from engine.evaluation import How, evaluate, summary
 from engine.familiarity import fit
 from engine.methods import from_description
@@ -46,12 +46,12 @@ def publish(run: Path, out: Path, clips: int) -> None:
     source, held_out = WorldsSource(), WorldsSource(split="validation")
     known = [source.record(i) for i in range(1800)]
     questions = list(dict.fromkeys(r.question for r in known))
-    fit(backbone, map(visual, known), (visual(held_out.record(i)) for i in range(600)), questions).save(out)
+    fit(backbone, map(frames, known), (frames(held_out.record(i)) for i in range(600)), questions).save(out)
 
     scores = {}
     for split in ("test", "longer"):
         records = Benchmark(split, limit=clips).records()
-        samples = [sample(r, visual(r)) for r in records]
+        samples = [sample(r, frames(r)) for r in records]
         how: How = "silent" if method.silent else "explicit"
         speak = isinstance(method, PauseDistillation)
         results = evaluate(backbone, samples, method, how, method.trained_slots, speak=speak)

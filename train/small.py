@@ -15,8 +15,8 @@ from pathlib import Path
 from engine.benchmark import Benchmark, measure
 
 CONFIGS = Path(__file__).parent / "configs" / "small"
-RUNS = (("lookup", "lookup"), ("explicit", "short"), ("explicit", "base"), ("pause", "pause"), ("explicit", "explicit"), ("silent", "answer_only"), ("silent", "filler"))  # fmt: skip
-SHIPPED = ("pause", "explicit", "answer-only", "filler")
+RUNS = {"pause": "pause", "explicit": "explicit", "answer_only": "silent", "filler": "silent"}  # config -> script
+SHIPPED = tuple(name.replace("_", "-") for name in RUNS)
 EXPECTED = Path(__file__).parent.parent / "assets" / "small" / "scores.json"
 
 
@@ -49,14 +49,17 @@ def retrain(out: Path) -> None:
     def python(*words: str) -> None:
         subprocess.run([sys.executable, "-m", *words], check=True)
 
+    def trained(script: str, config: str, start: Path, to: Path) -> None:
+        python(f"train.{script}", "--config", str(CONFIGS / f"{config}.yaml"), "--init", str(start), "--out", str(to), "--resume")  # fmt: skip
+
     if not (out / "fresh").exists():
         python("train.fresh", str(out / "fresh"))
-    for script, name in RUNS:
-        place = name.replace("_", "-")
-        start = {"lookup": "fresh", "short": "lookup/best", "base": "short/best"}.get(name, "base/best")
-        python(f"train.{script}", "--config", str(CONFIGS / f"{name}.yaml"), "--init", str(out / start), "--out", str(out / place), "--resume")  # fmt: skip
-        if place in SHIPPED:
-            python("train.publish", str(out / place), str(EXPECTED.parent / place))
+    trained("lookup", "lookup", out / "fresh", out / "lookup")
+    if not (out / "perceive").exists():
+        python("train.perceive", str(out / "lookup" / "best"), str(out / "perceive"))
+    for (config, script), place in zip(RUNS.items(), SHIPPED, strict=True):
+        trained(script, config, out / "perceive", out / place)
+        python("train.publish", str(out / place), str(EXPECTED.parent / place))
 
 
 if __name__ == "__main__":

@@ -9,21 +9,16 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
-from engine.layout import END, Encoded, Packed, Piece, Segment, Special, Visual
+from engine.layout import END, Encoded, Frames, Packed, Segment, Special, Visual, Written
 
 NO_VISION = "This is a language model without vision: ask without a clip, or choose another model."
 SPECIAL_TOKENS = ("<pause>", "<think>", "</think>", "<answer>", "</answer>", "<COT>", "<ANS>")
-
-
-class Cut(Protocol):
-    def __call__(self, frames: np.ndarray, seconds_per_frame: float, *, still: bool = False) -> Visual: ...
 
 
 @dataclass(frozen=True)
@@ -32,6 +27,7 @@ class States:
 
     hidden: tuple[Tensor, ...]  # layers + 1 of [batch, length, dim]; the last is after the final norm
     cache: Cache | None
+    attentions: tuple[Tensor, ...] | None = None  # a [batch, heads, length, past + length] a layer, where config asks
 
     @property
     def last(self) -> Tensor:
@@ -98,30 +94,46 @@ class Backbone:
         """Rows after the final norm [..., dim] -> logits [..., vocabulary]."""
         return self.model.lm_head(rows)
 
+    def fed(self, states: Tensor, positions: Tensor) -> Tensor:
+        """Input embeddings, from the states that entered the first layer [batch, rows, dim] at `positions` [batch, rows]."""
+        return states
+
+    def final_norm(self, rows: Tensor) -> Tensor:
+        """States between two layers [..., dim] -> as the head takes them; those of the last layer are so already."""
+        return self.model.get_decoder().norm(rows)
+
+    def moved(self, keys: Tensor, by: Tensor) -> Tensor:
+        """Cached keys of text [batch, heads, rows, head dim], as they would stand `by` [batch, rows] positions further on."""
+        angle = by[:, None, :, None] * self.model.get_decoder().rotary_emb.inv_freq.float()
+        cos, sin = (torch.cat([part, part], dim=-1) for part in (angle.cos(), angle.sin()))
+        first, second = keys.float().chunk(2, dim=-1)
+        return (keys.float() * cos + torch.cat([-second, first], dim=-1) * sin).to(keys.dtype)
+
     def language_model(self) -> Any:
         """The model without its vision: a language model that `forward` and `logits` can be called on."""
         return self.model
 
+    def blocks(self, model: Any) -> Any:
+        """The layers of a language model of this family, as their ModuleList."""
+        return model.get_decoder().layers
+
     def new_cache(self) -> DynamicCache:
         return DynamicCache(config=self.text_config)
 
-    def written_out(self, segment: Segment) -> list[Piece]:
-        """A segment's pieces, its visuals among the tokens that belong around them.
+    def written_out(self, segment: Segment) -> list[Written]:
+        """A segment's pieces, its frames cut and its visuals among the tokens that belong around them.
 
         Texts that stand beside each other become one, so that it falls into the tokens of the whole.
         """
-        whole: list[Piece] = []
+        whole: list[Written] = []
         for given in segment.pieces:
-            for piece in self.written(given) if isinstance(given, Visual) else (given,):
+            seen = self.cut(given) if isinstance(given, Frames) else given
+            for piece in self.written(seen) if isinstance(seen, Visual) else (seen,):
                 if whole and isinstance(piece, str) and isinstance(whole[-1], str):
                     whole[-1] += piece
                 else:
                     whole.append(piece)
         return whole
-
-    def visual(self, frames: np.ndarray, seconds_per_frame: float, still: bool = False) -> Visual:
-        """Decoded frames, uint8 [frames, height, width, 3] -> what the vision encoder reads. Of a still, the first counts."""
-        return self.cut(frames, seconds_per_frame, still=still)
 
     def embed(self, packed: Packed) -> Tensor:
         """Token embeddings with the visual features in their places, vision run once: [batch, length, dim]."""
@@ -133,12 +145,11 @@ class Backbone:
 
     # What a family's file says
 
-    @property
-    def cut(self) -> Cut:
-        """How frames become what the vision encoder reads. Holds no model, so that other processes can take it along."""
+    def cut(self, frames: Frames) -> Visual:
+        """Decoded frames -> what the vision encoder reads."""
         raise ValueError(NO_VISION)
 
-    def written(self, visual: Visual) -> tuple[Piece, ...]:
+    def written(self, visual: Visual) -> tuple[Written, ...]:
         """A visual as it stands in a prompt, among the tokens and words that the family puts around it."""
         return (visual,)
 
@@ -159,12 +170,29 @@ class Backbone:
         raise NotImplementedError
 
 
+def pretrained(kind: Any, path: str | Path, **settings: Any) -> Any:
+    """transformers' `from_pretrained`, which would take pickles too, and make up weights that a checkpoint lacks.
+
+    Errors: ValueError for weights that are missing or of another shape; what transformers raises for a broken file.
+    """
+    safe = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    model, told = kind.from_pretrained(path, **safe, **settings)
+    if wrong := sorted(told["missing_keys"]) or sorted(f"{name} (shape)" for name, *_ in told["mismatched_keys"]):
+        raise ValueError(f"{len(wrong)} weights are missing or of another model: {', '.join(wrong[:2])}.")
+    return model
+
+
 def without(model: Any, *parts: str) -> Any:
     """The same model, weights shared, whose `model` lacks these parts."""
     whole, inner = copy.copy(model), copy.copy(model.model)
     inner._modules = {name: module for name, module in inner._modules.items() if name not in parts}
     whole._modules = whole._modules | {"model": inner}
     return whole
+
+
+def double(model: Any) -> Any:
+    """The same model, every weight shared, whose modules and configuration are its own."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
 def add_tokens(model: Any, tokenizer: Any, tokens: Sequence[str]) -> None:

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, InternVLForConditionalGeneration
 from transformers.cache_utils import Cache
 
-from engine.backbones.base import SPECIAL_TOKENS, Backbone, Cut, States, add_tokens, without
-from engine.layout import Encoded, Piece, Segment, Special, Visual
+from engine.backbones.base import SPECIAL_TOKENS, Backbone, States, add_tokens, pretrained, without
+from engine.layout import Encoded, Frames, Segment, Special, Visual, Written
 from engine.video import resize
 
 MEAN = (0.485, 0.456, 0.406)
@@ -37,9 +35,7 @@ class InternVL(Backbone):
         tokens: Sequence[str] = SPECIAL_TOKENS,
     ) -> InternVL:  # fmt: skip
         """Loads a folder or Hub id; adds the method's special tokens where the tokenizer lacks them."""
-        model = InternVLForConditionalGeneration.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
-        )
+        model = pretrained(InternVLForConditionalGeneration, path, dtype=dtype, attn_implementation="sdpa")
         tokenizer = AutoTokenizer.from_pretrained(path)
         add_tokens(model, tokenizer, tokens)
         model.eval().to(torch.device(device))
@@ -57,9 +53,8 @@ class InternVL(Backbone):
         config = self.model.config
         return int(self.tile_side // config.vision_config.patch_size[0] * config.downsample_ratio) ** 2
 
-    @property
-    def cut(self) -> Cut:
-        return partial(cut_tiles, side=self.tile_side)
+    def cut(self, frames: Frames) -> Visual:
+        return cut_tiles(frames, self.tile_side)
 
     def encode_patches(self, patches: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """uint8 tiles of all visuals of a batch [tiles, 3, side, side], in one vision pass -> [visual tokens, dim]."""
@@ -75,7 +70,7 @@ class InternVL(Backbone):
 
     # Text
 
-    def written(self, visual: Visual) -> tuple[Piece, ...]:
+    def written(self, visual: Visual) -> tuple[Written, ...]:
         """An image on a line of its own, a video as a numbered line a frame."""
         start, end = Special("<img>"), Special("</img>")
         if visual.still:
@@ -107,7 +102,7 @@ class InternVL(Backbone):
             use_cache=cache is not None,
             output_hidden_states=True,
         )
-        return States(out.hidden_states, cache)
+        return States(out.hidden_states, cache, out.attentions)
 
 
 def tile_grid(height: int, width: int, side: int = SIDE, most: int = MOST_TILES) -> tuple[int, int]:
@@ -124,22 +119,20 @@ def tile_grid(height: int, width: int, side: int = SIDE, most: int = MOST_TILES)
     return best
 
 
-def cut_tiles(
-    frames: np.ndarray, seconds_per_frame: float, side: int = SIDE, most: int = MOST_TILES, still: bool = False
-) -> Visual:
-    """uint8 frames [frames, height, width, 3] of any size -> Visual. Needs no model.
+def cut_tiles(frames: Frames, side: int = SIDE, most: int = MOST_TILES) -> Visual:
+    """Frames of any size -> square tiles. Needs no model.
 
     A video's frames are a tile each. A still's tiles go row by row; where they are more than one, a thumbnail of the
     whole comes last.
     """
-    rows, columns = 1, 1
-    if still:
-        frames = frames[:1]
-        rows, columns = tile_grid(frames.shape[1], frames.shape[2], side, most)
-    pictures = resize(frames, rows * side, columns * side)
+    rows, columns, pixels = 1, 1, frames.pixels
+    if frames.still:
+        pixels = pixels[:1]
+        rows, columns = tile_grid(pixels.shape[1], pixels.shape[2], side, most)
+    pictures = resize(pixels, rows * side, columns * side)
     # [frames, row, y, column, x, 3] -> [frames, row, column, 3, y, x]
     blocks = torch.from_numpy(pictures).reshape(-1, rows, side, columns, side, 3).permute(0, 1, 3, 5, 2, 4)
     tiles = blocks.reshape(-1, 3, side, side)
     if rows * columns > 1:
-        tiles = torch.cat([tiles, torch.from_numpy(resize(frames, side, side)).permute(0, 3, 1, 2)])
-    return Visual(tiles.contiguous(), (len(frames), rows, columns), seconds_per_frame, still)
+        tiles = torch.cat([tiles, torch.from_numpy(resize(pixels, side, side)).permute(0, 3, 1, 2)])
+    return Visual(tiles.contiguous(), (len(pixels), rows, columns), frames.seconds, frames.still)

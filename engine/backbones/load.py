@@ -22,16 +22,41 @@ FAMILIES: dict[str, type[Qwen25VL] | type[InternVL] | type[TextLM]] = {
 }
 
 
+# What a config calls a token, and what tokenizers do: it must have one id.
+NAMED = {
+    "image_token_id": ("<|image_pad|>", "<IMG_CONTEXT>"),
+    "video_token_id": ("<|video_pad|>",),
+    "vision_start_token_id": ("<|vision_start|>",),
+    "vision_end_token_id": ("<|vision_end|>",),
+}
+
+
 def load(
     path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, tokens: Sequence[str] = SPECIAL_TOKENS
 ) -> Backbone:
-    """Errors: ValueError for a family that isn't supported, with the list of those that are."""
+    """Errors: ValueError for a family that isn't supported, with the list of those that are, and for weights or a
+    tokenizer that aren't this model's.
+    """
     kind = PreTrainedConfig.get_config_dict(path)[0].get("model_type", "nameless")
     if kind == "internvl_chat":
         raise ValueError(f"{path} brings its own code, which isn't run: take the same model's -hf version.")
     if kind not in FAMILIES:
         raise ValueError(f"{path} is a {kind} model. Supported: {', '.join(FAMILIES)}.")
-    return FAMILIES[kind].load(path, device, dtype, tokens)
+    backbone = FAMILIES[kind].load(path, device, dtype, tokens)
+    if strange := misplaced(backbone):
+        raise ValueError(f"The tokenizer is another model's: {strange[0]!r} isn't where this one expects it.")
+    return backbone
+
+
+def misplaced(backbone: Backbone) -> list[str]:
+    """Tokens that the model has no row for, that its config has at another id, or that the tokenizer hasn't at all."""
+    vocabulary, config = backbone.tokenizer.get_vocab(), backbone.model.config.to_dict()
+    rows = backbone.model.get_input_embeddings().num_embeddings
+    wrong = [token for token, place in vocabulary.items() if place >= rows]
+    for name, tokens in NAMED.items():
+        if name in config and config[name] not in map(vocabulary.get, tokens):
+            wrong += tokens
+    return wrong if backbone.text_ids("a") else ["a", *wrong]
 
 
 def around(model: Any, tokenizer: Any) -> Backbone:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -32,8 +32,11 @@ WORDS = (
 )
 
 
-def tokenizer(texts: Iterable[str], size: int = 1024) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer whose merges come from `texts`, with the chat tokens and the method's tokens."""
+def tokenizer(texts: Iterable[str], size: int = 1024, phrases: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer whose merges come from `texts`, with the chat tokens and the method's tokens.
+
+    phrases: what every prompt repeats word for word; each is one token, so that no time is spent on reading it.
+    """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -50,14 +53,18 @@ def tokenizer(texts: Iterable[str], size: int = 1024) -> PreTrainedTokenizerFast
     )
     fast = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     fast.add_tokens([*CHAT_TOKENS, *SPECIAL_TOKENS], special_tokens=True)
+    fast.add_tokens(list(phrases))
     return fast
 
 
 def config(
-    words: PreTrainedTokenizerFast, hidden: int = 128, layers: int = 6, heads: int = 4, vision_hidden: int = 96,
+    words: PreTrainedTokenizerFast, hidden: int = 128, layers: int = 12, heads: int = 4, vision_hidden: int = 96,
     vision_layers: int = 2,
 ) -> Qwen2_5_VLConfig:  # fmt: skip
-    """The small model's shape. A head's width is divided among time, height and width as in Qwen2.5-VL (2 : 3 : 3)."""
+    """The small model's shape. A head's width is divided among time, height and width as in Qwen2.5-VL (2 : 3 : 3).
+
+    A slice is four frames, a second of the worlds, in which one thing happens: vision attends within slices only.
+    """
     ids = words.get_vocab()
     pairs = hidden // heads // 2
     return Qwen2_5_VLConfig(
@@ -73,7 +80,7 @@ def config(
         },
         vision_config={
             "depth": vision_layers, "hidden_size": vision_hidden, "intermediate_size": 2 * vision_hidden,
-            "num_heads": 4, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3,
+            "num_heads": 4, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 4, "in_channels": 3,
             "out_hidden_size": hidden, "window_size": 112, "fullatt_block_indexes": list(range(vision_layers)),
             "tokens_per_second": 2,
         },
@@ -87,7 +94,7 @@ def fresh_text(
     words: PreTrainedTokenizerFast, family: Literal["gpt2", "llama"] = "gpt2", seed: int = 0, hidden: int = 128,
     layers: int = 4, heads: int = 4,
 ) -> TextLM:  # fmt: skip
-    """An untrained language model for the text worlds, of a real class."""
+    """An untrained language model for the text worlds, of a real class; Llama's attention begins as the small Qwen's."""
     torch.manual_seed(seed)
     ids = words.get_vocab()
     size, end = -(-len(words) // 64) * 64, ids["<|im_end|>"]
@@ -101,8 +108,11 @@ def fresh_text(
         model = LlamaForCausalLM(LlamaConfig(
             vocab_size=size, hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers,
             num_attention_heads=heads, max_position_embeddings=1024, bos_token_id=end, eos_token_id=end,
-            tie_word_embeddings=True,
+            tie_word_embeddings=True, attention_bias=True,
         ))  # fmt: skip
+    spread(model)
+    if family == "llama":
+        look_around(model.model)
     return TextLM(model, words)
 
 
@@ -110,16 +120,28 @@ def fresh(words: PreTrainedTokenizerFast, seed: int = 0, **shape: int) -> Qwen25
     """An untrained model. Xavier on every matrix: transformers' small normal start doesn't learn at this size."""
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(config(words, **shape))
-    for name, weight in model.named_parameters():
-        if weight.dim() >= 2 and "embed_tokens" not in name:
+    spread(model)
+    look_around(model.model.language_model)
+    return Qwen25VL(model, words)
+
+
+@torch.no_grad()
+def spread(model: Any) -> None:
+    """Xavier on every matrix, and lively embeddings."""
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    for weight in model.parameters():
+        if weight.dim() >= 2 and not any(weight is table for table in tables):
             nn.init.xavier_uniform_(weight.view(len(weight), -1))
-    nn.init.normal_(model.get_parameter("model.language_model.embed_tokens.weight"), std=0.3)
-    language: Any = model.model.language_model
+    for table in tables:
+        nn.init.normal_(table, std=0.3)
+
+
+def look_around(language: Any) -> None:
+    """In every layer, two heads begin by looking for tokens like the present one, two by looking at the last two tokens."""
     for layer in language.layers:
         look_alike(layer.self_attn, heads=2)
         for head, back in ((2, 1), (3, 2)):
             look_back(layer.self_attn, head, back, language.rotary_emb.inv_freq)
-    return Qwen25VL(model, words)
 
 
 @torch.no_grad()

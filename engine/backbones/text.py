@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import Cache
 
-from engine.backbones.base import NO_VISION, SPECIAL_TOKENS, Backbone, States, add_tokens
+from engine.backbones.base import NO_VISION, SPECIAL_TOKENS, Backbone, States, add_tokens, pretrained
 from engine.layout import Encoded, Segment, Visual
 
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3")
@@ -25,9 +25,7 @@ class TextLM(Backbone):
         cls, path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32,
         tokens: Sequence[str] = SPECIAL_TOKENS,
     ) -> TextLM:  # fmt: skip
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
-        )
+        model = pretrained(AutoModelForCausalLM, path, dtype=dtype, attn_implementation="sdpa")
         tokenizer = AutoTokenizer.from_pretrained(path)
         if tokenizer.pad_token_id is None:  # GPT-2 and Llama pad with what ends a text
             tokenizer.pad_token = tokenizer.eos_token
@@ -43,6 +41,24 @@ class TextLM(Backbone):
             ids += self.piece_ids(piece)
         return Encoded(ids, torch.arange(len(ids))[None], len(ids))
 
+    # GPT-2 adds its positions to its input, where the others turn their keys; and its norm has another name.
+
+    def fed(self, states: Tensor, positions: Tensor) -> Tensor:
+        return states - self.model.base_model.wpe(positions) if self._gpt2 else states
+
+    def final_norm(self, rows: Tensor) -> Tensor:
+        return self.model.base_model.ln_f(rows) if self._gpt2 else super().final_norm(rows)
+
+    def blocks(self, model: Any) -> Any:
+        return model.base_model.h if self._gpt2 else super().blocks(model)
+
+    def moved(self, keys: Tensor, by: Tensor) -> Tensor:
+        return keys if self._gpt2 else super().moved(keys, by)
+
+    @property
+    def _gpt2(self) -> bool:
+        return self.model.config.model_type == "gpt2"
+
     def forward(self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: Cache | None = None) -> States:
         language: Any = self.model.base_model
         out = language(
@@ -53,4 +69,4 @@ class TextLM(Backbone):
             use_cache=cache is not None,
             output_hidden_states=True,
         )
-        return States(out.hidden_states, cache)
+        return States(out.hidden_states, cache, out.attentions)

@@ -41,6 +41,8 @@ class FileSource(ABC, Generic[Row]):
     seed: int = 0
     held_out: int = 0  # rows at the file's end, for validation where that has no file of its own
     split: Literal["train", "validation", "test"] = "train"
+    without_steps: bool = False
+    most_steps: int = 64
     leave_out: int = 0
 
     @abstractmethod
@@ -96,9 +98,11 @@ class FileSource(ABC, Generic[Row]):
         return self.sample(self.rows[place])
 
     def needed(self, steps: Sequence[str], field: str) -> tuple[str, ...]:
-        """The steps, if there are as many as the split needs. Errors: BadRow."""
-        if not steps and self.split == "train":
-            raise BadRow(f"{field} holds no steps")
+        """The steps, if there are neither fewer than the split needs nor more than the limit. Errors: BadRow."""
+        if not steps and self.split == "train" and not self.without_steps:
+            raise BadRow(f"{field} holds no steps (without_steps: true is for methods that need none)")
+        if len(steps) > self.most_steps:
+            raise BadRow(f"{field} holds {len(steps)} steps, more than {self.most_steps} (most_steps)")
         return tuple(steps)
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine.backbones.qwen2_5_vl import cut_patches
 from engine.data.files import BadRow, FileSource
 from engine.data.samples import Sample
-from engine.data.worlds import MERGE, SIDE, TEMPORAL
+from engine.layout import Frames
 from engine.video import Sampling, read
 
 
@@ -39,5 +38,4 @@ class PicturedSource(FileSource[Pictured]):
     def sample(self, row: Pictured) -> Sample:
         """Errors: VideoError for an image that can't be read."""
         clip = read(row.image, Sampling(pixels=self.pixels))
-        visual = cut_patches(clip.frames, clip.seconds_per_frame, SIDE, MERGE, TEMPORAL, still=True)
-        return replace(row.sample, visual=visual)
+        return replace(row.sample, visual=Frames(clip.frames, clip.seconds_per_frame, still=True))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.layout import END, Piece, Segment, Special, Visual, target
+from engine.layout import END, Frames, Piece, Segment, Special, Visual, target
 
 SYSTEM = "You are a helpful assistant"
 
@@ -30,7 +30,7 @@ class Sample:
     answer between <answer> and </answer>. plain: Coconut's, the question, a step a line, `### answer`.
     """
 
-    visual: Visual | None
+    visual: Frames | Visual | None
     question: str  # without options and hint
     options: tuple[str, ...]  # empty for anything but multiple choice
     steps: tuple[str, ...]  # the written chain; a chain that isn't divided is one step

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from itertools import product
 
+from engine.config import ConfigError
 from engine.data.samples import Sample
 from engine.data.worlds import drawn
 from engine.worlds import text
@@ -11,13 +14,23 @@ from engine.worlds import text
 
 @dataclass(frozen=True)
 class TextWorldsSource:
-    """Problems made on the fly."""
+    """Problems made on the fly. Errors: ConfigError for a world, a split or a number of steps that there isn't."""
 
     split: str = "train"
     families: tuple[str, ...] = text.FAMILIES
     difficulties: tuple[int, int] = (1, 6)  # fewest and most steps
     seed: int = 0
     ramp: int = 0  # samples over which the most steps grow from the fewest to their full number
+
+    def __post_init__(self) -> None:
+        fewest, most = self.difficulties
+        if not self.families or fewest > most:
+            raise ConfigError("text_worlds: name a world, and of two numbers of steps the fewer first.")
+        try:
+            for family, steps in product(self.families, self.difficulties):
+                text.make(family, steps, 0, self.split)
+        except ValueError as error:
+            raise ConfigError(f"text_worlds: {error}") from None
 
     def record(self, index: int) -> text.TextRecord:
         return text.make(*drawn(self.families, self.difficulties, self.ramp, self.seed, index), self.split)
@@ -35,3 +48,20 @@ def texts(count: int = 3000) -> list[str]:
     """Everything written in these worlds, for the tokenizer's merges: training records only."""
     records = (TextWorldsSource().record(index) for index in range(count))
     return ["\n".join([record.question, *record.steps, f"### {record.answer}"]) for record in records]
+
+
+def phrases() -> list[str]:
+    """What the worlds say word for word, a sentence with the space before it, and the names and words between."""
+    told = [sentence for scene in text.SCENES for sentence in scene.sentences]
+    told += [*text.COMPARED.values(), text.ASKED]
+    parts = [part for sentence in told for part in re.split(r"\{\w+\}", f" {sentence}")]
+    parts += [
+        *(scene.opening.partition("{")[0] for scene in text.SCENES),
+        "Every ",
+        ". Every ",
+        " is a ",
+        " a ",
+        " or a ",
+    ]
+    parts += [*text.TIMES.values(), *text.PARTS.values(), *text.THINGS, *text.NAMES, *text.NOUNS]
+    return list(dict.fromkeys(part for part in parts if re.search("[a-z]", part)))

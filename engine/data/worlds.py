@@ -8,12 +8,10 @@ from typing import Literal
 import numpy as np
 
 from engine import worlds
-from engine.backbones.qwen2_5_vl import cut_patches
-from engine.data.samples import Sample, letter
-from engine.layout import Visual
+from engine.data.samples import SYSTEM, TYPE_HINTS, Sample, letter, user_turn
+from engine.layout import Frames
 
 FRAMES_PER_SECOND = 4.0
-SIDE, MERGE, TEMPORAL = 14, 2, 2
 HEIGHT, WIDTH = 56, 84
 
 Corruption = Literal["none", "blind", "last", "single", "shuffled"]
@@ -44,7 +42,7 @@ class WorldsSource:
 
     def __call__(self, index: int) -> Sample:
         record = self.record(index)
-        clip = None if self.corrupt == "blind" else corrupted(visual(record), self.corrupt, self.rng(index))
+        clip = None if self.corrupt == "blind" else corrupted(frames(record), self.corrupt, self.rng(index))
         made = sample(record, clip)
         return sectioned(made) if self.sections else made
 
@@ -65,26 +63,20 @@ def frame_times(record: worlds.Record) -> np.ndarray:
     return np.arange(0, record.duration - 1e-9, 1 / FRAMES_PER_SECOND)
 
 
-def visual(record: worlds.Record) -> Visual:
-    frames = worlds.draw(record, frame_times(record), HEIGHT, WIDTH)
-    return cut_patches(frames, 1 / FRAMES_PER_SECOND, SIDE, MERGE, TEMPORAL)
+def frames(record: worlds.Record) -> Frames:
+    return Frames(worlds.draw(record, frame_times(record), HEIGHT, WIDTH), 1 / FRAMES_PER_SECOND)
 
 
-def corrupted(clip: Visual, how: Corruption, rng: np.random.Generator) -> Visual:
-    """What a baseline is shown in place of the clip. Slices (pairs of frames) are the unit, as the model reads them."""
+def corrupted(clip: Frames, how: Corruption, rng: np.random.Generator) -> Frames:
+    """What a baseline is shown in place of the clip."""
     if how == "none":
         return clip
-    slices = clip.patches.reshape(clip.grid[0], -1, clip.patches.shape[1])
-    order = {
-        "last": np.array([len(slices) - 1]),
-        "single": rng.integers(len(slices), size=1),
-        "shuffled": rng.permutation(len(slices)),
-    }[how]
-    kept = slices[order]
-    return replace(clip, patches=kept.flatten(0, 1), grid=(len(kept), *clip.grid[1:]))
+    count = len(clip.pixels)
+    kept = {"last": np.array([count - 1]), "single": rng.integers(count, size=1), "shuffled": rng.permutation(count)}
+    return replace(clip, pixels=clip.pixels[kept[how]])
 
 
-def sample(record: worlds.Record, clip: Visual | None) -> Sample:
+def sample(record: worlds.Record, clip: Frames | None) -> Sample:
     steps = tuple(step.text for step in record.steps)
     return Sample(clip, record.question, record.options, steps, record.letter)
 
@@ -95,14 +87,18 @@ def sectioned(whole: Sample) -> Sample:
     return replace(whole, steps=(start, "\n".join(events), option), sections=("SUMMARY", "CAPTION", "REASONING"))
 
 
+def phrases() -> list[str]:
+    """What every prompt about the worlds repeats."""
+    questions = {WorldsSource().record(index).question for index in range(len(worlds.FAMILIES))}
+    return [f"system\n{SYSTEM}", f"{TYPE_HINTS['multiple choice']} within the ", *sorted(questions)]
+
+
 def texts(count: int = 3000) -> list[str]:
     """Everything written in the worlds, for the tokenizer's merges: training records only."""
-    from engine.data.samples import user_turn
-
     lines = []
     for index in range(count):
         record = WorldsSource().record(index)
         turn = "".join(piece for piece in user_turn(record.question, record.options) if isinstance(piece, str))
         chain = "\n".join(step.text for step in record.steps)
-        lines.append(f"system\nYou are a helpful assistant\nuser\n{turn}\nassistant\n{chain}\n{letter(index % 6)}")
+        lines.append(f"system\n{SYSTEM}\nuser\n{turn}\nassistant\n{chain}\n{letter(index % 6)}")
     return lines

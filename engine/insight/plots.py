@@ -1,13 +1,15 @@
-"""Plotly figures of the slots' hidden states. Readable on light and dark: see-through grounds, neutral ink, opaque cells."""
+"""Plotly figures of what the slots hold and do. Readable on light and dark: see-through grounds, neutral ink, opaque cells."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from engine.insight import similarity
+from engine.insight.estimates import Estimate
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 INK = "#767676"
 FONT = "Inter, ui-sans-serif, system-ui, sans-serif"
 OPPOSITE, UNRELATED, HALF, SAME = "#e07b1a", "#e6e6ee", "#b4b1f5", "#4338ca"
+LINES = ("#6366f1", "#e07b1a", "#0d9488", "#db2777", "#767676", "#0284c7", "#a16207", "#9333ea")
 MOST_NUMBERS = 10  # columns up to which a cell has room for its number
 
 
@@ -52,7 +55,7 @@ def _ticks(count: int) -> list[int]:
 def _heatmap(cosine: Tensor, every: Tensor, first_row: int, hover: str, x_title: str, y_title: str) -> Figure:
     """cosine: [rows, columns]; every: all the values that share its colours, which begin at -1 or, where none is
     negative, just below the lowest."""
-    from plotly.graph_objects import Figure, Heatmap
+    from plotly.graph_objects import Heatmap
 
     values, low = cosine.numpy().round(4), float(every.min()) if every.numel() else 0.0
     low = -1.0 if low < 0 else min(int(10 * low) / 10, 0.9)
@@ -71,14 +74,93 @@ def _heatmap(cosine: Tensor, every: Tensor, first_row: int, hover: str, x_title:
     if columns <= MOST_NUMBERS and rows <= MOST_NUMBERS:
         said = [[f"{v:.2f}".replace("0.", ".", 1).replace("1.00", "1") for v in row] for row in values.tolist()]
         trace |= {"text": said, "texttemplate": "%{text}", "textfont": {"size": 10}}
-    axis = {"showgrid": False, "zeroline": False, "fixedrange": True, "tickangle": 0, "ticks": ""}
+    figure = _figure([Heatmap(**trace)], x_title, y_title)
+    figure.update_yaxes(autorange="reversed", dtick=1)
+    return figure
+
+
+def curves(lines: Mapping[str, Sequence[Estimate]], at: Sequence[float], x_title: str, y_title: str) -> Figure:
+    """A line a name, a point a place of `at`, with 95 % intervals."""
+    from plotly.graph_objects import Scatter
+
+    traces = [
+        Scatter(x=list(at), name=name, mode="lines+markers", line={"color": colour}, **_interval("y", points))
+        for (name, points), colour in zip(lines.items(), _colours(len(lines)))
+    ]
+    return _figure(traces, x_title, y_title, grid=True)
+
+
+def dots(groups: Mapping[str, Mapping[str, Estimate]], x_title: str) -> Figure:
+    """A row a name within the groups, a colour a group, with 95 % intervals."""
+    from plotly.graph_objects import Scatter
+
+    traces = [
+        Scatter(y=list(points), name=name, mode="markers", marker={"color": colour, "size": 9}, **_interval("x", list(points.values())))
+        for (name, points), colour in zip(groups.items(), _colours(len(groups)))
+    ]  # fmt: skip
+    figure = _figure(traces, x_title, "", grid=True)
+    rows = max(map(len, groups.values()), default=0)
+    figure.update_yaxes(autorange="reversed", automargin=True, dtick=1)
+    return figure.update_layout(height=110 + 24 * rows, scattermode="group")
+
+
+def cells(values: Tensor, x: Sequence[str], y: Sequence[str], x_title: str, y_title: str, unit: str) -> Figure:
+    """Heatmap from 0, a name a column and a row. values: [rows, columns]."""
+    from plotly.graph_objects import Heatmap
+
+    trace = Heatmap(
+        z=values.double().numpy().round(4).tolist(), x=list(x), y=list(y), zmin=0, colorscale=[UNRELATED, HALF, SAME],
+        xgap=1, ygap=1, hovertemplate=f"{y_title} %{{y}}, {x_title} %{{x}}: %{{z:.3f}}<extra></extra>",
+        colorbar={"title": {"text": unit, "side": "right"}, "thickness": 8, "outlinewidth": 0, "xpad": 6},
+    )  # fmt: skip
+    figure = _figure([trace], x_title, y_title)
+    figure.update_xaxes(type="category")
+    return figure.update_yaxes(type="category", autorange="reversed", automargin=True)
+
+
+def way(states: Tensor) -> Figure:
+    """The slots' path through the layers in the plane that shows most of it. states: [layers + 1, slots, dim]."""
+    from plotly.graph_objects import Scatter
+
+    points, shares = similarity.path(states)
+    traces = [
+        Scatter(
+            x=line[:, 0].tolist(), y=line[:, 1].tolist(), name=f"slot {slot}", mode="lines+markers",
+            line={"color": colour, "width": 1.5}, marker={"size": [4] * (len(line) - 1) + [9]},
+            hovertemplate=f"slot {slot}, layer %{{pointNumber}}<extra></extra>",
+        )
+        for slot, (line, colour) in enumerate(zip(points.transpose(0, 1), _colours(points.shape[1])), 1)
+    ]  # fmt: skip
+    first, second = (f"component {i} ({share:.0%} of the variance)" for i, share in enumerate(shares.tolist(), 1))
+    return _figure(traces, first, second, grid=True)
+
+
+def _colours(count: int) -> list[str]:
+    return [LINES[i % len(LINES)] for i in range(count)]
+
+
+def _interval(axis: str, points: Sequence[Estimate]) -> dict[str, Any]:
+    """Values along an axis with what reaches to their intervals' ends."""
+    bars = {
+        "type": "data", "symmetric": False, "thickness": 1, "width": 2,
+        "array": [p["high"] - p["value"] for p in points], "arrayminus": [p["value"] - p["low"] for p in points],
+    }  # fmt: skip
+    return {axis: [p["value"] for p in points], f"error_{axis}": bars}
+
+
+def _figure(traces: Sequence[Any], x_title: str, y_title: str, grid: bool = False) -> Figure:
+    from plotly.graph_objects import Figure
+
+    axis = {
+        "showgrid": grid, "gridcolor": "rgba(128,128,128,.2)", "zeroline": False, "fixedrange": True, "tickangle": 0, "ticks": "",
+    }  # fmt: skip
     return Figure(
-        [Heatmap(**trace)],
+        list(traces),
         {
-            "template": "none", "height": 330, "margin": {"l": 40, "r": 8, "t": 8, "b": 44},
+            "template": "none", "height": 330, "margin": {"l": 48 if grid else 40, "r": 8, "t": 8, "b": 44},
             "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
-            "font": {"color": INK, "size": 12, "family": FONT},
+            "font": {"color": INK, "size": 12, "family": FONT}, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"},
             "xaxis": {**axis, "title": {"text": x_title, "standoff": 8}},
-            "yaxis": {**axis, "title": {"text": y_title, "standoff": 8}, "autorange": "reversed", "dtick": 1},
+            "yaxis": {**axis, "title": {"text": y_title, "standoff": 8}},
         },
     )  # fmt: skip

@@ -1,7 +1,8 @@
-"""How alike hidden states are, layer by layer: pure functions on captured states."""
+"""How alike hidden states are, layer by layer, and whether the slots have collapsed: pure functions on captured states."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -11,8 +12,16 @@ def between_slots(states: Tensor) -> Tensor:
 
     states: [layers + 1, slots, dim] -> [layers + 1, slots, slots], symmetric, 1 on the diagonal (0 for a zero state).
     """
-    unit = normalize(states.double(), dim=-1)
-    return (unit @ unit.transpose(1, 2)).clamp(-1, 1)
+    return between(states, states)
+
+
+def between(states: Tensor, others: Tensor) -> Tensor:
+    """Cosine of every slot's state with every other state of the same layer, such as those at the steps of a written chain.
+
+    states: [layers + 1, slots, dim], others: [layers + 1, steps, dim] -> [layers + 1, slots, steps].
+    """
+    unit, other = normalize(states.double(), dim=-1), normalize(others.double(), dim=-1)
+    return (unit @ other.transpose(-1, -2)).clamp(-1, 1)
 
 
 def with_state(states: Tensor, state: Tensor) -> Tensor:
@@ -20,4 +29,43 @@ def with_state(states: Tensor, state: Tensor) -> Tensor:
 
     states: [layers + 1, slots, dim], state: [layers + 1, dim] -> [layers + 1, slots].
     """
-    return (normalize(states.double(), dim=-1) @ normalize(state.double(), dim=-1)[:, :, None])[..., 0].clamp(-1, 1)
+    return between(states, state[:, None])[..., 0]
+
+
+def collapse(states: Tensor, embeddings: Tensor) -> dict[str, Tensor]:
+    """What tells diverse slots from collapsed ones, layer by layer; the last two as in SIM-CoT (arXiv 2509.20317).
+
+    states: [layers + 1, ..., slots, dim], embeddings: the vocabulary's [tokens, dim] -> a [layers + 1, ...] each:
+
+    cosine: mean over pairs of slots. effective_rank: e to the entropy of the singular values (Roy and Vetterli 2007), 1 for
+    slots on one line, their number for orthogonal ones of one length. norm: mean length, in lengths of a mean embedding.
+    distance: mean Euclidean distance between two slots. centre: mean distance to the middle of the vocabulary.
+    """
+    states, embeddings = states.double(), embeddings.double()
+    count = states.shape[-2]
+    pairs = torch.triu_indices(count, count, offset=1, device=states.device)
+    values = torch.linalg.svdvals(states)
+    shares = values / values.sum(-1, keepdim=True).clamp(min=1e-30)
+    return {
+        "cosine": between_slots(states)[..., pairs[0], pairs[1]].mean(-1),
+        "effective_rank": torch.special.entr(shares).sum(-1).exp(),
+        "norm": states.norm(dim=-1).mean(-1) / embeddings.norm(dim=-1).mean(),
+        "distance": torch.cdist(states, states)[..., pairs[0], pairs[1]].mean(-1),
+        "centre": (states - embeddings.mean(0)).norm(dim=-1).mean(-1),
+    }
+
+
+def path(states: Tensor) -> tuple[Tensor, Tensor]:
+    """The slots' way through the layers in the plane that shows most of it (principal components over all of them).
+
+    states: [layers + 1, slots, dim] -> (points [layers + 1, slots, 2], the share of the variance on each axis [2]).
+    """
+    flat = states.double().flatten(0, 1)
+    flat = flat - flat.mean(0)
+    left, values, _ = torch.linalg.svd(flat, full_matrices=False)
+    points = torch.zeros(len(flat), 2, dtype=flat.dtype, device=flat.device)
+    shown = min(2, len(values))
+    points[:, :shown] = left[:, :shown] * values[:shown]
+    shares = torch.zeros(2, dtype=flat.dtype, device=flat.device)
+    shares[:shown] = (values**2 / (values**2).sum().clamp(min=1e-30))[:shown]
+    return points.unflatten(0, states.shape[:2]), shares

@@ -20,7 +20,7 @@ from engine.curriculum import Replaced
 from engine.data.samples import Sample, chain, context, ending, solution
 from engine.layout import Layout, Reading, Segment, latents, marker, slots
 from engine.methods.method import Method, Outcome, weighted
-from engine.methods.steps import DECODER, StepSupervision, auxiliary_decoder
+from engine.methods.steps import DECODER, StepSupervision
 
 START, LATENT, STOP = "<|start-latent|>", "<|latent|>", "<|end-latent|>"
 
@@ -36,6 +36,7 @@ class Coconut(Method):
     """
 
     tokens: ClassVar[tuple[str, ...]] = (*SPECIAL_TOKENS, START, LATENT, STOP)
+    longest: ClassVar[int] = 128  # before the last stage, steps are still written out
 
     c_thought: int = 2
     epochs_per_stage: int = 3
@@ -87,7 +88,7 @@ class Coconut(Method):
         return Layout({"answer": (context(sample), *think, *rest)}, readings=readings)
 
     def companions(self, backbone: Backbone) -> nn.ModuleDict:
-        return nn.ModuleDict({DECODER: auxiliary_decoder(backbone)} if self.steps else {})
+        return nn.ModuleDict({DECODER: self.steps.decoder(backbone)} if self.steps else {})
 
     def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]:
         terms = {"answer": (1.0, out.branch("answer").cross_entropy("tokens"))}

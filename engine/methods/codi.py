@@ -10,7 +10,7 @@ that a result depends on no neighbour (the published code's latents attend to pa
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -22,7 +22,7 @@ from engine.latents import Feedback
 from engine.layout import Layout, Reading, Segment
 from engine.methods.coconut import LATENT, START, STOP, thinking
 from engine.methods.method import Method, Outcome, weighted
-from engine.methods.steps import DECODER, StepSupervision, auxiliary_decoder
+from engine.methods.steps import DECODER, StepSupervision
 from engine.objectives import position_distance
 
 PROJECTOR = "projector"
@@ -31,6 +31,12 @@ PROMPT = "The answer is:"
 
 @dataclass(frozen=True)
 class Codi(Method):
+    """
+    last_step: the teacher writes it too; the published recipes leave it out, since it says the answer.
+    answer_token: the states are drawn together where this token of the answer is predicted, 0 being its first; 1 where a
+    tokenizer writes the space before a number apart, as published for Llama and Qwen.
+    """
+
     tokens: ClassVar[tuple[str, ...]] = (*SPECIAL_TOKENS, START, LATENT, STOP)
 
     num_latent: int = 6
@@ -38,6 +44,8 @@ class Codi(Method):
     prj_dropout: float = 0.0
     distill_factor: float = 1.0
     ref_factor: float = 1.0
+    last_step: bool = True
+    answer_token: int = 0
     steps: StepSupervision | None = None  # SIM-CoT; its published form here: tokens, ignore, first_position 0
 
     @property
@@ -48,6 +56,7 @@ class Codi(Method):
         return thinking(count)
 
     def layout(self, sample: Sample, rng: np.random.Generator, epoch: int = 0) -> Layout:
+        written = sample if self.last_step else replace(sample, steps=sample.steps[:-1])
         trunk, think, answered = context(sample), thinking(self.num_latent), solution(sample, PROMPT)
         readings: tuple[Reading, ...] = ()
         if self.steps:  # z_n too, which is never fed
@@ -55,7 +64,7 @@ class Codi(Method):
             readings = self.steps.readings(groups, sample.steps, sample.answer)
         branches = {
             "answer": (trunk, *think, *answered, ending(sample)),
-            "teacher": (trunk, chain(sample), *answered, ending(sample)),
+            "teacher": (trunk, chain(written), *answered, ending(sample)),
         }
         return Layout(branches, readings=readings)
 
@@ -64,7 +73,7 @@ class Codi(Method):
             PROJECTOR: projector(backbone.text_config.hidden_size, self.prj_dim, self.prj_dropout)
         }
         if self.steps:
-            made[DECODER] = auxiliary_decoder(backbone)
+            made[DECODER] = self.steps.decoder(backbone)
         return nn.ModuleDict(made)
 
     def feedback(self, companions: nn.ModuleDict) -> Feedback:
@@ -72,9 +81,10 @@ class Codi(Method):
 
     def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]:
         student, teacher = out.branch("answer"), out.branch("teacher")
+        states = [branch.before("answer", self.answer_token) for branch in (student, teacher)]
         terms = {
             "answer": (1.0, student.cross_entropy("tokens")),
-            "distil": (self.distill_factor, position_distance(student.before("answer"), teacher.before("answer"))),
+            "distil": (self.distill_factor, position_distance(*states)),
             "teacher": (self.ref_factor, teacher.cross_entropy("tokens")),
         }
         if self.steps:

@@ -76,10 +76,10 @@ class Heima(Method):
     def sectioned(self, sample: Sample) -> list[Segment]:
         """The sections with their tags, then the conclusion. Thinking tokens are a segment named by their section.
 
-        Errors: ValueError for a sample whose steps aren't named, or a section that isn't among `sections`.
+        Errors: ConfigError for a sample whose steps aren't named, or a section that isn't among `sections`.
         """
         if len(sample.sections) != len(sample.steps) or not set(sample.sections) <= set(self.sections):
-            raise ValueError(
+            raise ConfigError(
                 f"Heima needs chains in the sections {', '.join(self.sections)}; this sample has "
                 f"{', '.join(sample.sections) or 'unnamed steps'}."
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -37,28 +37,19 @@ class Branch:
         each = objectives.token_loss(self.logits(), self.rows.target)
         return each.mean() if mean == "tokens" else objectives.sample_mean(each, self.rows.sample, self.batch).mean()
 
-    def only(self, name: str) -> Branch:
-        """The branch with the rows of the target called `name` alone."""
-        chosen = self.rows.name == self.rows.names.index(name)
-        rows = Rows(
-            self.rows.sample[chosen], self.rows.row[chosen], self.rows.target[chosen], self.rows.names,
-            self.rows.name[chosen],
-        )  # fmt: skip
-        return replace(self, rows=rows)
-
     def predicting(self, name: str) -> tuple[list[Tensor], Tensor]:
         """The states that predict the target called `name`: (a [rows, dim] a layer 1..L, sample [rows])."""
         chosen = self.rows.name == self.rows.names.index(name)
         sample, row = self.rows.sample[chosen], self.rows.row[chosen]
         return [layer[sample, row] for layer in self.hidden[1:]], sample
 
-    def before(self, name: str) -> Tensor:
-        """The state that predicts the first token of the target called `name`: [layers + 1, samples, dim]."""
+    def before(self, name: str, token: int = 0) -> Tensor:
+        """The state that predicts this token (the last, where there are fewer) of the target called `name`:
+        [layers + 1, samples, dim]."""
         chosen = (self.rows.name == self.rows.names.index(name)).nonzero()[:, 0]
-        sample, row = self.rows.sample[chosen], self.rows.row[chosen]
-        first = torch.ones_like(sample, dtype=torch.bool)
-        first[1:] = sample[1:] != sample[:-1]
-        return torch.stack([layer[sample[first], row[first]] for layer in self.hidden])
+        _, count = torch.unique_consecutive(self.rows.sample[chosen], return_counts=True)
+        chosen = chosen[count.cumsum(0) - count + (count - 1).clamp(max=token)]
+        return torch.stack([layer[self.rows.sample[chosen], self.rows.row[chosen]] for layer in self.hidden])
 
 
 @dataclass(frozen=True)

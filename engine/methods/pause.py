@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from engine.backbones.base import Backbone
 from engine.data.samples import Sample, chain, context, ending, solution
-from engine.layout import Layout, Reading, Segment, marker, slots, target
+from engine.layout import Layout, Reading, Segment, marker, slots
 from engine.methods.method import Method, Outcome, weighted
-from engine.methods.steps import DECODER, StepSupervision, auxiliary_decoder
+from engine.methods.steps import DECODER, StepSupervision
 from engine.objectives import hidden_distance
 
 
@@ -34,7 +33,6 @@ class PauseDistillation(Method):
     answer: float = 0.5
     teacher: float = 1.0
     distil: float = 10.0
-    hints: int = 0  # silent answers a sample that follow the chain's first words, any number of them, written
     form: Literal["paper", "coded"] = "paper"
     steps: StepSupervision | None = None  # SIM-CoT: each pause must say its own step
     compat: bool = False  # the published trainer's fault: plain 1-D positions in the decoder pass
@@ -54,18 +52,12 @@ class PauseDistillation(Method):
     def layout(self, sample: Sample, rng: np.random.Generator, epoch: int = 0) -> Layout:
         trunk = context(sample)
         think = slots("<pause>", int(rng.integers(self.pauses[0], self.pauses[1] + 1)))
-        answered = (marker("<ANS>"), *solution(sample), ending(sample))
         branches: dict[str, tuple[Segment, ...]] = {}
         if self.mode != "teacher":
             branches["speak"] = (trunk, think, marker("<COT>", sees=(think,)), chain(sample), ending(sample))
-            branches["answer"] = (trunk, think, *answered)
+            branches["answer"] = (trunk, think, marker("<ANS>"), *solution(sample), ending(sample))
         if self.mode != "student":
-            written = pieces(sample, self.hints, rng)
-            branches["teacher"] = (trunk, *written, *solution(sample), ending(sample))
-            if self.mode == "distilling":
-                for i in range(self.hints):
-                    hinted = slots("<pause>", len(think.pieces))
-                    branches[f"hinted{i}"] = (trunk, *written[: i + 1], hinted, *answered)
+            branches["teacher"] = (trunk, chain(sample), *solution(sample), ending(sample))
         readings: tuple[Reading, ...] = ()
         if self.steps and self.mode != "teacher":
             groups = [[(think, place)] for place in range(len(think.pieces))]
@@ -73,7 +65,7 @@ class PauseDistillation(Method):
         return Layout(branches, frozenset({"speak"} if self.compat else ()), readings)
 
     def companions(self, backbone: Backbone) -> nn.ModuleDict:
-        return nn.ModuleDict({DECODER: auxiliary_decoder(backbone)} if self.steps else {})
+        return nn.ModuleDict({DECODER: self.steps.decoder(backbone)} if self.steps else {})
 
     def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]:
         terms = {}
@@ -86,23 +78,6 @@ class PauseDistillation(Method):
             student, sample = out.branch("answer").predicting("answer")
             teacher, _ = out.branch("teacher").predicting("answer")
             terms["distil"] = (self.distil, hidden_distance(student, teacher, sample, len(out.packed.ids), self.form))
-            if self.hints:
-                hinted = [out.branch(f"hinted{place}").only("answer").cross_entropy() for place in range(self.hints)]
-                terms["hinted"] = (self.answer, torch.stack(hinted).mean())
         if self.steps and self.mode != "teacher":
             terms["steps"] = (self.steps.weight, self.steps.loss(out))
         return weighted(terms)
-
-
-def pieces(sample: Sample, cuts: int, rng: np.random.Generator) -> list[Segment]:
-    """The written chain in `cuts` + 1 pieces, cut before words drawn at random; a word more may be cut off nothing."""
-    whole = chain(sample)
-    if not cuts:
-        return [whole]
-    opening, text, closing = whole.pieces
-    assert isinstance(text, str)
-    words = [place for place, character in enumerate(text) if character in " \n"]
-    places = sorted(rng.choice([0, *words], size=cuts, replace=len(words) < cuts).tolist())
-    parts = [text[start:stop] for start, stop in zip([0, *places], [*places, len(text)], strict=True)]
-    first, *middle, last = ((part,) if part else () for part in parts)
-    return [target(opening, *first), *[target(*part) for part in middle], target(*last, closing)]

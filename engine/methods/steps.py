@@ -29,6 +29,7 @@ class StepSupervision:
     mean: samples = each slot's losses are added up over its tokens and divided by the samples, as on Coconut; tokens =
     averaged over its tokens, as on CODI. Both are then averaged over slots.
     missing: what slots beyond the last step say: answer = what follows the slots (as on Coconut), or nothing (as on CODI).
+    layers: of the auxiliary decoder: the language model's first ones; 0 = all of them, as published.
     first_position: of the auxiliary decoder's tokens: 1 (as on Coconut), or 0 (as on CODI).
     compat: the published CODI code's fault: a slot's texts are cut to the length of the first row's and one token more
     (to one token if the first row has none), so that the loss depends on the order of the rows.
@@ -37,8 +38,16 @@ class StepSupervision:
     weight: float = 1.0
     mean: Literal["samples", "tokens"] = "samples"
     missing: Literal["answer", "ignore"] = "answer"
+    layers: int = 0
     first_position: int = 1
     compat: bool = False
+
+    def decoder(self, backbone: Backbone) -> nn.Module:
+        """The auxiliary decoder: a copy of the language model, with its own embedding and head."""
+        copied = copy.deepcopy(backbone.language_model())
+        if self.layers:
+            del backbone.blocks(copied)[self.layers :]
+        return copied
 
     def readings(
         self, groups: Sequence[Sequence[tuple[Segment, int]]], steps: tuple[str, ...], answer: str
@@ -80,8 +89,3 @@ def _cut_as_published(readings: Readings) -> Tensor:
     first = of_sample == 0
     longest = slot.new_ones(int(slot.max()) + 1).index_put((slot[first],), length[first] + 1)  # a slot
     return place < longest[slot][reading]
-
-
-def auxiliary_decoder(backbone: Backbone) -> nn.Module:
-    """A full copy of the language model, with its own embedding and head."""
-    return copy.deepcopy(backbone.language_model())

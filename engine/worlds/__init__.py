@@ -1,12 +1,13 @@
 """Procedural worlds: seeded clips with an exact question, options, written steps and answer.
 
 `make` decides a clip, `draw` shows it at any moments and size, `write` films it, `as_json` tells it.
-Each family is one file with three functions: `sample` (what happens), `tell` (the words), `painter` (the pictures).
+Each family is one file with four functions: `sample` (what happens), `others` (what else could have), `tell` (the words),
+`painter` (the pictures).
 """
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from engine.worlds.film import film
 from engine.worlds.paint import View
 from engine.worlds.record import LETTERS, LONGEST, SPLITS, Record, Step, bucket, timed
 
-__all__ = ["FAMILIES", "SPLITS", "Record", "Step", "as_json", "draw", "make", "write"]
+__all__ = ["FAMILIES", "SPLITS", "Record", "Step", "as_json", "changed", "draw", "make", "write"]
 
 _WORLDS = {"cups": cups, "relay": relay, "tally": tally}
 FAMILIES = tuple(_WORLDS)
@@ -45,6 +46,26 @@ def make(family: str, difficulty: int, seed: int, split: str) -> Record:
     letter = LETTERS[options.index(answer)]
     steps = timed([*texts, f"so {answer} {letter}"])
     return Record(family, split, seed, difficulty, question, options, steps, answer, letter, steps[-1].end, scene)
+
+
+def changed(record: Record) -> Record | None:
+    """The same clip but for one event, so that another of its options is true: same look, same question, same split.
+
+    Which event, and what happens instead, the record's seed decides. None where no such clip is in the split.
+    """
+    world, part = _WORLDS[record.family], "test" if record.split == "fresh" else record.split
+    rng = np.random.default_rng([record.seed, record.difficulty])
+    for event in rng.permutation(record.difficulty).tolist():
+        scenes = list(world.others(record.scene, event, part))
+        for place in rng.permutation(len(scenes)).tolist():
+            scene = scenes[place]
+            _, _, texts, answer = world.tell(scene, rng)
+            told = answer in record.options and answer != record.answer
+            if told and bucket((record.family, *scene.trajectory)) == part:
+                letter = LETTERS[record.options.index(answer)]
+                steps = timed([*texts, f"so {answer} {letter}"])
+                return replace(record, steps=steps, answer=answer, letter=letter, scene=scene)
+    return None
 
 
 def draw(record: Record, times: Sequence[float] | np.ndarray, height: int, width: int) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Cups: a ball goes under one of three or four alike cups, cups swap places, and the ball is never seen again."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import combinations, product
 from math import cos, pi, sin
 
 import numpy as np
@@ -95,6 +96,15 @@ def sample(rng: np.random.Generator, steps: int, split: str, fits: Callable[[tup
         scene = Cups(cups, start, tuple(swaps), look)
         if fits(scene.trajectory):
             return scene
+
+
+def others(scene: Cups, event: int, part: str) -> Iterator[Cups]:
+    """The same scene with another swap in one place, the same pair never twice in a row."""
+    beside = [(swap.left, swap.right) for swap in scene.swaps[max(event - 1, 0) : event + 2]]
+    pairs = [pair for pair in combinations(range(scene.cups), 2) if pair not in beside]
+    for pair, front, reach in product(pairs, (True, False), range(REACHES)):
+        swaps = (*scene.swaps[:event], Swap(*pair, front, reach), *scene.swaps[event + 1 :])
+        yield replace(scene, swaps=swaps)
 
 
 def tell(scene: Cups, rng: np.random.Generator) -> tuple[str, list[str], list[str], str]:

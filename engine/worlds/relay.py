@@ -1,8 +1,9 @@
 """Relay: a star lies on one of three or four coloured shapes, is hidden, and passes on at each touch of its holder."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import combinations, product
 from math import cos, hypot, pi, sin
 
 import numpy as np
@@ -70,6 +71,15 @@ def sample(rng: np.random.Generator, steps: int, split: str, fits: Callable[[tup
         scene = Relay(colours, shapes, start, touches, layout, look)
         if fits(scene.trajectory):
             return scene
+
+
+def others(scene: Relay, event: int, part: str) -> Iterator[Relay]:
+    """The same scene with another touch in one place, the same pair never twice in a row."""
+    beside = [(touch.first, touch.second) for touch in scene.touches[max(event - 1, 0) : event + 2]]
+    pairs = [pair for pair in combinations(range(len(scene.colours)), 2) if pair not in beside]
+    for pair, swap in product(pairs, (scene.touches[event].swap, not scene.touches[event].swap)):
+        touches = (*scene.touches[:event], Touch(*pair, swap), *scene.touches[event + 1 :])
+        yield replace(scene, touches=touches)
 
 
 def tell(scene: Relay, rng: np.random.Generator) -> tuple[str, list[str], list[str], str]:

@@ -3,9 +3,10 @@
 The digits are scikit-learn's bundled `load_digits`; the pictures of one split are never seen in another.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 
@@ -89,6 +90,15 @@ def sample(rng: np.random.Generator, steps: int, split: str, fits: Callable[[tup
         scene = Tally(tuple(flashes), look)
         if totals(scene)[-1][1] == goal and fits(scene.trajectory):
             return scene
+
+
+def others(scene: Tally, event: int, part: str) -> Iterator[Tally]:
+    """The same scene with another digit or colour flashed in one place."""
+    mine = pictures(part)
+    for digit, colour in product(range(10), INKS):
+        for picture in mine[digit][:8]:
+            flashes = (*scene.flashes[:event], Flash(digit, colour, picture), *scene.flashes[event + 1 :])
+            yield replace(scene, flashes=flashes)
 
 
 def tell(scene: Tally, rng: np.random.Generator) -> tuple[str, list[str], list[str], str]:

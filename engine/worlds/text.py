@@ -89,6 +89,10 @@ class Scene:
     part: tuple[str, ...]
     question: str
 
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        return (self.opening, *self.more, *self.less, *self.times, *self.part, self.question)
+
     def phrases(self, sign: str) -> tuple[str, ...]:
         return {"+": self.more, "-": self.less, "*": self.times, "/": self.part}[sign]
 
@@ -144,6 +148,9 @@ COMPARED = {
 }
 
 
+ASKED = "How many {things} does {who} have?"
+
+
 def arithmetic(rng: np.random.Generator, steps: int, accept: Accept) -> Told:
     scene = int(rng.integers(len(SCENES) + 2))  # people compared are two of seven
     compared = scene >= len(SCENES)
@@ -197,7 +204,7 @@ def people(rng: np.random.Generator, start: int, done: list[Operation]) -> str:
         words = {"who": who[place + 1], "other": who[place], "third": who[operation.earlier], "things": things}
         facts.append(COMPARED[operation.sign].format(**words, **operation.words))
     told = [facts[i] for i in rng.permutation(len(facts))]
-    return " ".join([*told, f"How many {things} does {who[-1]} have?"])
+    return " ".join([*told, ASKED.format(things=things, who=who[-1])])
 
 
 def graph(rng: np.random.Generator, steps: int, accept: Accept) -> Told:

@@ -19,7 +19,7 @@ from engine.backbones.base import add_tokens
 from engine.backbones.qwen2_5_vl import Qwen25VL
 from engine.data.samples import Sample
 from engine.data.worlds import WorldsSource, texts
-from engine.layout import Packed, pack
+from engine.layout import Frames, Packed, pack
 from engine.methods.coconut import Coconut
 from engine.methods.method import Outcome, run
 from tests.bench.packed import medians, work
@@ -35,7 +35,7 @@ def bench() -> list[dict[str, Any]]:
     source = WorldsSource()
     clips = [source(i) for i in range(16)]
     frames = np.random.default_rng(0).integers(0, 256, (28, 224, 252, 3), dtype=np.uint8)
-    video = backbone.visual(frames, 0.5)  # 14 slices of 8 x 9 tokens
+    video = backbone.cut(Frames(frames, 0.5))  # 14 slices of 8 x 9 tokens
     heavy = [Sample(video, "What is it?", ("one", "two"), clips[0].steps, "A")]
     return [
         row(backbone, "embedded, 16 clips, 8 latents", clips, training=True),

@@ -19,7 +19,7 @@ from engine.backbones import small
 from engine.backbones.qwen2_5_vl import Qwen25VL
 from engine.data.samples import Sample
 from engine.data.worlds import WorldsSource, texts
-from engine.layout import Layout, Packed, pack
+from engine.layout import Frames, Layout, Packed, pack
 from engine.methods.method import run
 from engine.methods.pause import PauseDistillation
 
@@ -34,7 +34,7 @@ def bench() -> list[dict[str, Any]]:
     records = [worlds.make(worlds.FAMILIES[i % 3], 4, i, "train") for i in range(16)]
     embedded = [source(i) for i in range(16)]
     frames = np.random.default_rng(0).integers(0, 256, (28, 224, 252, 3), dtype=np.uint8)
-    video = backbone.visual(frames, 0.5)  # 14 slices of 8 x 9 tokens
+    video = backbone.cut(Frames(frames, 0.5))  # 14 slices of 8 x 9 tokens
     heavy = [Sample(video, "What is it?", ("one", "two"), (records[0].steps[0].text,), "A")]
     return [row(backbone, "embedded, 16 clips", embedded), row(backbone, "1,008 video tokens, short text", heavy)]
 

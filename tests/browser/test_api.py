@@ -11,7 +11,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from engine import worlds
-from tests.browser.conftest import ROOT, Server
+from tests.serve import ROOT, Server
 
 CLIP = ROOT / "assets" / "examples" / "cups-3-2.mp4"
 

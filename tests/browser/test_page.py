@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from engine import worlds
-from tests.browser.conftest import Server
+from tests.serve import Server
 
 ASKED = "Where is the ball at the end?"
 

@@ -1,0 +1,170 @@
+"""What stands before the page's server: which requests get in, what every answer says to browsers, how long files stay.
+
+An ASGI middleware. Knows some of Gradio's addresses, but not Gradio, and nothing of what the page does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+# Addresses at which Gradio fetches from other hosts, records, or edits: a page like this has no use for them.
+REFUSED = re.compile(
+    r"/(proxy=|file[=/]\w+:|deep_link|process_recording|component_server|monitoring|run-history|vibe|dev/)"
+)
+LARGEST_CALL = 2**20  # bytes of a request that is no upload
+# A page may run its own scripts (Gradio's need eval), ask nothing of other hosts, and be framed by its Space alone.
+CONTENT = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
+    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; "
+    "frame-ancestors 'self' https://huggingface.co https://*.huggingface.co https://*.hf.space"
+)
+HEADERS = {
+    "content-security-policy": CONTENT,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "permissions-policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=()",
+}
+
+Receive = Callable[[], Any]
+Send = Callable[[dict[str, Any]], Any]
+
+
+class Guard:
+    """Refuses in a sentence what the page has no use for, what is too large, and uploads while the disk's share is full."""
+
+    def __init__(self, app: Callable[..., Any], folder: Path, largest: int, most: int) -> None:
+        """folder: where uploads go; largest: bytes of one upload; most: bytes of the whole folder."""
+        self.app, self.folder, self.largest, self.most = app, folder, largest, most
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def guarded(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                own = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                message["headers"] = [*message.get("headers", []), *own]
+            await send(message)
+
+        status, sentence = await self.refusal(scope)
+        if not status and scope["method"] == "POST" and not uploads(scope):
+            receive, body = await heard(receive)
+            if fetches(body):
+                status, sentence = 403, "This page fetches nothing from elsewhere: upload the clip."
+        if status:
+            kind = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+            await guarded({"type": "http.response.start", "status": status, "headers": kind})
+            await guarded({"type": "http.response.body", "body": sentence.encode()})
+        else:
+            await self.app(scope, receive, guarded)
+
+    async def refusal(self, scope: dict[str, Any]) -> tuple[int, str]:
+        """Status and sentence for a request that doesn't get in; status 0 for one that does."""
+        path = scope["path"]
+        if REFUSED.search(path):
+            return 403, "This page doesn't offer that."
+        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            return 0, ""
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        if not length.isdigit():
+            return 411, "Say how long the request is (Content-Length)."
+        largest = self.largest if uploads(scope) else LARGEST_CALL
+        if int(length) > largest + 2**16:  # what a form puts around its file
+            return 413, f"That is too large: at most {largest / 2**20:g} MB are taken."
+        if uploads(scope):
+            taken = await asyncio.to_thread(lambda: sum(size for _, size, _ in held(self.folder)))
+            if taken + int(length) > self.most:
+                return 507, "The page holds as many clips as it can for now: try again in an hour, or use an example."
+        return 0, ""
+
+
+def uploads(scope: dict[str, Any]) -> bool:
+    return scope["path"].rstrip("/").endswith("/upload")
+
+
+async def heard(receive: Receive) -> tuple[Receive, bytes]:
+    """A request's whole body, and what lets it be received once more."""
+    parts, more = [], True
+    while more:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    body = b"".join(parts)
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> Any:
+        return waiting.pop() if waiting else await receive()
+
+    return again, body
+
+
+def fetches(body: bytes) -> bool:
+    """Whether a file of this call is an address, which Gradio would fetch."""
+
+    def found(value: Any) -> bool:
+        if isinstance(value, list):
+            return any(map(found, value))
+        if not isinstance(value, dict):
+            return False
+        return "://" in str(value.get("path", "")) or any(map(found, value.values()))
+
+    try:
+        return found(json.loads(body or b"null"))
+    except (ValueError, RecursionError):
+        return False  # nor does Gradio understand it
+
+
+def held(folder: Path) -> list[tuple[float, int, Path]]:
+    """The folder's files with all below it: when each was last written or moved, its bytes, its path."""
+    found = []
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # gone meanwhile
+            if path.is_file():
+                facts = path.stat()
+                found.append((max(facts.st_mtime, facts.st_ctime), facts.st_size, path))
+    return found
+
+
+def sweep(folder: Path, life: float, most: int) -> int:
+    """Deletes files older than `life` seconds, then the oldest until no more than `most` bytes are left. -> how many."""
+    files = sorted(held(folder), reverse=True)
+    kept, deleted, now = 0, 0, time.time()
+    for written, size, path in files:
+        kept += size
+        if now - written > life or kept > most:
+            path.unlink(missing_ok=True)
+            deleted += 1
+            if path.parent != folder:
+                with suppress(OSError):  # not empty
+                    path.parent.rmdir()
+    return deleted
+
+
+def sweeping(
+    folder: Path, life: float, most: int, every: float
+) -> Callable[[Any], AbstractAsyncContextManager[None]]:  # fmt: skip
+    """A server's lifespan during which the folder is swept every so many seconds."""
+
+    async def work() -> None:
+        while True:
+            await asyncio.sleep(every)
+            await asyncio.to_thread(sweep, folder, life, most)
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        task = asyncio.create_task(work())
+        try:
+            yield
+        finally:
+            task.cancel()
+
+    return lifespan

@@ -1,0 +1,95 @@
+"""python -m engine insight: the shipped models studied over a split, each beside matched controls.
+
+The controls are the first model's twin, whose slots were never trained, and the shipped ones. Knows neither how a figure
+is drawn nor how a page is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine import ask, worlds
+from engine.benchmark import RANGES, Benchmark, shipped
+from engine.data.samples import Sample
+from engine.data.worlds import WorldsSource, frames, sample
+from engine.evaluation import neighbours
+from engine.insight.lens import TunedLens
+from engine.insight.observe import observe
+from engine.insight.report import write
+from engine.insight.study import study
+from engine.insight.subject import Clips, Subject, untrained, words_of
+from engine.methods.controls import Silent
+
+UNTRAINED = "untrained slots"
+USUAL = 8  # slots for a model that was never trained with any
+
+
+def clips_of(records: Sequence[worlds.Record], words: Mapping[str, Sequence[str]]) -> Clips:
+    """Clips, with others whose slots are put in the place of theirs: another of the kind ("another clip"), and the same but
+    for one event, so that its answer is another ("a changed clip")."""
+    samples = [sample(record, frames(record)) for record in records]
+    families = [record.family for record in records]
+    other = dict(neighbours(families, [record.difficulty for record in records]))
+    changed = [worlds.changed(record) for record in records]
+    donors: dict[str, list[Sample | None]] = {
+        "another clip": [samples[other[i]] if i in other else None for i in range(len(samples))],
+        "a changed clip": [sample(record, frames(record)) if record else None for record in changed],
+    }
+    moments = [[(step.start, step.end) for step in record.steps] for record in records]
+    return Clips(samples, families, moments, donors, words)
+
+
+def subjects(names: Sequence[str], pauses: int | None, device: str) -> Iterator[tuple[str, Subject]]:
+    """The models by name (shipped ones, or folders), the first with its twin whose slots were never trained behind it.
+
+    Without names, all shipped models that think in slots, controls last. Errors: ValueError for one that doesn't.
+    """
+    places = {name: ask.SMALL / name if name in shipped() else Path(name) for name in names or shipped()}
+    for name, place in places.items():
+        if not place.is_dir():
+            raise ValueError(f"There is no model {name!r}: choose among {', '.join(shipped())}, or name a folder.")
+    models = {name: ask.load(place, device=device) for name, place in places.items()}
+    if not names:
+        able = [name for name, model in models.items() if model.method.thinking(1)]
+        models = {name: models[name] for name in sorted(able, key=lambda name: isinstance(models[name].method, Silent))}
+    for number, (name, model) in enumerate(models.items()):
+        slots = pauses if pauses is not None else model.method.trained_slots or USUAL
+        if slots < 1 or not model.method.thinking(slots):
+            raise ValueError(
+                f"{name} can't be studied with {slots} slots: choose at least one, and a model that has them."
+            )
+        tuned = TunedLens.load(places[name], model.backbone)
+        subject = Subject(model.backbone, model.method, slots, model.companions, tuned)
+        yield name, subject
+        if not number and model.method.trained_slots and any(s.role == "slots" for s in model.method.thinking(1)):
+            yield f"{name}, {UNTRAINED}", untrained(subject)
+
+
+def report(
+    split: str, limit: int, out: Path, methods: Sequence[str], pauses: int | None, batch: int, device: str,
+    say: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Studies the models over a split and writes all of it into `out`. -> what was found in short, and the files.
+
+    Errors: ValueError for a choice that can't be studied; OSError for a folder that can't be written.
+    """
+    records = Benchmark(split, limit=limit).records()
+    source = WorldsSource(difficulties=RANGES[split])
+    drawn = [source.record(i) for i in range(limit)]  # other clips, from which probes learn
+    lessons = [sample(record, frames(record)) for record in drawn]
+    clips = clips_of(records, words_of([*drawn, *records]))
+    models = {}
+    for name, subject in subjects(methods, pauses, device):
+        seen = observe(subject, clips, batch, lambda line, name=name: say(f"{name}: {line}"))  # type: ignore[misc]
+        states = [subject.think(lessons[i : i + batch]).states for i in range(0, limit, batch)]
+        learned = torch.cat(states, dim=1).transpose(0, 1).float().cpu().numpy()
+        table = subject.backbone.model.get_input_embeddings().weight.detach().float().cpu().numpy()
+        models[name] = {"slots": subject.slots, **study(seen, clips, learned, lessons, table)}
+    settings = {"split": split, "clips": len(records), "pauses": pauses, "device": device, "models": list(models)}
+    files = write(out, settings, models)
+    brief = {name: {"in_words": m["in_words"], "replacement": m["replacement"]} for name, m in models.items()}
+    return {"settings": settings, "out": str(out), "files": files, "models": brief}

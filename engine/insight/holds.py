@@ -1,0 +1,88 @@
+"""What the slots hold, as figures with 95 % intervals: collapse, probes, lenses, attention, speech. Pure: runs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.data.samples import Sample
+from engine.evaluation import steps_right
+from engine.insight import probe, similarity, spoken
+from engine.insight.estimates import Estimate, average, share
+from engine.insight.subject import Clips
+
+Seen = dict[str, Any]  # what `observe` gives
+
+
+def collapse(states: np.ndarray, embeddings: np.ndarray) -> dict[str, list[Estimate]]:
+    """states: [clips, layers + 1, slots, dim] -> the measures of `similarity.collapse`, a layer each."""
+    measures = similarity.collapse(torch.from_numpy(states).transpose(0, 1), torch.from_numpy(embeddings))
+    return {name: [average(layer) for layer in values.numpy()] for name, values in measures.items()}
+
+
+def _told(words: np.ndarray, wanted: Sequence[str], families: Sequence[str]) -> dict[str, Any]:
+    """Words [clips, layers + 1, slots] held against each clip's own label ("" = none), and another's of its family."""
+    there = np.array([label != "" for label in wanted])
+    own, other = (np.array(x)[there, None, None] for x in (wanted, probe.shuffled(wanted, families)))
+    return {"right": _table(words[there] == own), "shuffled": _table(words[there] == other)}
+
+
+def _table(right: np.ndarray) -> dict[str, Any]:
+    """bool [clips, layers + 1, slots] -> the share right in each place, and in each layer's best slot."""
+    means = right.mean(0)
+    best = [share(right[:, layer, slot]) for layer, slot in enumerate(means.argmax(1))]
+    return {"every": means.round(4).tolist(), "best": best}
+
+
+def probes(states: np.ndarray, clips: Clips, learned: np.ndarray, lessons: Sequence[Sample]) -> dict[str, Any]:
+    """Linear probes for the state after each step, on clips that they did not learn from."""
+    taught = dict(zip(*probe.targets([lesson.steps for lesson in lessons]), strict=True))
+    found = {}
+    for name, wanted in zip(*probe.targets([sample.steps for sample in clips.samples]), strict=True):
+        words = probe.predicted(learned, taught.get(name, [""] * len(lessons)), states)
+        if words is not None:
+            found[name] = _told(words, wanted, clips.families)
+    return found
+
+
+def lenses(seen: Seen, clips: Clips) -> dict[str, Any]:
+    """Which layers name the state after each step among its family's words, and how far each is from the model's end."""
+    names, columns = probe.targets([sample.steps for sample in clips.samples])
+    found: dict[str, Any] = {}
+    for kind in ("plain", "tuned"):
+        if f"words {kind}" in seen:
+            words = seen[f"words {kind}"]
+            found[kind] = {
+                "divergence": [average(layer) for layer in seen[f"divergence {kind}"].mean(-1).T],
+                "named": {name: _told(words, wanted, clips.families) for name, wanted in zip(names, columns)},
+            }
+    return found
+
+
+def looked(seen: Seen) -> dict[str, Any]:
+    """Mean attention over layers and heads: of each slot, and the answer's row last, to the moments of clips of a length."""
+    rows = [one for one in seen["looked"]]
+    lengths = sorted({one.shape[1] for one in rows})
+    return {
+        "to_clip": [average(row) for row in seen["on_clip"].T],
+        "to_slots": [average(row) for row in seen["on_slots"].T],
+        "moments": {str(n): np.mean([x for x in rows if x.shape[1] == n], axis=0).round(5).tolist() for n in lengths},
+    }
+
+
+def said(seen: Seen, samples: Sequence[Sample]) -> dict[str, Any]:
+    """The chain said from all slots, and which true step each slot names best when it is alone."""
+    exact = [right for text, s in zip(seen["said"], samples, strict=True) for right in steps_right(text, s.thoughts)]
+    slots, longest = len(seen["alone"][0]), max(len(sample.steps) for sample in samples)
+    named, alike = np.zeros((slots, longest + 1)), np.zeros((len(samples), slots))
+    for clip, (texts, sample) in enumerate(zip(seen["alone"], samples, strict=True)):
+        for slot, text in enumerate(texts):
+            step, alike[clip, slot] = spoken.named_best(text, sample.steps)
+            named[slot, step] += 1  # the last column is for none, -1
+    return {
+        "steps_exact": share(np.array(exact)),
+        "alone": {"names": (named / len(samples)).round(4).tolist(), "likeness": [average(x) for x in alike.T]},
+    }

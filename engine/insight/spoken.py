@@ -1,0 +1,82 @@
+"""What single thoughts say: a slot alone in its model's own words, or in those of the decoder that taught it (SIM-CoT).
+
+The whole chain at once is `generate.speak`; Heima's interpreters are in engine/insight/reconstruction.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from engine import generate
+from engine.backbones.base import Backbone, double
+from engine.generate import Thoughts, Written
+from engine.insight.replace import each_alone, replaced
+from engine.layout import Layout, pack, slots
+from engine.methods.coconut import Coconut
+from engine.methods.codi import Codi
+from engine.methods.method import Method
+from engine.methods.pause import PauseDistillation
+from engine.methods.steps import DECODER
+
+
+def alone(backbone: Backbone, thoughts: Thoughts, limit: int = 256) -> list[list[str]]:
+    """What every slot says when it is all that is seen: a sample's slots' texts. Few models were trained to."""
+    written = generate.speak(backbone, replaced(backbone, thoughts, each_alone(thoughts.count)), limit)
+    said = [generate.thoughts_of(text) for text in written.text]
+    return [said[i : i + thoughts.count] for i in range(0, len(said), thoughts.count)]
+
+
+@torch.no_grad()
+def taught(
+    backbone: Backbone, method: Method, companions: nn.ModuleDict, thoughts: Thoughts, limit: int = 64
+) -> list[list[str]]:  # fmt: skip
+    """What SIM-CoT's step decoder says of each thought: a sample's texts each, none for a model without one.
+
+    It reads what it was trained to read: the last state of a slot that rides the prefill, the input of one that is fed back.
+    """
+    if not isinstance(method, PauseDistillation | Coconut | Codi) or method.steps is None or DECODER not in companions:
+        return [[] for _ in range(thoughts.batch)]
+    fed_back = not isinstance(method, PauseDistillation)
+    states = backbone.fed(thoughts.states[0], thoughts.positions) if fed_back else thoughts.states[-1]
+    size = method.c_thought if isinstance(method, Coconut) else 1
+    groups = states.unflatten(1, (-1, size)).flatten(0, 1)  # [thoughts, states a thought, dim]
+    decoder = double(companions[DECODER])
+    decoder.set_input_embeddings(backbone.model.get_input_embeddings())  # words are embedded by the model's own table
+    packed = pack([Layout({"read": (slots("<pause>", size),)})] * len(groups), backbone.encode, backbone.pad)
+    packed = replace(
+        packed.to(backbone.device), positions=packed.positions.to(backbone.device) + method.steps.first_position
+    )
+    said = [text.strip() for text in generate.go_on(replace(backbone, model=decoder), packed, groups, limit).text]
+    each = len(said) // thoughts.batch
+    return [said[i : i + each] for i in range(0, len(said), each)]
+
+
+def likeness(said: str, step: str) -> float:
+    """How much of a true step is said in the best line: F1 of the words, 1 for the same words and 0 for none."""
+
+    def score(line: str) -> float:
+        mine, true = Counter(line.split()), Counter(step.split())
+        shared = sum((mine & true).values())
+        return 2 * shared / (sum(mine.values()) + sum(true.values())) if shared else 0.0
+
+    return max(map(score, said.split("\n")))
+
+
+def named_best(said: str, steps: Sequence[str]) -> tuple[int, float]:
+    """Which true step a text names best: (its place, `likeness`); of equals the first. (-1, 0) where it names none."""
+    scores = [likeness(said, step) for step in steps]
+    best = max(scores, default=0.0)
+    return (scores.index(best), best) if best else (-1, 0.0)
+
+
+def step_states(backbone: Backbone, written: Written, sample: int = 0) -> Tensor:
+    """The states at the end of every step of a written chain, from which its line is ended: [layers + 1, steps, dim]."""
+    close = backbone.token("</think>")
+    ends = [i for i, token in enumerate(written.ids[sample]) if token == close or "\n" in backbone.decode([token])]
+    stop = next((n for n, i in enumerate(ends, 1) if written.ids[sample][i] == close), len(ends))
+    return written.states[ends[:stop], :, sample].transpose(0, 1)

@@ -1,0 +1,125 @@
+"""From what was observed, clip by clip, to figures with 95 % intervals and plain words. Pure: runs no model, knows no files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from engine.data.samples import Sample
+from engine.insight import holds, howmany
+from engine.insight.estimates import Estimate, average, share
+from engine.insight.holds import Seen
+from engine.insight.howmany import Choice
+from engine.insight.subject import Clips
+
+MOSTLY = 0.9  # of answers that stay the same: the slots hardly matter
+
+
+def study(
+    seen: Seen, clips: Clips, learned: np.ndarray, lessons: Sequence[Sample], embeddings: np.ndarray
+) -> dict[str, Any]:  # fmt: skip
+    """Every figure of one model.
+
+    learned: states [clips, layers + 1, slots, dim] of `lessons`, other clips, from which probes learn. embeddings: the
+    vocabulary's [tokens, dim].
+    """
+    figures: dict[str, Any] = {
+        "clips": len(clips.samples),
+        "replacement": replacement(seen, clips),
+        "how_many": how_many(seen, clips),
+        "collapse": holds.collapse(seen["states"], embeddings),
+        "probe": holds.probes(seen["states"], clips, learned, lessons),
+        "lens": holds.lenses(seen, clips),
+    }
+    if "looked" in seen:
+        figures["looked"] = holds.looked(seen)
+    if "said" in seen:
+        figures["spoken"] = holds.said(seen, clips.samples)
+    return figures | {"in_words": in_words(figures["replacement"])}
+
+
+def _right(shares: np.ndarray, samples: Sequence[Sample]) -> np.ndarray:
+    """shares: [clips, .., letters] -> bool [clips, ..]: is the likeliest option the true one?"""
+    true = np.array([ord(sample.answer) - ord("A") for sample in samples])
+    return shares.argmax(-1) == true.reshape(-1, *[1] * (shares.ndim - 2))
+
+
+def replacement(seen: Seen, clips: Clips) -> dict[str, dict[str, Estimate]]:
+    """The replacement test, a row a change; clips without a donor are no part of the donor's row.
+
+    gain: accuracy less that of the slots as they are. distance: total variation of the options' probabilities. follows: of the
+    clips whose donor says something else than they do, and something that is among their options, how many say it too
+    once they have the donor's slots.
+    """
+    names, shares = seen["names"][0], seen["shares"]
+    right, chosen = _right(shares, clips.samples), shares.argmax(-1)
+    rows: dict[str, dict[str, Estimate]] = {}
+    for i, name in enumerate(names):
+        donors = clips.donors.get(name, clips.samples)
+        there = np.array([donor is not None for donor in donors])
+        rows[name] = {
+            "accuracy": share(right[there, i]),
+            "gain": average(right[there, i].astype(float) - right[there, 0]),
+            "same_answer": share(chosen[there, i] == chosen[there, 0]),
+            "distance": average(np.abs(shares[there, i] - shares[there, 0]).sum(-1) / 2),
+        }
+        if name in clips.donors:
+            follows = []
+            for sample, donor, theirs, mine in zip(clips.samples, donors, seen[f"said by {name}"], chosen):
+                if donor is not None and theirs in sample.options and theirs != sample.options[mine[0]]:
+                    follows.append(sample.options[mine[i]] == theirs)
+            rows[name]["follows"] = share(np.array(follows, dtype=bool))
+    return rows
+
+
+def how_many(seen: Seen, clips: Clips) -> dict[str, Any]:
+    """Accuracy and confidence with fewer slots, and what leaving early and thinking aloud give."""
+    fewer = seen["shares"][:, len(seen["names"][0]) :]
+    right, confidence = _right(fewer, clips.samples), fewer.max(-1)
+
+    def told(choices: Sequence[Choice], cost: str) -> list[dict[str, Any]]:
+        return [
+            {"threshold": c.threshold, "accuracy": share(c.right), cost: average(c.cost), "went_on": share(c.went_on)}
+            for c in choices
+        ]
+
+    aloud = howmany.think_aloud(
+        confidence[:, -1], right[:, -1], seen["tokens"], seen["written_right"], seen["written_tokens"]
+    )
+    return {
+        "by_slots": [
+            {"slots": n, "accuracy": share(right[:, n]), "confidence": average(confidence[:, n])}
+            for n in range(right.shape[1])
+        ],
+        "early_exit": told(howmany.early_exit(confidence, right), "slots"),
+        "think_aloud": told(aloud, "tokens"),
+        "written": {"accuracy": share(seen["written_right"]), "tokens": average(seen["written_tokens"])},
+    }
+
+
+def in_words(rows: dict[str, dict[str, Estimate]]) -> list[str]:
+    """What the replacement test says, for people: whether the slots matter, and whether what they hold does."""
+
+    def percent(one: Estimate) -> str:
+        return f"{one['value']:.1%} ({one['low']:.1%} to {one['high']:.1%})"
+
+    own, gone = rows["as they are"], rows["hidden"]
+    kept, gain = gone["same_answer"], gone["gain"]
+    told = [f"With its slots the model answers {percent(own['accuracy'])} right, and {percent(gone['accuracy'])} when nothing may look at them."]  # fmt: skip
+    if gain["high"] < 0:
+        told.append("The slots matter: without them fewer answers are right, by more than chance explains.")
+    elif gain["low"] > 0:
+        told.append("The slots do harm: without them more answers are right, by more than chance explains.")
+    elif kept["value"] >= MOSTLY:
+        told.append(f"The slots hardly matter for the answer: without them it stays the same in {percent(kept)} of the clips.")  # fmt: skip
+    else:
+        told.append(f"The slots sway the answer (without them it stays the same in {percent(kept)} of the clips), but make no more of them right.")  # fmt: skip
+    for name, row in rows.items():
+        if "follows" in row and row["follows"]["n"]:
+            follows = row["follows"]
+            mostly = "it reads its answer from them" if follows["low"] > 0.5 else "it mostly does not read its answer from them"  # fmt: skip
+            verdict = "too few to say which" if follows["low"] <= 0.5 <= follows["high"] else mostly
+            told.append(f"With the slots of {name} it gives that clip's answer in {percent(follows)} of {follows['n']:.0f} clips: {verdict}.")  # fmt: skip
+    return told

@@ -1,0 +1,271 @@
+"""The study: what figures say of planted observations, controls that are what they claim, files, and the command."""
+
+from __future__ import annotations
+
+import csv
+import json
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine import generate, worlds
+from engine.__main__ import main
+from engine.backbones import small
+from engine.benchmark import Benchmark
+from engine.data.samples import Sample
+from engine.data.worlds import texts
+from engine.insight import command, report
+from engine.insight.estimates import average, share
+from engine.insight.lens import TunedLens
+from engine.insight.observe import among_options, observe
+from engine.insight.study import how_many, in_words, replacement
+from engine.insight.subject import Clips, Subject, untrained, words_of
+from engine.methods import described
+from engine.methods.controls import Silent
+from engine.methods.method import META
+from engine.methods.pause import PauseDistillation
+
+CHANGES = ("as they are", "hidden", "another")
+CLIPS = 200
+
+
+def one_hot(chosen: list[int]) -> np.ndarray:
+    return np.eye(26)[chosen] * 0.9 + np.eye(26)[[(c + 1) % 3 for c in chosen]] * 0.1
+
+
+def planted(follow: bool, needed: bool) -> tuple[dict, Clips]:
+    """Every clip's true option is A. As they are, the slots say A; without them the answer is B if they are `needed`; with
+    another's slots it is the other's C if it is to `follow`. Every fifth clip has no donor."""
+    sample = Sample(None, "Which?", ("one", "two", "three"), ("it is one", "so one A"), "A")
+    donors = [None if i % 5 == 0 else sample for i in range(CLIPS)]
+    rows = [[0] * CLIPS, [1 if needed else 0] * CLIPS, [2 if follow else 0] * CLIPS]
+    fewer = [rows[1], rows[0]]  # no slot, one slot
+    shares = np.stack([one_hot(row) for row in rows + fewer], axis=1)
+    seen = {
+        "names": [list(CHANGES)] * CLIPS, "shares": shares, "said by another": ["three"] * CLIPS,
+        "tokens": np.full(CLIPS, 4), "written_tokens": np.full(CLIPS, 40), "written_right": np.ones(CLIPS, dtype=bool),
+    }  # fmt: skip
+    return seen, Clips([sample] * CLIPS, ["f"] * CLIPS, [()] * CLIPS, {"another": donors}, {})
+
+
+def test_a_planted_cause_is_found() -> None:
+    seen, clips = planted(follow=True, needed=True)
+    rows = replacement(seen, clips)
+    assert rows["as they are"]["accuracy"]["value"] == 1
+    assert rows["as they are"]["distance"]["high"] == 0
+    assert rows["hidden"]["gain"] == {"value": -1, "low": -1, "high": -1, "n": CLIPS}
+    assert rows["hidden"]["same_answer"]["value"] == 0
+    assert rows["hidden"]["distance"]["value"] == pytest.approx(0.9)
+    assert rows["another"]["follows"]["value"] == 1
+    assert rows["another"]["follows"]["n"] == rows["another"]["accuracy"]["n"] == CLIPS * 4 // 5
+    said = " ".join(in_words(rows))
+    assert "The slots matter" in said
+    assert "reads its answer from them" in said
+
+
+def test_slots_without_effect_are_said_to_have_none() -> None:
+    seen, clips = planted(follow=False, needed=False)
+    rows = replacement(seen, clips)
+    assert rows["hidden"]["gain"]["value"] == 0
+    assert rows["another"]["follows"]["value"] == 0
+    said = " ".join(in_words(rows))
+    assert "hardly matter" in said
+    assert "mostly does not read its answer from them" in said
+
+
+def test_a_donor_that_says_the_same_proves_nothing() -> None:
+    seen, clips = planted(follow=True, needed=True)
+    seen["said by another"] = ["one"] * 100 + ["none of the options"] * (CLIPS - 100)
+    rows = replacement(seen, clips)
+    assert rows["another"]["follows"]["n"] == 0
+    assert len(in_words(rows)) == 2
+
+
+def test_how_many_thoughts_by_hand() -> None:
+    seen, clips = planted(follow=True, needed=True)
+    found = how_many(seen, clips)
+    assert [row["accuracy"]["value"] for row in found["by_slots"]] == [0, 1]
+    assert found["by_slots"][1]["confidence"]["value"] == pytest.approx(0.9)
+    aloud = {row["threshold"]: row for row in found["think_aloud"]}
+    assert aloud[0.8]["tokens"]["value"] == 4
+    assert aloud[0.95]["tokens"]["value"] == 44
+    early = {row["threshold"]: row for row in found["early_exit"]}
+    assert (early[0.5]["slots"]["value"], early[0.5]["accuracy"]["value"]) == (0, 0)
+    assert (early[0.95]["slots"]["value"], early[0.95]["accuracy"]["value"]) == (1, 1)
+
+
+def test_intervals() -> None:
+    assert share(np.array([True] * 8 + [False] * 2))["low"] == pytest.approx(0.4902, abs=1e-4)
+    rng = np.random.default_rng(0)
+    held = 0
+    for seed in range(60):
+        one = average(rng.normal(3, 2, size=100), seed)
+        held += one["low"] < 3 < one["high"]
+    assert 0.85 < held / 60 <= 1
+    assert average(np.array([])) == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 0}
+    assert share(np.array([], dtype=bool))["n"] == 0
+
+
+def test_letters_beyond_the_options_have_no_share() -> None:
+    samples = [Sample(None, "?", tuple("xyz"[:n]), (), "A") for n in (2, 3)]
+    kept = among_options(torch.tensor([[[0.2, 0.2, 0.6], [0.2, 0.2, 0.6]]]), samples)
+    assert torch.allclose(kept, torch.tensor([[[0.5, 0.5, 0], [0.2, 0.2, 0.6]]]))
+
+
+def test_a_changed_clip_differs_in_one_event_and_in_its_answer() -> None:
+    found = 0
+    for record in Benchmark("test", limit=36).records():
+        other = worlds.changed(record)
+        if other is None:
+            continue
+        found += 1
+        assert other == worlds.changed(record)
+        assert (other.question, other.options, other.duration) == (record.question, record.options, record.duration)
+        assert other.answer != record.answer
+        assert other.options["ABCD".index(other.letter)] == other.answer
+        events = [(a, b) for a, b in zip(record.scene.trajectory[-1], other.scene.trajectory[-1]) if a != b]
+        mine, theirs = ([step.text for step in r.steps] for r in (record, other))
+        first = next(i for i, (a, b) in enumerate(zip(mine, theirs)) if a != b)
+        if record.family != "tally":
+            assert len(events) == 1
+            said = [(a.split(",")[0], b.split(",")[0]) for a, b in zip(mine[1:-1], theirs[1:-1])]
+            assert sum(a != b for a, b in said) == 1
+        assert first > 0
+        times = np.arange(0, 1 + first - 1, 0.25)
+        if first > 1 or record.family != "tally":
+            assert np.array_equal(worlds.draw(record, times, 56, 84), worlds.draw(other, times, 56, 84))
+    assert found > 27
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny untrained model that knows the worlds' words."""
+    folder = tmp_path_factory.mktemp("model")
+    backbone = small.fresh(small.tokenizer(texts(300)), layers=2, hidden=64)
+    backbone.save(folder)
+    (folder / META).write_text(json.dumps({"method": described(PauseDistillation(pauses=(3, 3))), "pauses": [3, 3]}))
+    return folder
+
+
+def test_the_untrained_twin_differs_in_its_slots_alone(model: Path) -> None:
+    from engine import ask
+
+    loaded = ask.load(model, device="cpu")
+    subject = Subject(loaded.backbone, loaded.method, 3)
+    twin = untrained(subject)
+    samples = [command.clips_of(Benchmark("test", limit=1).records(), {}).samples[0]]
+    mine, theirs = subject.think(samples), twin.think(samples)
+    assert torch.equal(mine.last_context, theirs.last_context)
+    assert not torch.allclose(mine.states[0], theirs.states[0])
+    table = loaded.backbone.model.get_input_embeddings().weight
+    assert theirs.states[0, 0, 0].norm() == pytest.approx(table.norm(dim=-1).mean().item(), rel=1e-4)
+    written = [generate.explicit(s.backbone, t, 8).ids for s, t in ((subject, mine), (twin, theirs))]
+    assert written[0] == written[1]
+
+
+def test_observations_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
+    monkeypatch.setattr("engine.insight.observe.LONGEST", 4)
+    from engine import ask
+
+    loaded = ask.load(model, device="cpu")
+    records = Benchmark("test", limit=4).records()
+    clips = command.clips_of(records, words_of(records))
+    subject = Subject(loaded.backbone, Silent(3), 3)
+    together, apart = observe(subject, clips, 4), observe(subject, clips, 1)
+    assert set(together) == set(apart)
+    for name in ("states", "shares", "on_clip", "on_slots", "divergence plain"):
+        assert np.allclose(together[name], apart[name], atol=1e-4), name
+    assert together["names"] == apart["names"]
+    assert [x.shape for x in together["looked"]] == [(3 + 2, len(m)) for m in clips.moments]
+    assert (np.array([x.sum(1) for x in together["looked"]]) <= together["on_clip"] + 1e-6).all()
+
+
+def test_the_command_writes_everything_it_names(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("engine.insight.observe.LONGEST", 4)  # an untrained model never comes to an end
+    monkeypatch.setattr("engine.insight.probe.FEWEST", 5)
+    out = tmp_path / "report"
+    words = ["insight", "--split", "test", "--limit", "9", "--out", str(out), "--methods", str(model), "--batch", "5"]
+    assert main([*words, "--device", "cpu"]) == 0
+    printed, said = capsys.readouterr()
+    told = json.loads(printed)
+    assert "9 of 9 clips" in said
+    names = [str(model), f"{model}, {command.UNTRAINED}"]
+    assert list(told["models"]) == names
+    assert all((out / name).is_file() for name in told["files"])
+    whole = json.loads((out / "insight.json").read_text())
+    for name in names:
+        figures = whole["models"][name]
+        assert {"replacement", "how_many", "collapse", "probe", "lens", "looked", "spoken", "in_words"} <= set(figures)
+        assert figures["slots"] == 3
+        assert "end" in figures["probe"]
+        assert 0 < figures["replacement"]["a changed clip"]["accuracy"]["n"] <= 9
+    with (out / "insight.csv").open() as file:
+        rows = {(row["model"], row["figure"]): row for row in csv.DictReader(file)}
+    mine = rows[names[0], "replacement / zeros / accuracy"]
+    assert float(mine["value"]) == whole["models"][names[0]]["replacement"]["zeros"]["accuracy"]["value"]
+    page = (out / "report.html").read_text()
+    assert "<script src=" not in page
+    assert "<link" not in page
+    assert all(escape(line) in page for line in told["models"][names[0]]["in_words"])
+    for file in (out / "figures").iterdir():
+        assert json.loads(file.read_text())["layout"]["xaxis"]["title"]["text"], file.name
+    assert page.count("plotly-graph-div") == len([f for f in told["files"] if f.startswith("figures/")])
+
+
+def test_the_lens_is_trained_and_found_beside_its_model(capsys: pytest.CaptureFixture[str], model: Path) -> None:
+    from engine.backbones.load import load
+    from train import lens
+
+    assert (
+        lens.main([str(model), "--steps", "15", "--clips", "2", "--rows", "120", "--lr", "1e-2", "--device", "cpu"])
+        == 0
+    )
+    far = json.loads(capsys.readouterr().out)
+    assert sum(far["tuned"]) < sum(far["plain"])
+    assert far["tuned"][-1] == pytest.approx(0, abs=1e-5)
+    assert TunedLens.load(model, load(model)) is not None
+    assert lens.main(["./nowhere"]) == 2
+
+
+def test_names_are_escaped_on_the_page() -> None:
+    row = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}
+    models = {"<script>x": {"in_words": ["<b>"], "replacement": {"zeros": {"accuracy": row}}}}
+    page = report.page({"split": "<i>"}, models, [])
+    assert "<script>x" not in page
+    assert "<b>" not in page
+    assert "<i>" not in page
+    assert list(report.leaves(models["<script>x"])) == [("replacement / zeros / accuracy", row)]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--methods", "magic"], "no model 'magic'"),
+        (["--methods", "pause", "--pauses", "0"], "at least one"),
+        (["--limit", "0"], "limit"),
+    ],
+)
+def test_mistakes_give_one_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], sentence: str
+) -> None:
+    assert main(["insight", "--limit", "6", "--out", str(tmp_path), "--device", "cpu", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert sentence in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_model_without_slots_is_refused(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> None:
+    from engine.methods.controls import Explicit
+
+    (model.parent / "explicit").mkdir(exist_ok=True)
+    for file in model.iterdir():
+        (model.parent / "explicit" / file.name).write_bytes(file.read_bytes())
+    (model.parent / "explicit" / META).write_text(json.dumps({"method": described(Explicit())}))
+    assert main(["insight", "--limit", "6", "--out", str(tmp_path), "--methods", str(model.parent / "explicit")]) == 2
+    assert "can't be studied" in capsys.readouterr().err

@@ -1,0 +1,187 @@
+"""The table: equal budgets, one run after another, resumed where it stopped, and the figures worked out by hand."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine.config import ConfigError
+from engine.evaluation import evaluate, wilson
+from tests.tiny import tiny_llama
+from train import table
+from train.table import Row, Table, main, operators, share_named, trials
+from train.tabulate import lead, markdown, tabulate, verdict
+
+
+@pytest.fixture
+def place(tmp_path):
+    tiny_llama().save(tmp_path / "start")
+    preset = {
+        "method": {}, "validation": {"samples": 2}, "text_worlds": {"families": ["arithmetic", "graph"]},
+        "training": {"init": str(tmp_path / "start"), "device": "cpu", "workers": 0, "batch": 2, "accumulate": 1},
+    }  # fmt: skip
+    (tmp_path / "plain.yaml").write_text(json.dumps(preset))
+    return tmp_path
+
+
+def config(place, **changes) -> str:
+    two = {"method": {"c_thought": 1, "max_latent_stage": 2}}
+    rows = [
+        {"name": "answer only", "method": "controls.Silent", "config": "plain.yaml", "changes": {"method": {"pauses": 0}}},
+        {"name": "thoughts", "method": "coconut", "config": "plain.yaml", "changes": two, "against": "answer only", "seeds": 2},
+    ]  # fmt: skip
+    base = {"name": "base", "method": "controls.Explicit", "config": "plain.yaml"}
+    shared = {"training": {"steps": 2}, "text_worlds": {"difficulties": [1, 2]}}
+    values = {"out": str(place / "runs"), "base": base, "rows": rows, "shared": shared, "samples": 8, "batch": 4}
+    file = place / "table.yaml"
+    file.write_text(json.dumps(values | changes))
+    return str(file)
+
+
+def test_one_command_trains_tests_and_writes(place, capsys):
+    assert main(["--config", config(place)]) == 0, capsys.readouterr().err
+    out = place / "runs"
+    assert sorted(p.name for p in out.glob("*/best")) == ["best"] * 4
+    assert json.loads((out / "thoughts-2" / "settings.json").read_text())["training"]["seed"] == 2
+    assert json.loads((out / "thoughts-2" / "settings.json").read_text())["TextWorldsSource"]["seed"] == 2
+    for run in ("answer-only-1", "thoughts-1", "thoughts-2"):
+        assert json.loads((out / run / "settings.json").read_text())["training"]["init"] == str(out / "base-0" / "best")
+
+    whole = json.loads((out / "table.json").read_text())
+    assert (whole["samples_seen"], whole["samples_tested"]) == (4, 8)
+    cells = {(c["method"], c["world"], c["k"]): c for c in whole["cells"]}
+    assert {k for name, world, k in cells if world == "graph"} >= {"all"}
+    for world in ("arithmetic", "graph"):
+        cell = cells["thoughts", world, "all"]
+        answers = [json.loads((out / f"thoughts-{s}" / "test.json").read_text())["answers"] for s in (1, 2)]
+        right = [[a["correct"] for a in each if a["world"] == world] for each in answers]
+        assert cell["problems"] == len(right[0]) == 4
+        assert cell["accuracy"] == pytest.approx(np.mean(right))
+        assert cell["slots"] == 2
+        assert 1 <= cell["held"]["effective_rank"] <= 2
+        assert len(cell["lead"]) == 3
+    assert cells["thoughts", "graph", "all"]["held"]["operator"] is None
+    assert cells["answer only", "graph", "all"]["held"] == {}
+
+    text = (out / "table.md").read_text()
+    assert "| answer only¹ |" in text
+    assert "| thoughts |" in text
+    rows = list(csv.DictReader((out / "table.csv").open()))
+    assert len(rows) == len(whole["cells"])
+    assert float(rows[0]["low"]) == whole["cells"][0]["interval"][0]
+
+
+def test_it_goes_on_where_it_was(place, monkeypatch):
+    assert main(["--config", config(place), "--finished"]) == 2  # nothing is, and nothing is trained
+    assert not (place / "runs").exists()
+    assert main(["--config", config(place)]) == 0
+    kept = (place / "runs" / "table.json").read_text()
+
+    def refuse(*_, **__):
+        raise AssertionError("trained or tested again")
+
+    with monkeypatch.context() as closed:
+        closed.setattr(table, "trained", refuse)
+        closed.setattr(table, "evaluate", refuse)
+        assert main(["--config", config(place)]) == 0
+    assert (place / "runs" / "table.json").read_text() == kept
+    (place / "runs" / "answer-only-1" / "checkpoints").rename(place / "away")
+    assert main(["--config", config(place), "--finished"]) == 0
+    part = json.loads((place / "runs" / "table.json").read_text())["cells"]
+    assert {cell["method"]: cell["lead"] for cell in part} == {"thoughts": None}
+    (place / "away").rename(place / "runs" / "answer-only-1" / "checkpoints")
+    tested = []
+    monkeypatch.setattr(table, "evaluate", lambda *a, **k: tested.append(1) or evaluate(*a, **k))
+    assert main(["--config", config(place, samples=6)]) == 0
+    assert len(tested) == 3
+
+
+def test_what_can_not_be_compared_is_refused(place, capsys):
+    rows = json.loads(Path(config(place)).read_text())["rows"]
+    more = [rows[0], rows[1] | {"changes": {"training": {"batch": 4}}}]
+    assert main(["--config", config(place, rows=more)]) == 2
+    assert "thoughts sees 8 samples and answer only 4" in capsys.readouterr().err
+    assert main(["--config", config(place, rows=[rows[1]])]) == 2
+    assert "no row 'answer only'" in capsys.readouterr().err
+    assert not (place / "runs").exists()
+
+
+def test_a_run_made_otherwise_is_refused(place, capsys):
+    assert main(["--config", config(place)]) == 0
+    for shared, name in (({"lr": 0.5}, "training.lr"), ({"steps": 3}, "training.steps")):
+        assert main(["--config", config(place, shared={"training": {"steps": 2} | shared, "text_worlds": {"difficulties": [1, 2]}})]) == 2  # fmt: skip
+        assert f"was made with another {name}: move it away" in capsys.readouterr().err
+    assert main(["--config", config(place, shared={"training": {"steps": 2}})]) == 2
+    assert "another TextWorldsSource.difficulties" in capsys.readouterr().err
+
+
+def test_stages_are_one_budget(place):
+    stages = [{"name": "one", "training": {"steps": 1}}, {"name": "two", "training": {"steps": 3}}]
+    preset = json.loads((place / "plain.yaml").read_text()) | {"stages": [*stages, {"name": "read", "kind": "scorers", "training": {"steps": 9}}]}  # fmt: skip
+    (place / "staged.yaml").write_text(json.dumps(preset))
+    row = Row("Heima", "heima", "staged.yaml")
+    (made,) = trials(Table(str(place), (row,)), place)
+    assert made.seen == 8
+    assert made.folder.name == "two"
+    with pytest.raises(ConfigError, match="Unknown key"):
+        trials(Table(str(place), (row,), shared={"nonsense": 1}), place)
+
+
+def test_leads_and_what_is_said_of_them():
+    mean, low, high = lead(np.array([1.0, 0, 0, 0]))
+    assert (mean, high - mean) == (0.25, pytest.approx(1.959964 * 0.1875**0.5 / 2))
+    assert low == pytest.approx(2 * mean - high)
+
+    def said(*figures: float) -> str:
+        return verdict({"against": "filler", "lead": figures})
+
+    assert said(-0.1, -0.15, -0.05) == "**loses** -10.0 (-15.0 to -5.0) against filler"
+    assert said(-0.01, -0.05, 0.03) == "**loses** -1.0 (-5.0 to +3.0; may be chance) against filler"
+    assert said(0.1, 0.05, 0.15).startswith("wins +10.0")
+    assert verdict({"against": "", "lead": None}) == ""
+
+
+def test_operators_and_who_names_them():
+    steps = ("<<12+7=19>>", "<<19*2=38>>", "<<38-8=30>>")
+    assert operators(steps, 3) == ["+", "*", "-"]
+    assert operators(steps, 4) == ["+", "*", "-", ""]
+    assert operators(steps, 2) == ["+", ""]  # the last slot stands for two
+    assert operators(("Mia is a gorpus.",), 2) == ["", ""]
+    backbone = tiny_llama()
+    said = torch.zeros(2, 2, len(backbone.tokenizer))
+    said[0, 0, backbone.text_ids("+")[0]] = 1
+    said[1, 0, backbone.text_ids("/")[0]] = 1
+    said[1, 1] = 5.0  # nothing stands out
+    said[1, 1, backbone.text_ids("*")[0]] = 6.0
+    assert share_named(backbone, said, [["+", ""], ["+", "*"]]) == pytest.approx(2 / 3)
+    assert share_named(backbone, said, [["", ""], ["", ""]]) is None
+
+
+def test_cells_by_hand():
+    def run(*correct: int, k: tuple[int, ...] = (1, 1, 2, 2), tokens: int = 5) -> dict:
+        answers = [{"world": "w", "k": n, "correct": bool(c), "generated_tokens": tokens, "seconds": 0.5} for n, c in zip(k, correct)]  # fmt: skip
+        held = {"w": {"cosine": 0.5, "effective_rank": 1.5, "centre": 3.0, "operator": None, "by_chance": None}}
+        return {"answers": answers, "slots": 2, "training_seconds": 60.0, "held": held}
+
+    results = [("ours", run(1, 0, 1, 1)), ("ours", run(1, 0, 0, 0, tokens=7)), ("control", run(1, 1, 1, 0))]
+    whole = tabulate({"control": "", "ours": "control", "unfinished": "control"}, results)
+    cells = {(cell["method"], cell["k"]): cell for cell in whole}
+    assert list(cells) == [(name, k) for name in ("control", "ours") for k in ("all", "1", "2")]
+    ours = cells["ours", "all"]
+    assert (ours["accuracy"], ours["by_seed"], ours["seeds"], ours["problems"]) == (0.5, [0.75, 0.25], 2, 4)
+    assert ours["interval"] == wilson(2, 4)
+    assert (ours["generated_tokens"], ours["seconds"], ours["training_seconds"]) == (6, 0.5, 60)
+    assert ours["lead"][0] == pytest.approx(0.5 - 0.75)
+    assert cells["ours", "2"]["lead"][0] == pytest.approx(0)
+    assert cells["control", "all"]["lead"] is None
+
+    text = markdown({"samples_seen": 640, "samples_tested": 4, "batch": 2}, whole)
+    assert (
+        "| control¹ | 75.0 (30.1 to 95.4) | 100.0 (34.2 to 100.0) | 50.0 (9.5 to 90.5) | 5.0 | 2 | 0.5000 | 60 |  |"
+        in text
+    )
+    assert "**loses** -25.0" in text
+    assert "| ours | 2 | 50.0 (15.0 to 85.0) | 0.50 | 1.50 | 3.0 |  |  |" in text

@@ -1,0 +1,298 @@
+"""One table of what methods are worth: trains what isn't trained, tests what isn't tested, writes JSON, Markdown and CSV.
+
+python -m train.table --config train/configs/text/table.yaml
+
+A file lists rows, each a method with its preset and what the row changes in it. All start from one checkpoint and see as
+many samples, or the table isn't made. Stopped, it goes on where it was; a run that was made otherwise than the file says is
+refused. Figures and words: train/tabulate.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from engine import latents
+from engine.backbones.base import Backbone
+from engine.config import ConfigError, build, read_yaml
+from engine.curriculum import step_groups
+from engine.data.samples import Sample, context
+from engine.data.text_worlds import TextWorldsSource
+from engine.data.worlds import WorldsSource
+from engine.evaluation import How, evaluate, mean
+from engine.insight.similarity import collapse
+from engine.layout import Layout, pack
+from engine.methods import described, find
+from engine.methods.method import Method
+from engine.training import checkpoints
+from engine.video import VideoError
+from train.command import Run, opened, trained
+from train.fresh import make
+from train.heima import Planned, plan
+from train.publish import seconds
+from train.tabulate import tabulate, write
+
+RESULT = "test.json"  # in a run's folder
+INDIFFERENT = ("device", "workers", "log_every", "save_every", "keep", "only_eval")  # settings of no effect on a run
+SIGNS = "+-*/"
+OPERATORS = re.compile(rf"[{re.escape(SIGNS)}]")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method in the table. `changes`: what differs from the preset `config`, which lies beside the table's file."""
+
+    name: str
+    method: str  # as `python -m train` takes it
+    config: str
+    against: str = ""  # the row that is its control
+    seeds: int = 1
+    changes: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """The untrained model that the base starts from, as train/fresh.py makes it."""
+
+    family: Literal["gpt2", "llama", "qwen2_5_vl"] = "llama"
+    layers: int = 4
+    hidden: int = 128
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table's file. `shared`: what all rows change in their presets (the budget, the data).
+
+    fresh, base: the model that all rows start from, made and trained first; without them, what the presets name.
+    """
+
+    out: str
+    rows: tuple[Row, ...]
+    shared: dict = field(default_factory=dict)
+    fresh: Fresh | None = None
+    base: Row | None = None
+    samples: int = 1200  # to test on, about as many of every world and number of steps
+    batch: int = 100
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a row: one seed."""
+
+    row: Row
+    seed: int
+    stages: tuple[Planned, ...]  # one, but for Heima
+
+    @property
+    def final(self) -> Planned:
+        return [stage for stage in self.stages if not stage.method.frozen][-1]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.final.run.training.out)
+
+    @property
+    def seen(self) -> int:
+        """Samples trained on."""
+        trainings = [stage.run.training for stage in self.stages if not stage.method.frozen]
+        return sum(training.steps * training.batch for training in trainings)
+
+
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Configurations over each other, section by section."""
+    whole: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            whole[key] = {**whole.get(key, {}), **value} if isinstance(value, Mapping) else value
+    return whole
+
+
+def trial(table: Table, place: Path, row: Row, seed: int, init: str = "") -> Trial:
+    """A row's run with this seed, ready to train. Errors: ConfigError."""
+    preset = read_yaml(place / row.config)
+    data = "text_worlds" if "text_worlds" in merged(preset, table.shared, row.changes) else "worlds"
+    out = Path(table.out) / re.sub(r"\W+", "-", f"{row.name} {seed}".lower())
+    own = {"training": {"out": str(out), "seed": seed, **({"init": init} if init else {})}, data: {"seed": seed}}
+    values = merged(preset, table.shared, row.changes, own)
+    if "stages" in values:
+        return Trial(row, seed, tuple(plan(values)))
+    run = build(Run, values)
+    return Trial(row, seed, (Planned(run, build(find(row.method), run.method, "method.")),))
+
+
+def trials(table: Table, place: Path) -> list[Trial]:
+    """Every run of the table. Errors: ConfigError for a control that isn't there, and for unequal budgets."""
+    names = [row.name for row in table.rows]
+    if unknown := [row.against for row in table.rows if row.against and row.against not in names]:
+        raise ConfigError(f"There is no row {unknown[0]!r} to hold another against.")
+    init = str(trial(table, place, table.base, 0).final.best) if table.base else ""
+    most = max(row.seeds for row in table.rows)  # every row's first seed comes first
+    made = [trial(table, place, row, s, init) for s in range(1, most + 1) for row in table.rows if s <= row.seeds]
+    first = made[0]
+    for other in made:
+        if other.seen != first.seen:
+            raise ConfigError(
+                f"{other.row.name} sees {other.seen} samples and {first.row.name} {first.seen}: give all rows one budget."
+            )
+    return made
+
+
+def prepare(table: Table, place: Path) -> None:
+    """Makes and trains what all rows start from."""
+    start = Path(table.out) / "fresh"
+    if table.fresh and not start.exists():
+        make(str(start), **asdict(table.fresh))
+    if table.base:
+        finish(trial(table, place, table.base, 0, str(start) if table.fresh else ""))
+
+
+def finished(stage: Planned) -> bool:
+    """Errors: ConfigError for a run, finished or not, that was made with other settings."""
+    out = Path(stage.run.training.out)
+    if not (last := checkpoints(out)[-1:]):
+        return False
+    saved = json.loads((out / "settings.json").read_text())
+    data = stage.run.source
+    wanted = {
+        "training": asdict(stage.run.training),
+        "method": described(stage.method),
+        type(data).__name__: asdict(data),
+    }
+    for name, settings in json.loads(json.dumps(wanted)).items():
+        if other := [key for key in differing(saved.get(name, {}), settings) if key not in INDIFFERENT]:
+            raise ConfigError(f"{out} was made with another {name}.{other[0]}: move it away, or set that back.")
+    return int(last[0].name.removeprefix("step-")) >= stage.run.training.steps
+
+
+def differing(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """The settings that both know and that differ."""
+    return [key for key, value in saved.items() if key in wanted and value != wanted[key]]
+
+
+def finish(wanted: Trial) -> None:
+    """Trains what isn't trained yet."""
+    for stage in wanted.stages:
+        if not finished(stage):
+            trained(stage.run, stage.method, stage.validate, resume=True)
+
+
+def tested(wanted: Trial, count: int, batch: int) -> dict[str, Any]:
+    """What a finished run answers to the test problems: as its folder says, or asked now."""
+    final, place = wanted.final, wanted.folder / RESULT
+    state = {"best": json.loads((final.best / "scores.json").read_text()), "samples": count}
+    if place.exists() and (known := json.loads(place.read_text()))["state"] == state:
+        return known
+    source, method = final.run.source, final.method
+    if not isinstance(source, WorldsSource | TextWorldsSource):
+        raise ConfigError(f"{wanted.row.name}: a table is made on the worlds, not on files.")
+    test = replace(source, split="test", seed=0)
+    records, samples = [test.record(i) for i in range(count)], [test(i) for i in range(count)]
+    base, adapter = (final.run.training.init, str(final.best)) if final.run.lora else (str(final.best), "")
+    backbone, companions = opened(base, adapter, method, final.best)
+    how: How = "silent" if method.silent else "explicit"
+    results = evaluate(backbone, samples, method, how, method.trained_slots, companions, batch)
+    answers = [
+        {"world": record.family, "k": record.difficulty, "correct": each.correct, "seconds": each.seconds,
+         "generated_tokens": each.generated_tokens}
+        for record, each in zip(records, results, strict=True)
+    ]  # fmt: skip
+    held = {}
+    if method.trained_slots > 1:
+        for world in test.families:
+            chosen = [sample for sample, record in zip(samples, records, strict=True) if record.family == world]
+            held[world] = what_slots_hold(backbone, companions, method, chosen, batch)
+    took = sum(seconds(Path(s.run.training.out)) for s in wanted.stages if not s.method.frozen)
+    found = {"state": state, "slots": results[0].slots, "training_seconds": took, "held": held, "answers": answers}
+    place.write_text(json.dumps(found))
+    return found
+
+
+@torch.no_grad()
+def what_slots_hold(
+    backbone: Backbone, companions: nn.ModuleDict, method: Method, samples: Sequence[Sample], batch: int
+) -> dict[str, float | None]:
+    """SIM-CoT's measures, means over samples: how alike the thoughts are, and whether they name their steps' operators.
+
+    A slot's thought is what it is fed; of one that rides the prefill, its own last state.
+    """
+    feedback, count = method.feedback(companions), method.trained_slots
+    embeddings = backbone.model.get_input_embeddings().weight
+    measured: dict[str, list[float]] = {"cosine": [], "effective_rank": [], "centre": []}
+    said = []
+    for first in range(0, len(samples), batch):
+        part = samples[first : first + batch]
+        layouts = [Layout({"think": (context(sample), *method.thinking(count))}) for sample in part]
+        packed = pack(layouts, backbone.encode, backbone.pad).to(backbone.device)
+        last = latents.forward(backbone, packed, feedback)[-1]
+        fed_back = packed.latents[packed.slot_sample, packed.slot_row]
+        states = last[packed.slot_sample, packed.slot_row - fed_back.long()].unflatten(0, (len(part), count))
+        found = collapse((feedback(states) if fed_back.all() else states)[None], embeddings)
+        for name, values in measured.items():
+            values += found[name][0].tolist()
+        said.append(backbone.logits(states))
+    whole = torch.cat(said)  # [samples, slots, vocabulary]
+    wanted = [operators(sample.steps, count) for sample in samples]
+    return {name: mean(values) for name, values in measured.items()} | {
+        "operator": share_named(backbone, whole, wanted),
+        "by_chance": share_named(backbone, whole, wanted[1:] + wanted[:1]),  # another problem's
+    }
+
+
+def operators(steps: tuple[str, ...], slots: int) -> list[str]:
+    """The operator of the step that each slot stands for; "" where it stands for none, or for several."""
+    found = [set(OPERATORS.findall(group or "")) for group in step_groups(steps, slots, "ignore", "")]
+    return [signs.pop() if len(signs) == 1 else "" for signs in found]
+
+
+def share_named(backbone: Backbone, said: Tensor, wanted: Sequence[Sequence[str]]) -> float | None:
+    """Of the slots that stand for an operator, the share whose lens holds it likelier than the others.
+
+    said: logits [samples, slots, vocabulary].
+    """
+    chosen = [(i, k, SIGNS.index(sign)) for i, row in enumerate(wanted) for k, sign in enumerate(row) if sign]
+    if not chosen:
+        return None
+    sample, slot, true = zip(*chosen, strict=True)
+    tokens = [backbone.text_ids(sign)[0] for sign in SIGNS]
+    likeliest = said[list(sample), list(slot)][:, tokens].argmax(-1)
+    return mean([found == sign for found, sign in zip(likeliest.tolist(), true, strict=True)])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 2 with one sentence for a bad configuration."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="the table's YAML file")
+    parser.add_argument("--finished", action="store_true", help="only of the runs that are finished; train nothing")
+    options = parser.parse_args(argv)
+    try:
+        table = build(Table, read_yaml(options.config))
+        made = trials(table, options.config.parent)
+        if options.finished:
+            made = [each for each in made if all(map(finished, each.stages))]
+        else:
+            prepare(table, options.config.parent)
+            for each in made:
+                finish(each)
+        if not made:
+            raise ConfigError("No run is finished: start the command without --finished.")
+        results = [(each.row.name, tested(each, table.samples, table.batch)) for each in made]
+        whole = tabulate({row.name: row.against for row in table.rows}, results)
+        said = {"samples_seen": made[0].seen, "samples_tested": table.samples, "batch": table.batch}
+        write(Path(table.out), said, whole)
+    except (ConfigError, VideoError, FloatingPointError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
