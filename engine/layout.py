@@ -76,13 +76,14 @@ class Reading:
 
     `path` holds holes: the tokens of slots, or of segments marked as holes. Hole i takes the state of `holes[i]`, a token
     of the sample by (segment, place in it), where place -1 is the row before the segment's first. `group` keeps like
-    readings together.
+    readings together. `layer`: whose states they are (0: the embeddings), brought through the final norm; None: the last's.
     """
 
     kind: str
     path: tuple[Segment, ...]
     holes: tuple[tuple[Segment, int], ...]
     group: int = 0
+    layer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -159,10 +160,11 @@ class Readings:
     source_sample: Tensor  # [holes], in the order of the pack's slots
     source_row: Tensor
     group: Tensor  # [readings]
+    layer: Tensor  # [holes], -1 for the last
 
     def to(self, device: torch.device | str) -> Readings:
-        sample, row, group = (x.to(device) for x in (self.source_sample, self.source_row, self.group))
-        return Readings(self.packed.to(device), sample, row, group)
+        rest = (self.source_sample, self.source_row, self.group, self.layer)
+        return Readings(self.packed.to(device), *(tensor.to(device) for tensor in rest))
 
 
 @dataclass(frozen=True)
@@ -261,7 +263,8 @@ def _pack_readings(
         inner = pack([Layout({"read": reading.path}) for _, reading in chosen], encode, pad)
         source_sample, source_row = torch.tensor(rows, dtype=torch.long).reshape(-1, 2).unbind(1)
         group = torch.tensor([reading.group for _, reading in chosen])
-        packed[kind] = Readings(inner, source_sample, source_row, group)
+        layers = [-1 if reading.layer is None else reading.layer for _, reading in chosen for _ in reading.holes]
+        packed[kind] = Readings(inner, source_sample, source_row, group, torch.tensor(layers, dtype=torch.long))
     return packed
 
 

@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,7 +45,7 @@ class Sandbox:
         """As `video.read`, in a worker, which is killed when `left` is set. Raises VideoError."""
         worker = self._free()
         try:
-            return read(path, sampling, seconds, lambda *asked: worker.decode(*asked, left or threading.Event()))
+            return read(path, sampling, seconds, partial(worker.decode, left=left or threading.Event()))
         finally:
             if worker.ready and worker.served < FILES:
                 self.idle.append(worker)
@@ -77,7 +79,7 @@ class Worker:
             start_new_session=True,  # Ctrl-C is for the page, which lets its workers go
         )
         assert self.process.stdin
-        assert self.process.stdout
+        assert isinstance(self.process.stdout, BufferedReader)
         self.orders, self.answers = self.process.stdin, self.process.stdout
         self.served, self.ready = 0, True
 

@@ -148,3 +148,18 @@ def test_the_thoughts_stand_between_the_thinking_tags():
     assert generate.thoughts_of("<think>a\nb</think><answer>A</answer>") == "a\nb"
     assert generate.thoughts_of("<think>a\nb") == "a\nb"
     assert generate.thoughts_of("") == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "chain", "answer"),
+    [
+        ("<<1+1=2>>\n### 2", "<<1+1=2>>", "2"),
+        ("<<1+1=2>>\nThe answer is: 1,002", "<<1+1=2>>", "1002"),
+        ("The answer is: Mia is a lempus.", "", "Mia is a lempus."),
+        ("# 2", "# 2", "2"),
+        ("no mark", "no mark", "no mark"),
+    ],
+)
+def test_plain_answers_stand_behind_either_mark(text, chain, answer):
+    assert generate.answer_of(text, "plain") == answer
+    assert generate.thoughts_of(text, "plain") == chain

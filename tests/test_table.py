@@ -149,6 +149,7 @@ def test_operators_and_who_names_them():
     assert operators(steps, 3) == ["+", "*", "-"]
     assert operators(steps, 4) == ["+", "*", "-", ""]
     assert operators(steps, 2) == ["+", ""]  # the last slot stands for two
+    assert operators(steps[:2], 6, 2) == ["+", "+", "*", "*", "", ""]
     assert operators(("Mia is a gorpus.",), 2) == ["", ""]
     backbone = tiny_llama()
     said = torch.zeros(2, 2, len(backbone.tokenizer))

@@ -5,8 +5,9 @@ from collections import Counter
 
 import pytest
 
+from engine.backbones import small
 from engine.config import ConfigError, build
-from engine.data.text_worlds import TextWorldsSource, texts
+from engine.data.text_worlds import TextWorldsSource, phrases, texts
 from engine.worlds.text import FAMILIES, LARGEST, NOUNS, make
 
 SPLITS = ("train", "validation", "test", "fresh")
@@ -246,6 +247,25 @@ def test_the_words_are_few():
     words = {word for text in texts(600) for word in re.findall(r"[A-Za-z]+", text)}
     assert len(words) < 300
     assert {f"{noun}" for noun in NOUNS} <= words
+
+
+def test_what_is_said_again_and_again_is_one_token():
+    words = small.tokenizer(texts(50), phrases=phrases())
+
+    def told(text: str) -> list[str]:
+        ids = words.encode(text, add_special_tokens=False, split_special_tokens=True)
+        assert words.decode(ids) == text
+        return [words.decode([i]) for i in ids]
+
+    assert told("There are 17 hens on the farm of Mia. A storm drives 86 hens away.") == [
+        "There are ", "17", " hens on the farm of ", "Mia", ".", " A storm drives ", "86", " hens away.",
+    ]  # fmt: skip
+    assert told("Every gorpus is a lempus. Every lempus is a limpus.") == [
+        "Every ", "gorpus", " is a ", "lempus", ". Every ", "lempus", " is a ", "limpus", ".",
+    ]  # fmt: skip
+    assert told("<<12*3=36>>") == ["<<", "12", "*", "3", "=", "36", ">>"]
+    for index in range(200):
+        told(TextWorldsSource(seed=1)(index).question)
 
 
 def test_a_source_is_decided_by_seed_and_index():

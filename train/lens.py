@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         lowered.backward()
         optimizer.step()
         schedule.step()
-        bar.set_postfix(nats=f"{float(lowered):.3f}")
+        bar.set_postfix(nats=f"{float(lowered.detach()):.3f}")
     lens.save(options.model)
     print(json.dumps(distances(model, lens, 60)))
     return 0

@@ -240,17 +240,17 @@ def what_slots_hold(
             values += found[name][0].tolist()
         said.append(backbone.logits(states))
     whole = torch.cat(said)  # [samples, slots, vocabulary]
-    wanted = [operators(sample.steps, count) for sample in samples]
+    wanted = [operators(sample.steps, count, method.slots_a_step) for sample in samples]
     return {name: mean(values) for name, values in measured.items()} | {
         "operator": share_named(backbone, whole, wanted),
         "by_chance": share_named(backbone, whole, wanted[1:] + wanted[:1]),  # another problem's
     }
 
 
-def operators(steps: tuple[str, ...], slots: int) -> list[str]:
-    """The operator of the step that each slot stands for; "" where it stands for none, or for several."""
-    found = [set(OPERATORS.findall(group or "")) for group in step_groups(steps, slots, "ignore", "")]
-    return [signs.pop() if len(signs) == 1 else "" for signs in found]
+def operators(steps: tuple[str, ...], slots: int, each: int = 1) -> list[str]:
+    """The operator of the step that each slot stands for, `each` slots a step; "" where it stands for none, or for several."""
+    found = [set(OPERATORS.findall(group or "")) for group in step_groups(steps, slots // each, "ignore", "")]
+    return ["".join(signs) if len(signs) == 1 else "" for signs in found for _ in range(each)]
 
 
 def share_named(backbone: Backbone, said: Tensor, wanted: Sequence[Sequence[str]]) -> float | None:

@@ -51,7 +51,7 @@ def texts(count: int = 3000) -> list[str]:
 
 
 def phrases() -> list[str]:
-    """What the worlds say word for word, a sentence with the space before it, and the names and words between."""
+    """What the worlds say word for word, a sentence with the space before it, and the names, words and numbers between."""
     told = [sentence for scene in text.SCENES for sentence in scene.sentences]
     told += [*text.COMPARED.values(), text.ASKED]
     parts = [part for sentence in told for part in re.split(r"\{\w+\}", f" {sentence}")]
@@ -64,4 +64,5 @@ def phrases() -> list[str]:
         " or a ",
     ]
     parts += [*text.TIMES.values(), *text.PARTS.values(), *text.THINGS, *text.NAMES, *text.NOUNS]
-    return list(dict.fromkeys(part for part in parts if re.search("[a-z]", part)))
+    numbers = map(str, range(10, text.LARGEST + 1))  # whole, as in GPT-2's and Llama 3's vocabularies
+    return [*dict.fromkeys(part for part in parts if re.search("[a-z]", part)), *numbers]

@@ -89,7 +89,8 @@ def report(
         learned = torch.cat(states, dim=1).transpose(0, 1).float().cpu().numpy()
         table = subject.backbone.model.get_input_embeddings().weight.detach().float().cpu().numpy()
         models[name] = {"slots": subject.slots, **study(seen, clips, learned, lessons, table)}
-    settings = {"split": split, "clips": len(records), "pauses": pauses, "device": device, "models": list(models)}
+    slots = {name: figures["slots"] for name, figures in models.items()}
+    settings = {"split": split, "clips": len(records), "slots": slots, "device": device}
     files = write(out, settings, models)
     brief = {name: {"in_words": m["in_words"], "replacement": m["replacement"]} for name, m in models.items()}
     return {"settings": settings, "out": str(out), "files": files, "models": brief}

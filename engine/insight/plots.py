@@ -80,14 +80,17 @@ def _heatmap(cosine: Tensor, every: Tensor, first_row: int, hover: str, x_title:
 
 
 def curves(lines: Mapping[str, Sequence[Estimate]], at: Sequence[float], x_title: str, y_title: str) -> Figure:
-    """A line a name, a point a place of `at`, with 95 % intervals."""
+    """A line a name, a point a place of `at`, with 95 % intervals; whole places are written whole."""
     from plotly.graph_objects import Scatter
 
     traces = [
         Scatter(x=list(at), name=name, mode="lines+markers", line={"color": colour}, **_interval("y", points))
         for (name, points), colour in zip(lines.items(), _colours(len(lines)))
     ]
-    return _figure(traces, x_title, y_title, grid=True)
+    figure = _figure(traces, x_title, y_title, grid=True)
+    if all(isinstance(place, int) for place in at):
+        figure.update_xaxes(tickvals=list(at[:: max(1, -(-len(at) // 14))]))
+    return figure
 
 
 def dots(groups: Mapping[str, Mapping[str, Estimate]], x_title: str) -> Figure:
@@ -95,7 +98,10 @@ def dots(groups: Mapping[str, Mapping[str, Estimate]], x_title: str) -> Figure:
     from plotly.graph_objects import Scatter
 
     traces = [
-        Scatter(y=list(points), name=name, mode="markers", marker={"color": colour, "size": 9}, **_interval("x", list(points.values())))
+        Scatter(
+            y=list(points), name=name, mode="markers", orientation="h", marker={"color": colour, "size": 9},
+            **_interval("x", list(points.values())),
+        )
         for (name, points), colour in zip(groups.items(), _colours(len(groups)))
     ]  # fmt: skip
     figure = _figure(traces, x_title, "", grid=True)

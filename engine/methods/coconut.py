@@ -53,6 +53,10 @@ class Coconut(Method):
     def slot_range(self) -> tuple[int, int]:
         return (self.c_thought * self.max_latent_stage if self.mode == "coconut" else 0,) * 2
 
+    @property
+    def slots_a_step(self) -> int:
+        return self.c_thought
+
     def thinking(self, count: int) -> tuple[Segment, ...]:
         return thinking(count, self.thoughts) if self.mode == "coconut" else ()
 

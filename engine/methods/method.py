@@ -103,6 +103,11 @@ class Method:
     def trained_slots(self) -> int:
         return sum(self.slot_range) // 2
 
+    @property
+    def slots_a_step(self) -> int:
+        """How many of its slots stand for one step of a chain."""
+        return 1
+
     def stage(self, epoch: int) -> int:
         """The curriculum's stage; the optimizer starts anew where it changes."""
         return 0
@@ -119,7 +124,14 @@ def holes_filled(out: Outcome, readings: Readings, table: Backbone, fed: Feedbac
     """The readings' tokens embedded by `table`, with the first model's states, through `fed`, in their holes."""
     inner = readings.packed
     embeds = table.embed(inner)
-    states = fed(out.hidden[-1][readings.source_sample, readings.source_row]).to(embeds.dtype)
+    sample, row, layer = readings.source_sample, readings.source_row, readings.layer
+    states = out.hidden[-1][sample, row]
+    below = (layer >= 0) & (layer < out.backbone.layers)
+    if bool(below.any()):
+        every = torch.stack([hidden[sample, row] for hidden in out.hidden[:-1]])  # [layers, holes, dim]
+        early = every[layer.where(below, 0), torch.arange(len(layer), device=layer.device)]
+        states = torch.where(below[:, None], out.backbone.final_norm(early), states)
+    states = fed(states).to(embeds.dtype)
     return embeds.index_put((inner.slot_sample, inner.slot_row), states)
 
 

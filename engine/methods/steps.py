@@ -30,6 +30,8 @@ class StepSupervision:
     averaged over its tokens, as on CODI. Both are then averaged over slots.
     missing: what slots beyond the last step say: answer = what follows the slots (as on Coconut), or nothing (as on CODI).
     layers: of the auxiliary decoder: the language model's first ones; 0 = all of them, as published.
+    stairs: the first slot is read at this layer, and each later step one layer further up, so that every step has the one
+    before it to build on; the last step, and what stands for the answer, at the top. None = all at the top, as published.
     first_position: of the auxiliary decoder's tokens: 1 (as on Coconut), or 0 (as on CODI).
     compat: the published CODI code's fault: a slot's texts are cut to the length of the first row's and one token more
     (to one token if the first row has none), so that the loss depends on the order of the rows.
@@ -39,6 +41,7 @@ class StepSupervision:
     mean: Literal["samples", "tokens"] = "samples"
     missing: Literal["answer", "ignore"] = "answer"
     layers: int = 0
+    stairs: int | None = None
     first_position: int = 1
     compat: bool = False
 
@@ -55,10 +58,20 @@ class StepSupervision:
         """groups: the states of each slot (c_thought of them) -> what each must say."""
         texts = step_groups(steps, len(groups), self.missing, answer)
         return tuple(
-            Reading(DECODER, (slots("<pause>", len(holes)), target(text, END)), tuple(holes), group)
+            Reading(
+                DECODER,
+                (slots("<pause>", len(holes)), target(text, END)),
+                tuple(holes),
+                group,
+                self.layer(group, len(steps)),
+            )
             for group, (holes, text) in enumerate(zip(groups, texts, strict=True))
             if text is not None
         )
+
+    def layer(self, slot: int, steps: int) -> int | None:
+        """Whose states say the step of this slot, in a chain of so many steps."""
+        return None if self.stairs is None or slot >= steps - 1 else self.stairs + slot
 
     def loss(self, out: Outcome, fed: Feedback = latents.unchanged) -> Tensor:
         if DECODER not in out.packed.readings:  # no slot in the whole batch, as at a curriculum's first stage

@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.worlds.record import LONGEST, SPLITS, bucket
 
-LARGEST = 200  # of all numbers on the way
+LARGEST = 100  # of all numbers on the way
 NAMES = ("Mia", "Tom", "Ana", "Leo", "Eva", "Max", "Zoe", "Sam", "Lily", "Ben", "Ruth", "Jack")
 THINGS = ("marbles", "stickers", "coins", "cards", "shells", "books", "pencils", "beads", "stamps", "apples")
 TIMES = {2: "twice", 3: "three times", 4: "four times", 5: "five times"}
