@@ -168,7 +168,7 @@ def megabytes(pid: int) -> float:
 async def load(server: Server, visitors: int, folder: Path, seconds: float = 1e9, rounds: int = 10**9) -> Tally:
     """Lets visitors in, all at once, for so many seconds or rounds each. Afterwards nobody is left in the line."""
     tally = Tally(visitors)
-    limits = httpx.Limits(max_connections=None)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)  # else one may close as it is used again
     async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE, limits=limits) as client:
         await visit(client, 10**6, folder, 1e12, 2, Tally(1))  # warm before memory is first measured
         until = time.monotonic() + seconds

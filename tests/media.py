@@ -76,7 +76,7 @@ def write(
 
 def remux(source: Path, target: Path, shift: int = 0, **options: str) -> Path:
     """The same packets in another file, later by `shift` ticks."""
-    with av.open(str(source)) as old, av.open(str(target), "w", options={"fflags": "+bitexact", **options}) as new:
+    with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
         stream = new.add_stream_from_template(old.streams.video[0])
         for packet in old.demux(video=0):
             if packet.size:

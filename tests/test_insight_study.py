@@ -19,6 +19,7 @@ from engine.data.samples import Sample
 from engine.data.worlds import texts
 from engine.insight import command, report
 from engine.insight.estimates import average, share
+from engine.insight.holds import towards
 from engine.insight.lens import TunedLens
 from engine.insight.observe import among_options, observe
 from engine.insight.study import how_many, in_words, replacement
@@ -95,6 +96,16 @@ def test_how_many_thoughts_by_hand() -> None:
     early = {row["threshold"]: row for row in found["early_exit"]}
     assert (early[0.5]["slots"]["value"], early[0.5]["accuracy"]["value"]) == (0, 0)
     assert (early[0.95]["slots"]["value"], early[0.95]["accuracy"]["value"]) == (1, 1)
+
+
+def test_slots_are_held_against_the_steps_of_chains_that_are_whole() -> None:
+    samples = [Sample(None, "?", ("a", "b"), tuple("xyz"[:n]), "A") for n in (2, 2, 3, 3)]
+    shape = (1, 2)  # layers + 1, slots
+    alike = [np.full((*shape, 2), 0.2), np.full((*shape, 2), 0.4), np.full((*shape, 3), 0.5), np.zeros((*shape, 2))]
+    found = towards({"towards": alike}, samples)
+    assert np.allclose(found["2"], 0.3)
+    assert np.allclose(found["3"], 0.5)
+    assert np.array(found["3"]).shape == (1, 2, 3)
 
 
 def test_intervals() -> None:
@@ -254,6 +265,7 @@ def test_names_are_escaped_on_the_page() -> None:
         (["--methods", "magic"], "no model 'magic'"),
         (["--methods", "pause", "--pauses", "0"], "at least one"),
         (["--limit", "0"], "limit"),
+        (["--out", "/dev/null/here"], "/dev/null"),
     ],
 )
 def test_mistakes_give_one_sentence(

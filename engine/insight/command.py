@@ -78,6 +78,7 @@ def report(
     Errors: ValueError for a choice that can't be studied; OSError for a folder that can't be written.
     """
     records = Benchmark(split, limit=limit).records()
+    out.mkdir(parents=True, exist_ok=True)
     source = WorldsSource(difficulties=RANGES[split])
     drawn = [source.record(i) for i in range(limit)]  # other clips, from which probes learn
     lessons = [sample(record, frames(record)) for record in drawn]

@@ -36,6 +36,11 @@ SAID = {
         "Right answers, by the confidence below which the chain is written out after all.",
     ),
     "think-aloud-tokens": ("What that costs", "Tokens written, at the same thresholds."),
+    "early-exit": (
+        "Stopping when sure enough",
+        "Right answers, when it stops at the first number of slots at which it is this confident.",
+    ),
+    "early-exit-slots": ("What that saves", "Slots used, at the same thresholds. Slots that ride the prefill cost little."),
     "probe": (
         "Is the end of the story in the slots?",
         "What a linear probe tells right of the last state, in each layer's best slot, on clips that it did not learn from. "
@@ -56,6 +61,11 @@ SAID = {
     "collapse-norm": ("How long are they?", "Mean length of a slot's state, in mean lengths of an embedding."),
     "collapse-distance": ("How far apart are they?", "Mean distance of two slots."),
     "collapse-centre": ("How far from the vocabulary?", "Mean distance of a slot from the middle of the embeddings."),
+    "towards": (
+        "Which written step is each slot like?",
+        "Mean cosine of the first model's slots, in the last layer, with its own states at the ends of the written steps, for "
+        "the longest clips. To be alike is not to say the same.",
+    ),
     "looked": (
         "Where did it look?",
         "Mean attention of each slot of the first model to the moments of the longest clips; the answer's row is the last. "
@@ -104,6 +114,8 @@ def drawn(models: Models) -> dict[str, Figure]:
         "confidence": plots.curves(many("by_slots", "confidence"), fewer, "slots", "confidence, probability"),
         "think-aloud": plots.curves(many("think_aloud", "accuracy"), thresholds, unsure, "right answers, share"),
         "think-aloud-tokens": plots.curves(many("think_aloud", "tokens"), thresholds, unsure, "tokens a clip"),
+        "early-exit": plots.curves(many("early_exit", "accuracy"), thresholds, unsure, "right answers, share"),
+        "early-exit-slots": plots.curves(many("early_exit", "slots"), thresholds, unsure, "slots a clip"),
         "probe": plots.curves(probes, layers, "layer", "right, share"),
         "lens": plots.curves(said, layers, "layer", "right, share"),
         "lens-distance": plots.curves(lenses(lambda lens: lens["divergence"]), layers, "layer", "nats"),
@@ -112,14 +124,23 @@ def drawn(models: Models) -> dict[str, Figure]:
         lines = {name: m["collapse"][measure] for name, m in models.items()}
         made[f"collapse-{measure}"] = plots.curves(lines, layers, "layer", unit)
     slots = [str(i + 1) for i in range(first["slots"])]
+    if alike := first["towards"]:
+        last = torch.tensor(alike[max(alike, key=int)])[-1]  # [slots, steps]
+        made["towards"] = plots.cells(last, named_steps(last.shape[1]), slots, "written step", "slot", "cosine")
     if "looked" in first:
         moments = first["looked"]["moments"]
         every = torch.tensor(moments[max(moments, key=int)])  # [slots and marks, moments]
-        steps = ["start", *(str(i) for i in range(1, every.shape[1] - 1)), "end"]
         shown = torch.cat([every[: len(slots)], every[-1:]])
-        made["looked"] = plots.cells(shown, steps, [*slots, "answer"], "step", "slot", "attention")
+        made["looked"] = plots.cells(
+            shown, named_steps(every.shape[1]), [*slots, "answer"], "step", "slot", "attention"
+        )
     if "spoken" in first:
         named = torch.tensor(first["spoken"]["alone"]["names"])
-        steps = ["start", *(str(i) for i in range(1, named.shape[1] - 2)), "last", "none"]
+        steps = [*named_steps(named.shape[1] - 1), "none"]
         made["alone"] = plots.cells(named, steps, slots, "step", "slot", "share of clips")
     return made
+
+
+def named_steps(count: int) -> list[str]:
+    """Of a chain: its start, its events by number, and its end, the line that names the option."""
+    return ["start", *(str(i) for i in range(1, count - 1)), "end"][:count]

@@ -23,6 +23,14 @@ def collapse(states: np.ndarray, embeddings: np.ndarray) -> dict[str, list[Estim
     return {name: [average(layer) for layer in values.numpy()] for name, values in measures.items()}
 
 
+def towards(seen: Seen, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Mean cosine of slots with the states at the ends of the written chain's steps, for clips of each length whose chain
+    has as many steps as it should: {steps: [layers + 1, slots, steps]}."""
+    whole = [one for one, sample in zip(seen["towards"], samples, strict=True) if one.shape[-1] == len(sample.steps)]
+    lengths = sorted({one.shape[-1] for one in whole})
+    return {str(n): np.mean([x for x in whole if x.shape[-1] == n], axis=0).round(4).tolist() for n in lengths}
+
+
 def _told(words: np.ndarray, wanted: Sequence[str], families: Sequence[str]) -> dict[str, Any]:
     """Words [clips, layers + 1, slots] held against each clip's own label ("" = none), and another's of its family."""
     there = np.array([label != "" for label in wanted])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine import generate
 from engine.data.samples import Sample, letter
-from engine.insight import attention, lens, spoken
+from engine.insight import attention, lens, similarity, spoken
 from engine.insight import replace as matter
 from engine.insight.subject import Clips, Subject
 
@@ -44,6 +44,10 @@ def _observed(subject: Subject, clips: Clips) -> dict[str, Any]:
         "tokens": np.array(written.tokens),
         "written_tokens": np.array(chain.tokens),
         "written_right": np.array([generate.answer_of(t) == s.answer for t, s in zip(chain.text, samples, strict=True)]),
+        "towards": [
+            similarity.between(thoughts.states[:, i], spoken.step_states(backbone, chain, i)).cpu().numpy()
+            for i in range(len(samples))
+        ],
     }  # fmt: skip
     found |= _changed(subject, clips, thoughts) | _lenses(subject, clips, thoughts)
     if all(sample.visual is not None for sample in samples):

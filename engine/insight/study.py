@@ -30,6 +30,7 @@ def study(
         "replacement": replacement(seen, clips),
         "how_many": how_many(seen, clips),
         "collapse": holds.collapse(seen["states"], embeddings),
+        "towards": holds.towards(seen, clips.samples),
         "probe": holds.probes(seen["states"], clips, learned, lessons),
         "lens": holds.lenses(seen, clips),
     }
