@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def planted(follow: bool, needed: bool) -> tuple[dict, Clips]:
     fewer = [rows[1], rows[0]]  # no slot, one slot
     shares = np.stack([one_hot(row) for row in rows + fewer], axis=1)
     seen = {
-        "names": [list(CHANGES)] * CLIPS, "shares": shares, "said by another": ["three"] * CLIPS,
+        "names": [list(CHANGES)] * CLIPS, "shares": shares, "said by another": np.full(CLIPS, 2),
         "tokens": np.full(CLIPS, 4), "written_tokens": np.full(CLIPS, 40), "written_right": np.ones(CLIPS, dtype=bool),
     }  # fmt: skip
     return seen, Clips([sample] * CLIPS, ["f"] * CLIPS, [()] * CLIPS, {"another": donors}, {})
@@ -79,10 +80,21 @@ def test_slots_without_effect_are_said_to_have_none() -> None:
 
 def test_a_donor_that_says_the_same_proves_nothing() -> None:
     seen, clips = planted(follow=True, needed=True)
-    seen["said by another"] = ["one"] * 100 + ["none of the options"] * (CLIPS - 100)
+    seen["said by another"] = np.zeros(CLIPS, dtype=int)
     rows = replacement(seen, clips)
-    assert rows["another"]["follows"]["n"] == 0
+    assert rows["another"]["follows"]["n"] == rows["another"]["follows_letter"]["n"] == 0
     assert len(in_words(rows)) == 2
+
+
+def test_a_letter_may_follow_where_the_word_does_not() -> None:
+    """The donor's options stand in another order: its C is the clip's "two". Slots that hold a letter give C, "three"."""
+    seen, clips = planted(follow=True, needed=True)
+    other = Sample(None, "Which?", ("three", "one", "two"), ("it is two", "so two C"), "C")
+    rows = replacement(seen, replace(clips, donors={"another": [other] * CLIPS}))
+    assert rows["another"]["follows"]["value"] == 0
+    assert rows["another"]["follows_letter"]["value"] == 1
+    assert rows["another"]["follows_letter"]["n"] == CLIPS
+    assert "by its letter: it reads its answer from them" in in_words(rows)[-1]
 
 
 def test_how_many_thoughts_by_hand() -> None:
@@ -226,11 +238,9 @@ def test_the_command_writes_everything_it_names(
     for file in (out / "figures").iterdir():
         layout = json.loads(file.read_text())["layout"]
         assert layout["xaxis"]["title"]["text"], file.name
-        assert layout["yaxis"]["title"]["text"] or file.stem in (
-            "replacement",
-            "same-answer",
-            "follows",
-        )  # rows have names
+        assert layout["yaxis"]["title"]["text"] or isinstance(json.loads(file.read_text())["data"][0]["y"][0], str), (
+            file.name
+        )
     assert page.count("plotly-graph-div") == len([f for f in told["files"] if f.startswith("figures/")])
 
 

@@ -286,6 +286,8 @@ def test_a_ramp_begins_with_short_problems():
     source = TextWorldsSource(ramp=1000)
     assert {source.record(i).difficulty for i in range(100)} == {1}
     assert {source.record(i).difficulty for i in range(1000, 1100)} == set(range(1, 7))
+    held_out = TextWorldsSource(ramp=1000, split="validation")
+    assert {held_out.record(i).difficulty for i in range(100)} == set(range(1, 7))
 
 
 @pytest.mark.parametrize(

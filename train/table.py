@@ -287,7 +287,7 @@ def main(argv: list[str] | None = None) -> int:
         results = [(each.row.name, tested(each, table.samples, table.batch)) for each in made]
         whole = tabulate({row.name: row.against for row in table.rows}, results)
         said = {"samples_seen": made[0].seen, "samples_tested": table.samples, "batch": table.batch}
-        write(Path(table.out), said, whole)
+        write(Path(table.out) / options.config.stem, said, whole)
     except (ConfigError, VideoError, FloatingPointError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -124,11 +124,11 @@ def percent(cell: Cell) -> str:
     return f"{100 * cell['accuracy']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def write(out: Path, said: Mapping[str, int], whole: Sequence[Cell]) -> None:
-    """table.json, table.md and table.csv in the folder `out`."""
-    (out / "table.json").write_text(json.dumps({**said, "cells": whole}, indent=1))
-    (out / "table.md").write_text(markdown(said, whole), encoding="utf-8")
-    with (out / "table.csv").open("w", newline="", encoding="utf-8") as file:
+def write(place: Path, said: Mapping[str, int], whole: Sequence[Cell]) -> None:
+    """`place` with .json, .md and .csv behind it."""
+    place.with_suffix(".json").write_text(json.dumps({**said, "cells": whole}, indent=1))
+    place.with_suffix(".md").write_text(markdown(said, whole), encoding="utf-8")
+    with place.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         rows.writeheader()
         for cell in whole:

@@ -20,7 +20,7 @@ class TextWorldsSource:
     families: tuple[str, ...] = text.FAMILIES
     difficulties: tuple[int, int] = (1, 6)  # fewest and most steps
     seed: int = 0
-    ramp: int = 0  # samples over which the most steps grow from the fewest to their full number
+    ramp: int = 0  # samples over which the most steps grow from the fewest to their full number, in training
 
     def __post_init__(self) -> None:
         fewest, most = self.difficulties
@@ -33,7 +33,8 @@ class TextWorldsSource:
             raise ConfigError(f"text_worlds: {error}") from None
 
     def record(self, index: int) -> text.TextRecord:
-        return text.make(*drawn(self.families, self.difficulties, self.ramp, self.seed, index), self.split)
+        ramp = self.ramp if self.split == "train" else 0
+        return text.make(*drawn(self.families, self.difficulties, ramp, self.seed, index), self.split)
 
     def __call__(self, index: int) -> Sample:
         return sample(self.record(index))

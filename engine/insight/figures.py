@@ -25,6 +25,7 @@ SAID = {
         "With the slots of another clip, or of the same clip with one event changed: how many answers are that clip's. This "
         "shows a cause, not just that two things go together.",
     ),
+    "follows-letter": ("Or its letter?", "The same by the answer's letter, where another clip's options have another order."),
     "how-many": (
         "How many thoughts?",
         "Right answers with the first slots only, from one prefill. A model that was trained with one number of slots may do "
@@ -110,6 +111,7 @@ def drawn(models: Models) -> dict[str, Figure]:
         "replacement": plots.dots(rows("accuracy"), "right answers, share"),
         "same-answer": plots.dots(rows("same_answer"), "same answer, share"),
         "follows": plots.dots(rows("follows"), "answers that follow, share"),
+        "follows-letter": plots.dots(rows("follows_letter"), "answers that follow, share"),
         "how-many": plots.curves(many("by_slots", "accuracy"), fewer, "slots", "right answers, share"),
         "confidence": plots.curves(many("by_slots", "confidence"), fewer, "slots", "confidence, probability"),
         "think-aloud": plots.curves(many("think_aloud", "accuracy"), thresholds, unsure, "right answers, share"),

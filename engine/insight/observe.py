@@ -66,14 +66,14 @@ def _observed(subject: Subject, clips: Clips) -> dict[str, Any]:
 def _changed(subject: Subject, clips: Clips, thoughts: generate.Thoughts) -> dict[str, Any]:
     """Every option's probability under every change and with fewer slots, and what the donors say themselves."""
     backbone, letters = subject.backbone, [letter(i) for i in range(max(len(s.options) for s in clips.samples))]
-    contents, found = {}, {}
+    contents: dict[str, Tensor] = {}
+    found: dict[str, Any] = {}
     for name, given in clips.donors.items():
         theirs = [donor or sample for donor, sample in zip(given, clips.samples, strict=True)]
         other = subject.think(theirs)
         contents[name] = matter.held(backbone, other)
         shares = generate.option_probabilities(backbone, other, letters, subject.method.marks)
-        chosen = among_options(shares[None], theirs)[0].argmax(-1).tolist()
-        found[f"said by {name}"] = [s.options[choice] for s, choice in zip(theirs, chosen, strict=True)]
+        found[f"said by {name}"] = among_options(shares[None], theirs)[0].argmax(-1).cpu().numpy()
     changes = matter.changes(matter.held(backbone, thoughts), contents)
     every = [*changes, *matter.first_ones(subject.slots)]
     shares = matter.probabilities(backbone, thoughts, every, letters, matter.marks(subject.method))

@@ -71,7 +71,7 @@ def page(settings: Mapping[str, Any], models: Models, parts: Sequence[Part]) -> 
 
 def _table(models: Models) -> str:
     """The replacement test in numbers."""
-    keys = ("accuracy", "gain", "same_answer", "distance", "follows")
+    keys = ("accuracy", "gain", "same_answer", "distance", "follows", "follows_letter")
     head = "".join(f"<th>{name}</th>" for name in ("model", "change", *(key.replace("_", " ") for key in keys)))
     rows = []
     for name, model in models.items():

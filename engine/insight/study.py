@@ -52,7 +52,7 @@ def replacement(seen: Seen, clips: Clips) -> dict[str, dict[str, Estimate]]:
 
     gain: accuracy less that of the slots as they are. distance: total variation of the options' probabilities. follows: of the
     clips whose donor says something else than they do, and something that is among their options, how many say it too
-    once they have the donor's slots.
+    once they have the donor's slots; follows_letter: the same by the options' letters, whose order may be another.
     """
     names, shares = seen["names"][0], seen["shares"]
     right, chosen = _right(shares, clips.samples), shares.argmax(-1)
@@ -67,12 +67,26 @@ def replacement(seen: Seen, clips: Clips) -> dict[str, dict[str, Estimate]]:
             "distance": average(np.abs(shares[there, i] - shares[there, 0]).sum(-1) / 2),
         }
         if name in clips.donors:
-            follows = []
-            for sample, donor, theirs, mine in zip(clips.samples, donors, seen[f"said by {name}"], chosen):
-                if donor is not None and theirs in sample.options and theirs != sample.options[mine[0]]:
-                    follows.append(sample.options[mine[i]] == theirs)
-            rows[name]["follows"] = share(np.array(follows, dtype=bool))
+            rows[name] |= _follows(clips.samples, donors, seen[f"said by {name}"], chosen[:, 0], chosen[:, i])
     return rows
+
+
+def _follows(
+    samples: Sequence[Sample], donors: Sequence[Sample | None], theirs: np.ndarray, before: np.ndarray, after: np.ndarray
+) -> dict[str, Estimate]:  # fmt: skip
+    """Options by their places: what the donors say themselves, what each clip says, and what it says with their slots."""
+    words, letters = [], []
+    for sample, donor, said, mine, now in zip(samples, donors, theirs, before, after, strict=True):
+        if donor is not None:
+            word = donor.options[said]
+            if word in sample.options and word != sample.options[mine]:
+                words.append(sample.options[now] == word)
+            if said < len(sample.options) and said != mine:
+                letters.append(said == now)
+    return {
+        "follows": share(np.array(words, dtype=bool)),
+        "follows_letter": share(np.array(letters, dtype=bool)),
+    }
 
 
 def how_many(seen: Seen, clips: Clips) -> dict[str, Any]:
@@ -119,8 +133,16 @@ def in_words(rows: dict[str, dict[str, Estimate]]) -> list[str]:
         told.append(f"The slots sway the answer (without them it stays the same in {percent(kept)} of the clips), but make no more of them right.")  # fmt: skip
     for name, row in rows.items():
         if "follows" in row and row["follows"]["n"]:
-            follows = row["follows"]
-            mostly = "it reads its answer from them" if follows["low"] > 0.5 else "it mostly does not read its answer from them"  # fmt: skip
-            verdict = "too few to say which" if follows["low"] <= 0.5 <= follows["high"] else mostly
-            told.append(f"With the slots of {name} it gives that clip's answer in {percent(follows)} of {follows['n']:.0f} clips: {verdict}.")  # fmt: skip
+            word, by_letter = row["follows"], row["follows_letter"]
+            share_of = f"in {percent(word)} of {word['n']:.0f} clips"
+            if by_letter != word:
+                share_of += f" by its words, and in {percent(by_letter)} of {by_letter['n']:.0f} by its letter"
+            clearer = max(word, by_letter, key=lambda one: one["value"])
+            if clearer["low"] > 0.5:
+                verdict = "it reads its answer from them"
+            elif clearer["high"] < 0.5:
+                verdict = "it mostly does not read its answer from them"
+            else:
+                verdict = "that leaves open whether it reads its answer from them"
+            told.append(f"With the slots of {name} it gives that clip's answer {share_of}: {verdict}.")
     return told
