@@ -58,7 +58,8 @@ class Training:
     schedule: Literal["linear", "cosine", "constant", "late"] = setting(
         "cosine", "how it falls; late: in the last fifth"
     )
-    weight_decay: float = setting(0.01, "AdamW's, on matrices only")
+    optimizer: Literal["adamw", "muon"] = setting("adamw", "muon: on the matrices inside the layers, AdamW on the rest")
+    weight_decay: float = setting(0.01, "the optimizer's, on matrices only")
     epoch: int = setting(0, "samples an epoch, for methods with a curriculum (0: no epochs)")
     clip: float = setting(1.0, "largest gradient norm")
     seed: int = setting(0, "decides samples and pauses")
@@ -85,6 +86,25 @@ def learning_rate(config: Training, step: int) -> float:
         "late": min(1.0, 5 * (1 - done)),
     }[config.schedule]
     return config.lr * (config.final_lr + (1 - config.final_lr) * shape)
+
+
+def optimizers(config: Training, modules: nn.Module) -> list[torch.optim.Optimizer]:
+    """For every weight that is trained: AdamW, or Muon (arXiv 2502.16982) on the matrices between embeddings and head.
+
+    Muon's steps are scaled to the size of AdamW's, so that one learning rate serves both.
+    """
+    trained = [parameter for parameter in modules.parameters() if parameter.requires_grad]
+    tables = {module.weight for module in modules.modules() if isinstance(module, nn.Embedding)}
+    tables |= {module.weight for name, module in modules.named_modules() if name.endswith("lm_head")}
+    inner = {p for p in trained if p.dim() == 2 and p not in tables} if config.optimizer == "muon" else set()
+    rest = [p for p in trained if p not in inner]
+    matrices, vectors = [p for p in rest if p.dim() >= 2], [p for p in rest if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    chosen: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))]
+    if inner:
+        ordered = [p for p in trained if p in inner]
+        chosen.append(torch.optim.Muon(ordered, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"))  # fmt: skip
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -242,13 +262,12 @@ def train(
     backbone.model.train(not method.frozen)
     everything = [*backbone.model.parameters(), *companions.parameters()]
     trained = [parameter for parameter in everything if parameter.requires_grad]
-    matrices, vectors = [p for p in trained if p.dim() >= 2], [p for p in trained if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     # Not wrapped for distribution: the engine calls the model's parts, so gradients are averaged by hand below.
     model = accelerator.prepare_model(backbone.model, evaluation_mode=True)
     if len(companions):
         companions = accelerator.prepare_model(companions, evaluation_mode=True)
-    optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98)))
+    chosen = optimizers(config, nn.ModuleList([backbone.model, companions]))
+    prepared = [accelerator.prepare_optimizer(optimizer) for optimizer in chosen]
     backbone = replace(backbone, model=model)
     partly = len(trained) < len(everything)  # then checkpoints hold what is trained alone
     if partly:
@@ -306,8 +325,9 @@ def train(
         entered = method.stage(epoch_of(step, config.batch * ranks, config.epoch))
         if entered != stage:
             stage = entered
-            optimizer.optimizer.state.clear()
-        for group in optimizer.param_groups:
+            for optimizer in prepared:
+                optimizer.optimizer.state.clear()
+        for group in (group for optimizer in prepared for group in optimizer.param_groups):
             group["lr"] = learning_rate(config, step)
         torch.manual_seed(config.seed + 1_000_003 * (step * ranks + rank))  # dropout is decided by the step too
         step_terms: dict[str, float] = {}
@@ -327,8 +347,9 @@ def train(
                     torch.distributed.all_reduce(parameter.grad)
                     parameter.grad /= ranks
         norm = accelerator.clip_grad_norm_(trained, config.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in prepared:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         seen += config.batch * accelerator.num_processes
         bar.update()
         step_now = step + 1

@@ -10,7 +10,7 @@ import torch
 
 from engine.config import ConfigError
 from engine.evaluation import evaluate, wilson
-from tests.tiny import tiny_llama
+from tests.tiny import tiny_backbone, tiny_llama
 from train import table
 from train.table import Row, Table, main, operators, share_named, trials
 from train.tabulate import lead, markdown, tabulate, verdict
@@ -186,3 +186,18 @@ def test_cells_by_hand():
     )
     assert "**loses** -25.0" in text
     assert "| ours | 2 | 50.0 (15.0 to 85.0) | 0.50 | 1.50 | 3.0 |  |  |" in text
+
+
+def test_the_video_worlds_have_tables_too(tmp_path):
+    tiny_backbone().save(tmp_path / "start")
+    preset = {
+        "method": {"pauses": [2, 2]}, "validation": {"samples": 1}, "worlds": {"difficulties": [1, 2], "families": ["tally"]},
+        "training": {"init": str(tmp_path / "start"), "device": "cpu", "workers": 0, "batch": 1, "accumulate": 1, "steps": 1},
+    }  # fmt: skip
+    (tmp_path / "pause.yaml").write_text(json.dumps(preset))
+    rows = [{"name": "pauses", "method": "pause", "config": "pause.yaml"}]
+    (tmp_path / "clips.yaml").write_text(json.dumps({"out": str(tmp_path), "rows": rows, "samples": 3}))
+    assert main(["--config", str(tmp_path / "clips.yaml")]) == 0
+    cell = json.loads((tmp_path / "clips.json").read_text())["cells"][0]
+    assert (cell["world"], cell["problems"], cell["slots"]) == ("tally", 3, 2)
+    assert 1 <= cell["held"]["effective_rank"] <= 2

@@ -5,6 +5,9 @@ question), `answer` answers silently after the pauses, `teacher` writes the chai
 the answer in `answer` are drawn to those in `teacher`:
 
     total = 0.5 decode + 0.5 answer + teacher + 10 distil
+
+A mode keeps some of the branches: student = the first two, teacher = the last, silent = `answer` alone, which with
+`steps` is SIM-CoT on pauses.
 """
 
 from __future__ import annotations
@@ -22,12 +25,20 @@ from engine.methods.method import Method, Outcome, weighted
 from engine.methods.steps import DECODER, StepSupervision
 from engine.objectives import hidden_distance
 
+Mode = Literal["distilling", "student", "silent", "teacher"]
+BRANCHES: dict[Mode, tuple[str, ...]] = {
+    "distilling": ("speak", "answer", "teacher"),
+    "student": ("speak", "answer"),
+    "silent": ("answer",),
+    "teacher": ("teacher",),
+}
+
 
 @dataclass(frozen=True)
 class PauseDistillation(Method):
     marks: ClassVar[tuple[str, ...]] = ("<ANS>",)
 
-    mode: Literal["distilling", "student", "teacher"] = "distilling"
+    mode: Mode = "distilling"
     pauses: tuple[int, int] = (8, 8)  # fewest and most; drawn per sample, so that one model serves a range
     decode: float = 0.5
     answer: float = 0.5
@@ -52,28 +63,31 @@ class PauseDistillation(Method):
     def layout(self, sample: Sample, rng: np.random.Generator, epoch: int = 0) -> Layout:
         trunk = context(sample)
         think = slots("<pause>", int(rng.integers(self.pauses[0], self.pauses[1] + 1)))
-        branches: dict[str, tuple[Segment, ...]] = {}
-        if self.mode != "teacher":
-            branches["speak"] = (trunk, think, marker("<COT>", sees=(think,)), chain(sample), ending(sample))
-            branches["answer"] = (trunk, think, marker("<ANS>"), *solution(sample), ending(sample))
-        if self.mode != "student":
-            branches["teacher"] = (trunk, chain(sample), *solution(sample), ending(sample))
+        branches: dict[str, tuple[Segment, ...]] = {
+            "speak": (trunk, think, marker("<COT>", sees=(think,)), chain(sample), ending(sample)),
+            "answer": (trunk, think, marker("<ANS>"), *solution(sample), ending(sample)),
+            "teacher": (trunk, chain(sample), *solution(sample), ending(sample)),
+        }
+        kept = {name: branches[name] for name in BRANCHES[self.mode]}
         readings: tuple[Reading, ...] = ()
         if self.steps and self.mode != "teacher":
             groups = [[(think, place)] for place in range(len(think.pieces))]
             readings = self.steps.readings(groups, sample.steps, sample.answer)
-        return Layout(branches, frozenset({"speak"} if self.compat else ()), readings)
+        return Layout(kept, frozenset({"speak"} & kept.keys() if self.compat else ()), readings)
 
     def companions(self, backbone: Backbone) -> nn.ModuleDict:
         return nn.ModuleDict({DECODER: self.steps.decoder(backbone)} if self.steps else {})
 
     def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]:
-        terms = {}
-        if self.mode != "teacher":
-            terms["decode"] = (self.decode, out.branch("speak").cross_entropy())
-            terms["answer"] = (self.answer, out.branch("answer").cross_entropy())
-        if self.mode != "student":
-            terms["teacher"] = (self.teacher, out.branch("teacher").cross_entropy())
+        kept = BRANCHES[self.mode]
+        weights = {
+            "speak": ("decode", self.decode),
+            "answer": ("answer", self.answer),
+            "teacher": ("teacher", self.teacher),
+        }
+        terms = {
+            term: (weight, out.branch(name).cross_entropy()) for name, (term, weight) in weights.items() if name in kept
+        }
         if self.mode == "distilling":
             student, sample = out.branch("answer").predicting("answer")
             teacher, _ = out.branch("teacher").predicting("answer")

@@ -19,8 +19,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield opened
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
+    """Playwright runs an event loop in this thread; it ends with the module, so that other tests can run their own."""
     path = find_browser()
     expect.set_options(timeout=30_000)
     with sync_playwright() as playwright:
