@@ -12,9 +12,9 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -35,10 +35,11 @@ import torch
 from starlette.middleware import Middleware
 
 from engine import __version__, ask, worlds
+from engine.benchmark import shipped
 from engine.guard import Guard, sweeping
-from engine.insight import cards, plots
+from engine.insight import cards, panels, plots, share
 from engine.sandbox import Sandbox
-from engine.video import Clip
+from engine.video import Clip, Sampling, read
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 EXAMPLES = ASSETS / "examples"
@@ -61,22 +62,15 @@ PICKED = """element.addEventListener('click', event => {
 });"""
 
 # Components by name, as the events of the page set them.
+SLOTTED = ("visit", "chips", "words", "strip", "looked", "changed", "lens")  # by a slot
+LAYERED = ("slots", "steps")  # by a layer
 RESULTS = (
-    "visit",
-    "status",
-    "notices",
-    "empty",
-    "shown",
-    "answers",
-    "thoughts",
-    "slots",
-    "teacher",
-    "note",
-    "download",
-)
+    *SLOTTED, *LAYERED, "status", "notices", "empty", "shown", "answers", "compared", "thoughts", "teacher", "note",
+    "matters", "many", "by_number", "collapsed", "way", "download",
+)  # fmt: skip
 CLEARED = ("visit", "reveal", "truth_card", "notices", "empty", "shown")
 FILLED = ("clip", "question", "options", *CLEARED)
-REVEALED = ("truth_card", "reveal", "answers", "thoughts")
+REVEALED = ("truth_card", "reveal", "answers", "thoughts", "compared", "words")
 
 Record = dict[str, Any]  # a world's clip as `worlds.as_json` tells it
 Row = list[Any]  # new values of components, in the order of their names
@@ -90,17 +84,58 @@ class Visit:
     truth: Record | None = None  # its true record, if it is a world's
     known: bool = False  # whether the truth was shown
     reply: ask.Reply | None = None
+    other: ask.Reply | None = None  # another model's, for comparison
+    slot: int = 0  # the slot that is looked at
 
     def take(self, clip: str | None, truth: Record | None = None) -> None:
         """Another clip, or none."""
-        self.clip, self.truth, self.known, self.reply = clip, truth, False, None
+        self.clip, self.truth, self.known, self.reply, self.other = clip, truth, False, None, None
+
+    @property
+    def told(self) -> Record | None:
+        """The truth once it is known."""
+        return self.truth if self.known else None
 
     def cards(self) -> dict[str, Any]:
         """The reply's cards, marked right and wrong once the truth is known."""
         if self.reply is None:
             return {}
-        truth = self.truth if self.known else None
-        return {"answers": cards.answers(self.reply, truth), "thoughts": cards.thoughts(self.reply, truth)}
+        steps = [step["text"] for step in self.told["steps"]] if self.told else None
+        both = {each.settings["model"]: each for each in (self.reply, self.other) if each}
+        return {
+            "answers": cards.answers(self.reply, self.told),
+            "thoughts": cards.thoughts(self.reply, self.told),
+            "compared": panels.compared(both, self.told) if self.other else "",
+            "words": panels.slot_words(self.reply, self.slot, steps),
+        }
+
+    def of_slot(self) -> dict[str, Any]:
+        """What belongs to the slot that is looked at, but for its words."""
+        if self.reply is None:
+            return {}
+        reply, inside = self.reply, self.reply.inside
+        looked, changed = None, None
+        if inside and inside.looked:
+            frames = inside.looked.frames.mean((0, 1))
+            rows = torch.cat([frames[: reply.slots], frames[-1:]])
+            moments = [(step["start"], step["end"]) for step in self.truth["steps"]] if self.truth else []
+            looked = plots.looked(rows, inside.looked.seconds, moments, self.slot)
+        if inside and inside.changes:
+            changed = plots.changed(inside.changes, [option.text for option in reply.options], self.slot)
+        return {
+            "chips": panels.chips(reply.slots, self.slot), "strip": panels.strip(inside, self.slot), "looked": looked,
+            "changed": changed, "lens": panels.lens_table(inside, self.slot),
+        }  # fmt: skip
+
+    def of_layer(self, layer: float) -> dict[str, Any]:
+        """The heatmaps of one layer; None where there are no slots, or no written steps."""
+        if self.reply is None or not self.reply.slots:
+            return {"slots": None, "steps": None}
+        states, inside = self.reply.states, self.reply.inside
+        layer = min(max(int(layer), 0), len(states) - 1)
+        steps = inside.steps if inside else None
+        against = plots.steps(states[layer], steps[layer]) if steps is not None and steps.shape[1] else None
+        return {"slots": plots.slots(states, layer), "steps": against}
 
 
 def on_gpu(work: Callable[..., Any]) -> Callable[..., Any]:
@@ -143,13 +178,14 @@ def aside(work: Callable[[Callable[[str], None], Event], Any]) -> Generator[Any]
 
 
 def thinking(
-    model: ask.Model, clip: Clip, question: str, options: Sequence[str], pauses: int, write_chain: bool
-) -> Iterator[str | ask.Reply]:
+    model: ask.Model, clip: Clip, question: str, options: Sequence[str], pauses: int, write_chain: bool,
+    donors: Mapping[str, Clip] | None,
+) -> Iterator[str | ask.Reply]:  # fmt: skip
     """The stages of `ask` as they begin, "" while one goes on, then its reply. Closing it ends the work at its next stage."""
 
     def work(report: Callable[[str], None], _: Event) -> ask.Reply:
         try:
-            return ask.ask(model, clip, question, options, pauses, write_chain, report)
+            return ask.ask(model, clip, question, options, pauses, write_chain, report, donors)
         except (torch.OutOfMemoryError, MemoryError):
             raise ValueError(
                 "The clip doesn't fit in this machine's memory: give a shorter one, or fewer pauses."
@@ -173,6 +209,23 @@ def examples() -> list[Record]:
     """The records of the shipped clips, each with its clip's path."""
     files = sorted(EXAMPLES.glob("*.json"))
     return [json.loads(f.read_text(encoding="utf-8")) | {"clip": str(f.with_suffix(".mp4"))} for f in files]
+
+
+def donors(clip: Clip, truth: Record | None, sampling: Sampling) -> dict[str, Clip]:
+    """Clips whose slots can take the place of this one's: of a world's clip another of its kind, and the same with one event
+    changed, as if they had been filmed alike; of any other clip, an example's."""
+    if truth is None:
+        return {panels.OTHER: read(min(EXAMPLES.glob("*.mp4")), sampling)}
+    record = worlds.make(*(truth[name] for name in ("family", "difficulty", "seed", "split")))
+    others = (worlds.make(record.family, record.difficulty, record.seed + n, record.split) for n in range(1, 60))
+    found = {
+        panels.CHANGED: worlds.changed(record),
+        panels.OTHER: next(
+            (o for o in others if {*o.options} == {*record.options} and o.answer != record.answer), None
+        ),
+    }
+    size = clip.frames.shape[1:3]
+    return {name: replace(clip, frames=worlds.draw(o, clip.times, *size)) for name, o in found.items() if o}
 
 
 def lines(options: str | None) -> list[str]:
@@ -202,11 +255,14 @@ class Page:
         self.sandbox = Sandbox()
         self.examples = examples()
         self.thinking = on_gpu(partial(thinking, model))
+        self.others = [name for name in shipped() if f"small {name}" != model.name] if model.small else []
 
     def stages(
-        self, clip: str | None, question: str | None, options: str | None, pauses: float, write_chain: bool
-    ) -> Generator[str | tuple[ask.Reply, float]]:
-        """As `thinking`, the reply with the seconds that reading took. Errors: ValueError with a sentence."""
+        self, clip: str | None, question: str | None, options: str | None, pauses: float, write_chain: bool,
+        visit: Visit | None = None, other: str | None = None,
+    ) -> Generator[str | tuple[ask.Reply, float]]:  # fmt: skip
+        """As `thinking`, the reply with the seconds that reading took; then, with `other`, that model's. A visit's replies are
+        looked into. Errors: ValueError with a sentence."""
         if not clip:
             raise ValueError("There is no clip yet: pick an example, film one, or upload your own.")
         if not Path(clip).is_file():
@@ -218,9 +274,14 @@ class Page:
         began = time.perf_counter()
         frames = yield from self.reading(clip)
         seconds = time.perf_counter() - began
-        with closing(self.thinking(frames, question, lines(options), int(pauses), bool(write_chain))) as items:
-            for item in items:
-                yield item if isinstance(item, str) else (item, seconds)
+        given = None if visit is None else donors(frames, visit.truth, self.model.sampling)
+        runs = [self.thinking]
+        if other in self.others:
+            runs.append(on_gpu(partial(thinking, ask.load(ask.SMALL / other))))
+        for run in runs:
+            with closing(run(frames, question, lines(options), int(pauses), bool(write_chain), given)) as items:
+                for item in items:
+                    yield item if isinstance(item, str) else (item, seconds)
 
     def reading(self, clip: str) -> Generator[str, None, Clip]:
         """Returns the clip; "" until it is read."""
@@ -269,41 +330,67 @@ class Page:
     # What happens on the page.
 
     def on_think(
-        self, clip: str | None, question: str, options: str, pauses: float, write_chain: bool, layer: float, visit: Visit
+        self, clip: str | None, question: str, options: str, pauses: float, write_chain: bool, other: str | None,
+        layer: float, visit: Visit,
     ) -> Iterator[Row]:  # fmt: skip
+        replies: list[ask.Reply] = []
         try:
-            with closing(self.stages(clip, question, options, pauses, write_chain)) as stages:
+            with closing(self.stages(clip, question, options, pauses, write_chain, visit, other)) as stages:
                 for item in stages:
                     if isinstance(item, tuple):
-                        visit.reply = item[0]
-                        yield from self.results(visit, item[0], item[1], layer)
-                        return  # a further row, however empty, could reach the page before this one is drawn
-                    # In a silence too: a visitor who has left is noticed when something is said.
-                    yield row(RESULTS, **{"status": cards.progress(item, write_chain)} if item else {})
+                        replies.append(item[0])
+                        seconds = item[1]
+                    else:
+                        # In a silence too: a visitor who has left is noticed when something is said.
+                        yield row(RESULTS, **{"status": cards.progress(item, write_chain)} if item else {})
+            visit.reply, visit.other, visit.slot = replies[0], replies[1] if len(replies) > 1 else None, 0
+            yield from self.results(visit, visit.reply, seconds, layer)
+            # A further row, however empty, could reach the page before this one is drawn.
         except ValueError as error:
-            visit.reply = None
+            visit.reply = visit.other = None
             gone = {"empty": gr.HTML(visible=True), "shown": gr.Column(visible=False)}
             yield row(RESULTS, notices=cards.banner(str(error), "error"), **gone)
 
     def results(self, visit: Visit, reply: ask.Reply, reading: float, layer: float) -> Iterator[Row]:
-        against = None
+        against, inside = None, reply.inside
         if reply.teacher_state is not None:
             against = plots.teacher(reply.states, reply.answer_state, reply.teacher_state)
         everything = ask.as_json(reply, reading, states=True) | {"sampling": asdict(self.model.sampling)}
+        if visit.other:
+            everything["compared"] = ask.as_json(visit.other, reading, states=True)
+        options = [option.text for option in reply.options]
         with TemporaryDirectory() as folder:  # gradio has copied the file by the time that it asks for more
             path = Path(folder) / "sotto-reply.json"
             path.write_text(json.dumps(everything), encoding="utf-8")
             yield row(
                 RESULTS, visit=visit, notices=cards.notices(reply), empty=gr.HTML(visible=False),
-                shown=gr.Column(visible=True), slots=self.on_layer(layer, visit), teacher=against,
-                note=cards.TEACHER if against else cards.NO_TEACHER, download=str(path), **visit.cards(),
+                shown=gr.Column(visible=True), teacher=against, note=cards.TEACHER if against else cards.NO_TEACHER,
+                matters=panels.matters(reply), many=panels.many(reply), collapsed=panels.collapsed(inside),
+                by_number=plots.by_number(inside.fewer, options) if inside and inside.fewer else None,
+                way=plots.way(reply.states) if reply.slots else None, download=str(path), **visit.cards(),
+                **visit.of_slot(), **visit.of_layer(layer),
             )  # fmt: skip
 
-    def on_layer(self, layer: float, visit: Visit) -> Any:
-        """The heatmap of one layer; None where there are no slots."""
-        if visit.reply is None or not visit.reply.slots:
-            return None
-        return plots.slots(visit.reply.states, min(max(int(layer), 0), len(visit.reply.states) - 1))
+    def on_slot(self, visit: Visit, event: gr.EventData) -> Row:
+        if visit.reply is None or not 0 <= event.index < visit.reply.slots:
+            return row(SLOTTED)
+        visit.slot = event.index
+        return row(SLOTTED, visit=visit, **visit.of_slot(), words=visit.cards()["words"])
+
+    def on_layer(self, layer: float, visit: Visit) -> Row:
+        return row(LAYERED, **visit.of_layer(layer))
+
+    def on_share(self, visit: Visit, layer: float) -> Iterator[Any]:
+        """One run as a page of its own; nothing where there is no reply."""
+        if visit.reply is None:
+            return
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "sotto-reply.html"
+            path.write_text(
+                share.page(visit.reply, visit.told, visit.cards() | visit.of_slot() | visit.of_layer(layer)),
+                encoding="utf-8",
+            )
+            yield str(path)
 
     def on_pick(self, visit: Visit, event: gr.EventData) -> Row:
         record = self.examples[event.index]
@@ -375,6 +462,8 @@ class Page:
                     chain = gr.Checkbox(
                         True, label="Also answer by the written chain", container=False, elem_id="chain"
                     )
+                    other = gr.Dropdown(["", *self.others], value="", label="Compare with", visible=bool(self.others),
+                                        info="Another small model, on the same clip.", elem_id="other")  # fmt: skip
                     with gr.Row(elem_id="go"):
                         think = gr.Button("Think", variant="primary", scale=3, min_width=120, elem_id="think")
                         stop = gr.Button("Stop", scale=1, min_width=80, interactive=False, elem_id="stop")
@@ -384,38 +473,71 @@ class Page:
                     empty = gr.HTML(cards.EMPTY, elem_id="empty")
                     with gr.Column(visible=False, elem_id="shown") as shown:
                         answers = gr.HTML(elem_id="answers")
-                        thoughts = gr.HTML(elem_id="thoughts")
-                        with gr.Column(elem_id="states"):
-                            gr.HTML("<h3>What the slots hold: how alike their hidden states are</h3>")
-                            with gr.Row():
-                                with gr.Column(min_width=260, elem_id="slots"):
-                                    gr.HTML("<h4>Slot by slot, in one layer</h4>")
-                                    slots = gr.Plot(show_label=False, container=False, elem_classes="s-plot")
-                                    layer = gr.Slider(0, model.layers, value=model.layers, step=1, elem_id="layer",
-                                                      label="Layer", info="0 is the embeddings.")  # fmt: skip
-                                with gr.Column(min_width=260, elem_id="teacher"):
-                                    gr.HTML("<h4>Layer by layer, against the written chain</h4>")
-                                    teacher = gr.Plot(show_label=False, container=False, elem_classes="s-plot")
-                                    note = gr.HTML()
-                        download = gr.DownloadButton("Download everything as JSON", size="sm", elem_id="download")
+                        compared = gr.HTML(elem_id="compared")
+                        chips = gr.HTML(js_on_load=PICKED, elem_id="chips")
+                        with gr.Tabs(elem_id="inside"):
+                            with gr.Tab("What it thought"):
+                                gr.HTML(panels.lead(panels.THOUGHT))
+                                thoughts = gr.HTML(elem_id="thoughts")
+                                words = gr.HTML(elem_id="words")
+                            with gr.Tab("Where it looked"):
+                                gr.HTML(panels.lead(panels.LOOKED))
+                                looked = gr.Plot(show_label=False, container=False, elem_id="looked")
+                                gr.HTML("<h4>The chosen slot, frame by frame: the brighter, the more it attends</h4>")
+                                strip = gr.HTML(elem_id="strip")
+                            with gr.Tab("Does it matter?"):
+                                gr.HTML(panels.lead(panels.MATTERS))
+                                matters = gr.HTML(elem_id="matters")
+                                changed = gr.Plot(show_label=False, container=False, elem_id="changed")
+                            with gr.Tab("How many thoughts?"):
+                                gr.HTML(panels.lead(panels.MANY))
+                                many = gr.HTML(elem_id="many")
+                                by_number = gr.Plot(show_label=False, container=False, elem_id="number")
+                            with gr.Tab("Under the hood"):
+                                gr.HTML(panels.lead(panels.HOOD))
+                                with gr.Row():
+                                    with gr.Column(min_width=260, elem_id="slots"):
+                                        gr.HTML("<h4>Slot by slot, in one layer</h4>")
+                                        slots = gr.Plot(show_label=False, container=False, elem_classes="s-plot")
+                                    with gr.Column(min_width=260, elem_id="steps_like"):
+                                        gr.HTML("<h4>Slots against the written steps, in the same layer</h4>")
+                                        steps_like = gr.Plot(show_label=False, container=False, elem_classes="s-plot")
+                                layer = gr.Slider(0, model.layers, value=model.layers, step=1, elem_id="layer",
+                                                  label="Layer", info="0 is the embeddings.")  # fmt: skip
+                                with gr.Row():
+                                    with gr.Column(min_width=260, elem_id="teacher"):
+                                        gr.HTML("<h4>Layer by layer, against the written chain's answer</h4>")
+                                        teacher = gr.Plot(show_label=False, container=False, elem_classes="s-plot")
+                                        note = gr.HTML()
+                                    with gr.Column(min_width=260, elem_id="way"):
+                                        gr.HTML("<h4>The slots' way through the layers</h4>")
+                                        way = gr.Plot(show_label=False, container=False, elem_classes="s-plot")
+                                lens = gr.HTML(elem_id="lens")
+                                collapsed = gr.HTML(elem_id="collapsed")
+                        with gr.Row(elem_id="keep"):
+                            download = gr.DownloadButton("Download everything as JSON", size="sm", elem_id="download")
+                            shared = gr.Button("Download as a page to share", size="sm", elem_id="share")
+                            page = gr.DownloadButton("Page", elem_id="page", elem_classes="s-hidden")
             gr.HTML(f"Sotto {__version__} · {cards.text(model.name)} on {model.backbone.device}", elem_id="foot")
 
             visit = gr.State(Visit(), time_to_live=12 * HOUR)
             parts = {
                 "visit": visit, "clip": clip, "question": question, "options": options, "reveal": reveal,
                 "truth_card": truth_card, "status": status, "notices": notices, "empty": empty, "shown": shown,
-                "answers": answers, "thoughts": thoughts, "slots": slots, "teacher": teacher, "note": note,
-                "download": download,
+                "answers": answers, "compared": compared, "chips": chips, "thoughts": thoughts, "words": words,
+                "looked": looked, "strip": strip, "matters": matters, "changed": changed, "many": many,
+                "by_number": by_number, "slots": slots, "steps": steps_like, "teacher": teacher, "note": note, "way": way,
+                "lens": lens, "collapsed": collapsed, "download": download,
             }  # fmt: skip
-            results, cleared, filled, revealed = (
-                [parts[name] for name in names] for names in (RESULTS, CLEARED, FILLED, REVEALED)
+            results, cleared, filled, revealed, slotted, layered = (
+                [parts[name] for name in names] for names in (RESULTS, CLEARED, FILLED, REVEALED, SLOTTED, LAYERED)
             )
             asked = [clip, question, options, pauses, chain]
             told: Callable[..., dict[str, Any]] = partial(dict, api_visibility="private", show_progress="hidden")
             model_turn: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
             film_turn: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "film"}
             pressed = think.click(busy, None, [notices, think, stop], js=TO_RESULTS, **told(queue=False))
-            answered = pressed.then(self.on_think, [*asked, layer, visit], results,
+            answered = pressed.then(self.on_think, [*asked, other, layer, visit], results,
                                     **told(show_progress="minimal", show_progress_on=status, **model_turn))  # fmt: skip
             answered.then(idle, None, [status, think, stop], **told(queue=False))
             ends: dict[str, Any] = {"cancels": [answered]}  # in the line or at work, it makes room for others
@@ -426,7 +548,10 @@ class Page:
             gr.on([clip.upload, clip.clear], self.on_clip, [clip, visit], cleared, **told(queue=False, **ends))
             dice.click(lambda: random.randrange(10**6), None, seed, **told(queue=False))
             reveal.click(self.on_reveal, visit, revealed, **told(queue=False))
-            layer.input(self.on_layer, [layer, visit], slots, **told(trigger_mode="always_last"))
+            chips.click(self.on_slot, visit, slotted, **told(queue=False, trigger_mode="always_last"))
+            layer.input(self.on_layer, [layer, visit], layered, **told(trigger_mode="always_last"))
+            made = shared.click(self.on_share, [visit, layer], page, **told())
+            made.then(None, js="() => document.querySelector('#page').click()")
 
             # The API, through a button that nobody sees.
             called, reply = gr.Button(visible=False), gr.JSON(visible=False, label="reply")

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,10 @@ from engine.backbones.load import load as load_backbone
 from engine.config import build
 from engine.data.samples import Sample, letter
 from engine.familiarity import Familiarity
+from engine.insight import inside
+from engine.insight.inside import Inside
+from engine.insight.lens import TunedLens
+from engine.insight.subject import Subject
 from engine.layout import Frames
 from engine.methods import from_description
 from engine.methods.method import META, Method
@@ -49,6 +53,7 @@ class Model:
     familiarity: Familiarity | None  # None: knows no bounds to its world
     method: Method = field(default_factory=PauseDistillation)
     companions: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+    tuned: TunedLens | None = None
 
     @property
     def small(self) -> bool:
@@ -90,6 +95,7 @@ class Reply:
     states: Tensor  # [layers + 1, slots, dim]: the slots' hidden states, embeddings first
     answer_state: Tensor  # [layers + 1, dim]: the state that predicts the answer, after the slots
     teacher_state: Tensor | None  # [layers + 1, dim]: the same in the explicit chain
+    inside: Inside | None = None  # where it was asked for, and there are slots
 
 
 def load(path: str | Path | None = None, adapter: str | Path | None = None, device: str = "auto") -> Model:
@@ -117,10 +123,11 @@ def load(path: str | Path | None = None, adapter: str | Path | None = None, devi
         companions = method.companions(backbone)
         adapters.load_companions(Path(adapter or place), companions)
         familiarity = Familiarity.load(place)
+        tuned = TunedLens.load(place, backbone)
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"Can't load {adapter or place}: {' '.join(str(error).split())[:300]}") from None
     companions.to(device)
-    return Model(backbone, meta.get("name", str(path)), pauses, sampling, familiarity, method, companions)
+    return Model(backbone, meta.get("name", str(path)), pauses, sampling, familiarity, method, companions, tuned)
 
 
 def _meta(folder: Path) -> dict[str, Any]:
@@ -151,10 +158,12 @@ def ask(
     pauses: int = 8,
     write_chain: bool = True,
     report: Callable[[str], None] = lambda stage: None,
+    donors: Mapping[str, Clip] | None = None,
 ) -> Reply:
     """Thinks silently, answers, says the thoughts, and (with `write_chain`) answers again by the written chain.
 
-    Errors: ValueError with one sentence for what can't be asked.
+    donors: clips whose slots are put in the place of this one's, by name; where they are given, be it none, the reply is
+    looked into too. Errors: ValueError with one sentence for what can't be asked.
     """
     check(question, options, pauses)
     backbone, seconds = model.backbone, {}
@@ -166,8 +175,8 @@ def ask(
         seconds[name] = time.perf_counter() - began
         return result
 
-    visual = Frames(clip.frames, clip.seconds_per_frame, still=len(clip.frames) == 1)
     kind = "multiple choice" if options else "free-form"
+    visual = _frames(clip)
     sample = Sample(visual, question, tuple(options), (), "", kind)
     notices = [*clip.notices, *_bounds(model, visual, question, pauses)]
     thought, feedback, marks = (
@@ -192,7 +201,8 @@ def ask(
         else:
             answer = options[letters.index(answer)]
     spoken = timed("speak", "Saying the thoughts", lambda: generate.speak(backbone, thoughts))
-    explicit, teacher_state = None, None
+    said_aloud = generate.thoughts_of(spoken.text[0])
+    explicit, chain, teacher_state = None, None, None
     if write_chain:
         chain = timed("explicit", "Writing the chain out", lambda: generate.explicit(backbone, thoughts))
         said = generate.answer_of(chain.text[0])
@@ -201,16 +211,27 @@ def ask(
         text = generate.thoughts_of(chain.text[0])
         explicit = Explicit(text, said, chain.tokens[0], seconds["think"] + seconds["explicit"])
         teacher_state = _answer_state(backbone, chain)
+    seen = None
+    if donors is not None:
+        subject = Subject(backbone, model.method, pauses, model.companions, model.tuned)
+        others = {name: replace(sample, visual=_frames(other)) for name, other in donors.items()}
+        seen = timed(
+            "inside", "Looking inside", lambda: inside.look(subject, sample, thoughts, said_aloud, chain, others)
+        )
     settings = {
         "model": model.name, "pauses": pauses, "question": question, "options": list(options), "frames": len(clip.frames),
         "frame_times": [round(float(t), 4) for t in clip.times], "frame_size": list(clip.frames.shape[2:0:-1]),
         "reader": clip.reader, "device": str(backbone.device),
     }  # fmt: skip
     return Reply(
-        answer, chances, generate.thoughts_of(spoken.text[0]), explicit, pauses, written.tokens[0], seconds,
+        answer, chances, said_aloud, explicit, pauses, written.tokens[0], seconds,
         tuple(notices), settings, familiar, thoughts.states[:, 0].float().cpu(),
-        _answer_state(backbone, written), teacher_state,
+        _answer_state(backbone, written), teacher_state, seen,
     )  # fmt: skip
+
+
+def _frames(clip: Clip) -> Frames:
+    return Frames(clip.frames, clip.seconds_per_frame, still=len(clip.frames) == 1)
 
 
 def _answer_state(backbone: Backbone, written: generate.Written) -> Tensor:
@@ -238,7 +259,7 @@ def _bounds(model: Model, visual: Frames, question: str, pauses: int) -> list[st
 
 
 def as_json(reply: Reply, reading: float, states: bool = False) -> dict[str, Any]:
-    """A reply in JSON's own types; with `states`, hidden states too, rounded to 4 digits. reading: seconds for the clip."""
+    """A reply in JSON's own types; with `states`, hidden states and what was seen inside too. reading: seconds for the clip."""
     told = {
         "answer": reply.answer,
         "options": [asdict(option) for option in reply.options] or None,
@@ -255,7 +276,7 @@ def as_json(reply: Reply, reading: float, states: bool = False) -> dict[str, Any
         return told
     teacher = None if reply.teacher_state is None else _rounded(reply.teacher_state)
     held = {"slots": _rounded(reply.states), "answer": _rounded(reply.answer_state), "teacher": teacher}
-    return told | {"states": held}
+    return told | {"states": held, "inside": inside.as_json(reply.inside) if reply.inside else None}
 
 
 def _rounded(states: Tensor) -> list[Any]:

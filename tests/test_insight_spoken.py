@@ -69,7 +69,7 @@ def test_the_step_decoder_reads_what_it_was_taught_on(backbone: Backbone, name: 
     samples = [s for s in samples if len(s.steps) >= 2]
     count = 4 if name == "coconut" else 3
     thoughts = generate.think(backbone, samples, method.thinking(count), method.feedback(companions))
-    said = spoken.taught(backbone, method, companions, thoughts, limit=5)
+    said = spoken.taught(backbone, method, companions, thoughts, 3, limit=5)
     assert [len(texts) for texts in said] == [2 if name == "coconut" else 3] * len(samples)
 
     layouts = [method.layout(s, np.random.default_rng(0), 9) for s in samples]
@@ -108,7 +108,7 @@ def test_models_without_a_step_decoder_say_nothing_by_it(backbone: Backbone) -> 
     samples = [replace(tiny.chains(backbone)[3], dialect="chat")]
     method = PauseDistillation()
     thoughts = generate.think(backbone, samples, method.thinking(2))
-    assert spoken.taught(backbone, method, torch.nn.ModuleDict(), thoughts) == [[]]
+    assert spoken.taught(backbone, method, torch.nn.ModuleDict(), thoughts, 3) == [[]]
 
 
 def test_which_step_a_text_names_best() -> None:

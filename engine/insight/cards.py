@@ -22,8 +22,9 @@ last column is the silent answer's own state, which training drew to it.</small>
 NO_TEACHER = "<small>Tick “Also answer by the written chain” to compare the slots with it.</small>"
 EMPTY = f"""<div class="s-empty"><b aria-hidden="true">{"<i></i>" * 8}</b>
 <p>Pick, film or upload a clip, then press <strong>Think</strong>.</p>
-<small>The answer, the thoughts and the slots' hidden states appear here.</small></div>"""
-STAGES = ("Reading the clip", "Thinking silently", "Answering", "Saying the thoughts", "Writing the chain out")
+<small>The answer, the thoughts, and what the slots hold and do appear here.</small></div>"""
+CHAIN = "Writing the chain out"
+STAGES = ("Reading the clip", "Thinking silently", "Answering", "Saying the thoughts", CHAIN, "Looking inside")
 Truth = Mapping[str, Any]  # a world's record as `worlds.as_json` tells it
 
 
@@ -64,7 +65,7 @@ def notices(reply: Reply) -> str:
 
 def progress(stage: str, write_chain: bool) -> str:
     """The stages as a line of steps, those up to `stage` filled."""
-    stages = STAGES if write_chain else STAGES[:-1]
+    stages = [name for name in STAGES if write_chain or name != CHAIN]
     at = stages.index(stage) if stage in stages else 0
     dots = "".join(f'<i class="{"done" if i < at else "now" if i == at else ""}"></i>' for i in range(len(stages)))
     return f'<div class="s-progress" role="status"><span>{text(stage)} …</span><b aria-hidden="true">{dots}</b></div>'

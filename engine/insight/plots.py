@@ -33,6 +33,17 @@ def slots(states: Tensor, layer: int) -> Figure:
     return figure
 
 
+def steps(states: Tensor, written: Tensor) -> Figure:
+    """Heatmap, slot x written step: cosine of a slot's state with the one at the step's end, in one layer.
+
+    states: [slots, dim], written: [steps, dim].
+    """
+    cosine = similarity.between(states[None], written[None])[0]
+    figure = _heatmap(cosine, cosine, 1, "slot %{y}, step %{x}", "written step", "slot")
+    figure.update_xaxes(tickvals=_ticks(len(written)))
+    return figure.update_yaxes(tickvals=_ticks(len(states)))
+
+
 def teacher(states: Tensor, answer: Tensor, teacher_state: Tensor) -> Figure:
     """Heatmap, layer x slot: cosine with the written chain's state at the answer.
 
@@ -122,6 +133,78 @@ def cells(values: Tensor, x: Sequence[str], y: Sequence[str], x_title: str, y_ti
     figure = _figure([trace], x_title, y_title)
     figure.update_xaxes(type="category")
     return figure.update_yaxes(type="category", autorange="reversed", automargin=True)
+
+
+def looked(frames: Tensor, seconds: float, moments: Sequence[tuple[float, float]], chosen: int) -> Figure:
+    """Attention of each slot, and of the answer, to the clip's moments, the true steps' beginnings marked and numbered.
+
+    frames: [rows, slices], each `seconds` long; the last row is the answer's. moments: (start, end) of each step, or none.
+    """
+    from plotly.graph_objects import Heatmap
+
+    count, slices = len(frames) - 1, frames.shape[1]
+    names = [*map(str, range(1, count + 1)), "answer"]
+    trace = Heatmap(
+        z=frames.double().numpy().round(5).tolist(), x=[round((i + 0.5) * seconds, 4) for i in range(slices)], y=names,
+        zmin=0, colorscale=[UNRELATED, HALF, SAME], xgap=1, ygap=1,
+        hovertemplate="slot %{y}, %{x:.2f} s: %{z:.3f}<extra></extra>",
+        colorbar={"title": {"text": "attention", "side": "right"}, "thickness": 8, "outlinewidth": 0, "xpad": 6},
+    )  # fmt: skip
+    figure = _figure([trace], "time in the clip, s", "slot")
+    figure.update_yaxes(type="category", autorange="reversed")
+    for number, (start, _) in enumerate(moments):
+        figure.add_vline(x=start, line={"color": OPPOSITE, "width": 1, "dash": "dot"})
+        if number:
+            figure.add_annotation(
+                x=start, y=1, yref="paper", yanchor="bottom", xanchor="left", text=str(number + 1), showarrow=False
+            )
+    ends = {"x0": 0, "x1": slices * seconds, "y0": chosen - 0.5, "y1": chosen + 0.5}
+    figure.add_shape(type="rect", line={"color": OPPOSITE, "width": 2}, **ends)
+    return figure.update_layout(margin={"l": 56, "r": 8, "t": 22, "b": 44})
+
+
+def changed(changes: Mapping[str, Sequence[float]], options: Sequence[str], chosen: int) -> Figure:
+    """The options' probabilities under each change of the slots, stacked; the row without the chosen slot is bold."""
+    from plotly.graph_objects import Bar
+
+    mine = f"without slot {chosen + 1}"
+    rows = [f"<b>{name}</b>" if name == mine else name for name in changes]
+    traces = [
+        Bar(
+            y=rows, x=[round(row[i], 5) for row in changes.values()], name=f"{chr(65 + i)} {_short(option)}",
+            orientation="h", marker={"color": colour}, hovertemplate="%{y}: %{x:.1%}<extra></extra>",
+        )
+        for i, (option, colour) in enumerate(zip(options, _colours(len(options))))
+    ]  # fmt: skip
+    figure = _figure(traces, "probability", "")
+    figure.update_yaxes(autorange="reversed", automargin=True, dtick=1)
+    figure.update_xaxes(range=[0, 1])
+    return figure.update_layout(
+        barmode="stack", legend_traceorder="normal", bargap=0.25, height=110 + 22 * len(rows), margin_t=30
+    )
+
+
+def by_number(fewer: Sequence[Sequence[float]], options: Sequence[str]) -> Figure:
+    """The options' probabilities with the first slots only. fewer: [slots + 1][options]"""
+    from plotly.graph_objects import Scatter
+
+    traces = [
+        Scatter(
+            x=list(range(len(fewer))), y=[round(row[i], 5) for row in fewer], name=f"{chr(65 + i)} {_short(option)}",
+            mode="lines+markers", line={"color": colour}, hovertemplate="%{x} slots: %{y:.1%}<extra></extra>",
+        )
+        for i, (option, colour) in enumerate(zip(options, _colours(len(options))))
+    ]  # fmt: skip
+    figure = _figure(traces, "slots", "probability", grid=True)
+    figure.update_xaxes(tickvals=[0, *_ticks(len(fewer) - 1)])
+    figure.update_yaxes(range=[0, 1.02])
+    return figure.update_layout(margin_t=30)
+
+
+def _short(words: str) -> str:
+    """As plotly takes words as they are: no markup, and not longer than a legend has room for."""
+    words = words if len(words) <= 18 else words[:17] + "…"
+    return words.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def way(states: Tensor) -> Figure:

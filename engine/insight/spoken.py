@@ -33,16 +33,23 @@ def alone(backbone: Backbone, thoughts: Thoughts, limit: int = 256) -> list[list
 
 @torch.no_grad()
 def taught(
-    backbone: Backbone, method: Method, companions: nn.ModuleDict, thoughts: Thoughts, limit: int = 64
+    backbone: Backbone, method: Method, companions: nn.ModuleDict, thoughts: Thoughts, steps: int, limit: int = 64
 ) -> list[list[str]]:  # fmt: skip
     """What SIM-CoT's step decoder says of each thought: a sample's texts each, none for a model without one.
 
-    It reads what it was trained to read: the last state of a slot that rides the prefill, the input of one that is fed back.
+    It reads what it was trained to read: a slot that rides the prefill in its last layer, or in the one that stands for it in
+    a chain of `steps` steps; the input of one that is fed back.
     """
     if not isinstance(method, PauseDistillation | Coconut | Codi) or method.steps is None or DECODER not in companions:
         return [[] for _ in range(thoughts.batch)]
     fed_back = not isinstance(method, PauseDistillation)
-    states = backbone.fed(thoughts.states[0], thoughts.positions) if fed_back else thoughts.states[-1]
+    if fed_back:
+        states = backbone.fed(thoughts.states[0], thoughts.positions)
+    else:
+        layers = [method.steps.layer(slot, steps) for slot in range(thoughts.count)]
+        states = torch.stack(
+            [read_at(backbone, thoughts.states[:, :, i], layer) for i, layer in enumerate(layers)], dim=1
+        )
     size = method.c_thought if isinstance(method, Coconut) else 1
     groups = states.unflatten(1, (-1, size)).flatten(0, 1)  # [thoughts, states a thought, dim]
     decoder = double(companions[DECODER])
@@ -54,6 +61,11 @@ def taught(
     said = [text.strip() for text in generate.go_on(replace(backbone, model=decoder), packed, groups, limit).text]
     each = len(said) // thoughts.batch
     return [said[i : i + each] for i in range(0, len(said), each)]
+
+
+def read_at(backbone: Backbone, states: Tensor, layer: int | None) -> Tensor:
+    """States [layers + 1, ..., dim] -> [..., dim]: those of a layer as the head takes them, or the last (None)."""
+    return states[-1] if layer is None or layer >= backbone.layers else backbone.final_norm(states[layer])
 
 
 def likeness(said: str, step: str) -> float:

@@ -30,7 +30,9 @@ def bench() -> list[dict[str, Any]]:
     backbone = small.fresh(small.tokenizer(texts(300)), layers=12)
     clip = WorldsSource(difficulties=(6, 6))(0)
     frames = np.random.default_rng(0).integers(0, 256, (28, 224, 252, 3), dtype=np.uint8)
-    heavy = Sample(backbone.cut(Frames(frames, 0.5)), "What is it?", ("one", "two"), (), "A")  # 14 slices of 8 x 9 tokens
+    heavy = Sample(
+        backbone.cut(Frames(frames, 0.5)), "What is it?", ("one", "two"), (), "A"
+    )  # 14 slices of 8 x 9 tokens
     rows = [row(backbone, "embedded clip of 6 steps", clip), row(backbone, "1,008 video tokens", heavy)]
     return [line for pair in rows for line in pair]
 

@@ -38,6 +38,15 @@ def think(page: Page) -> None:
     expect(page.locator("#think")).to_be_enabled()
 
 
+def tab(page: Page, name: str) -> None:
+    """Opens a tab; where the row is too narrow for it, through the menu at its end."""
+    found = page.locator("#inside").get_by_role("tab", name=name)
+    if not found.is_visible():
+        page.locator("#inside .overflow-menu > button").click()
+        found = page.locator("#inside .overflow-dropdown").get_by_text(name)
+    found.click()
+
+
 def problem(page: Page, words: str) -> None:
     """Presses Think and waits for a sentence with these words."""
     page.locator("#think").click()
@@ -66,7 +75,12 @@ def test_an_example_is_answered_with_thoughts_and_plots(page: Page, tmp_path: Pa
         r"took [\d.]+× (fewer|more) tokens and [\d.]+× (less|more) time", page.locator(".s-saving").inner_text()
     )
 
-    for plot, x, y in (("#slots", "slot", "slot"), ("#teacher", "slot", "layer")):
+    tab(page, "Under the hood")
+    for plot, x, y in (
+        ("#slots", "slot", "slot"),
+        ("#steps_like", "written step", "slot"),
+        ("#teacher", "slot", "layer"),
+    ):
         svg = page.locator(f"{plot} .js-plotly-plot .main-svg").first
         expect(svg.locator(".hm image")).to_have_count(1)
         assert svg.locator(".hm image").get_attribute("href").startswith("data:image/png")
@@ -89,7 +103,64 @@ def test_an_example_is_answered_with_thoughts_and_plots(page: Page, tmp_path: Pa
     assert len(reply["states"]["slots"][0]) == reply["slots"] == pauses
     assert len(reply["states"]["slots"]) == len(reply["states"]["teacher"]) == len(reply["states"]["answer"])
     assert reply["settings"]["options"] == options
+    assert len(reply["inside"]["fewer_slots"]) == pauses + 1
+    assert 0 < len(reply["inside"]["said_by_donors"]) <= 2
     assert {"video", "think", "answer", "speak", "explicit"} <= set(reply["seconds"])
+
+
+def test_a_slot_is_looked_into(page: Page, tmp_path: Path) -> None:
+    """A click on a slot: its words, its frames, its rows in the plots; and all of it on a page to share."""
+    pick(page)
+    think(page)
+    slots = page.locator("#chips button")
+    expect(slots).to_have_count(8)
+    expect(page.locator("#words")).to_contain_text("Slot 1 by itself")
+    slots.nth(2).click()
+    expect(slots.nth(2)).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#words")).to_contain_text("Slot 3 by itself")
+    expect(page.locator("#words dd").first).not_to_be_empty()
+
+    tab(page, "Where it looked")
+    expect(page.locator("#looked .hm image")).to_have_count(1)
+    assert page.locator("#looked .xtitle").inner_html() == "time in the clip, s"
+    pictures = page.locator("#strip img")
+    before = pictures.first.get_attribute("src")
+    assert pictures.count() >= 3
+    slots.nth(6).click()
+    expect(pictures.first).not_to_have_attribute("src", str(before))
+
+    tab(page, "Does it matter?")
+    expect(page.locator("#matters")).to_contain_text(re.compile("The slots (decide|sway|hardly matter)"))
+    expect(page.locator("#matters")).to_contain_text("the same clip with one event changed")
+    names = page.locator("#changed .ytick text")
+    expect(names.filter(has_text="markers only")).to_have_count(1)
+    expect(names.locator("tspan[style*=bold]")).to_have_text("without slot 7")
+    assert page.locator("#changed .xtitle").inner_html() == "probability"
+
+    tab(page, "How many thoughts?")
+    expect(page.locator("#many")).to_contain_text("the answer is")
+    expect(page.locator("#number .scatterlayer .trace")).to_have_count(page.locator(".s-bars li").count())
+
+    tab(page, "Under the hood")
+    expect(page.locator("#way .scatterlayer .trace")).to_have_count(8)
+    expect(page.locator("#lens th.s-on")).to_have_text("7")
+    expect(page.locator("#collapsed")).to_contain_text("Effective rank")
+
+    with page.expect_download() as download:
+        page.locator("#share").click()
+    kept = tmp_path / "shared.html"
+    download.value.save_as(kept)
+    alone = page.context.browser.new_page(offline=True)
+    failed: list[str] = []
+    alone.on("pageerror", lambda error: failed.append(str(error)))
+    alone.goto(kept.as_uri())
+    expect(alone.locator(".js-plotly-plot .main-svg").first).to_be_visible()
+    assert alone.locator("h2").all_inner_texts() == [
+        "What it thought", "Where it looked", "Does it matter?", "How many thoughts?", "Under the hood",
+    ]  # fmt: skip
+    assert alone.locator(".js-plotly-plot").count() >= 6
+    assert not failed
+    alone.close()
 
 
 def test_a_filmed_clip_keeps_its_answer_until_asked(page: Page) -> None:
@@ -155,11 +226,16 @@ def test_an_uploaded_clip_is_answered(page: Page, tmp_path: Path) -> None:
     think(page)
     assert page.locator(".s-answers .s-big").inner_text() in ("left", "middle", "right")
     expect(page.locator("#answers")).to_contain_text("Not asked for")
+    tab(page, "Under the hood")
     expect(page.locator("#teacher")).to_contain_text("Also answer by the written chain")
     expect(page.locator("#reveal")).to_be_hidden()
     page.locator("#pauses input[type=number]").fill("0")
     page.locator("#think").click()
+    expect(page.locator("#chips button")).to_have_count(0)
+    tab(page, "What it thought")
     expect(page.locator("#thoughts")).to_contain_text("No pauses")
+    tab(page, "Does it matter?")
+    expect(page.locator("#matters")).to_contain_text("Slots can be replaced where there are some")
 
 
 @pytest.mark.parametrize(("name", "content"), [("text.mp4", b"Not a video at all.\n" * 50), ("empty.mp4", b"")])
@@ -225,19 +301,47 @@ def test_it_fits_and_can_be_read(page: Page) -> None:
         assert fits(page)
     pick(page, 2)
     think(page)
-    expect(page.locator("#teacher .hm image")).to_have_count(1)
     page.locator("#head summary").click()
     for size in SIZES[::-1]:
         page.set_viewport_size(size)
-        assert fits(page)
+        for name, plots in PLOTS.items():
+            tab(page, name)
+            assert fits(page)
+            for plot in plots:
+                uncut(page, plot)
         for button in ("#think", "#stop", "#download", "#reveal"):
             box = page.locator(button).bounding_box()
             assert box is not None
             assert 0 <= box["x"] <= box["x"] + box["width"] <= size["width"]
-    for place in (".s-big", ".s-cost", ".s-share", "#head p", "#thoughts h3"):
+    for place in (".s-big", ".s-cost", ".s-share", "#head p", "#chips button", ".s-lead"):
         readable(page, place, "color", 4.5)
     for place in ("#slots .xtitle", "#slots .ytick text", "#teacher .cbaxis text"):
         readable(page, place, "fill", 3)
+
+
+PLOTS = {
+    "What it thought": (), "Where it looked": ("#looked",), "Does it matter?": ("#changed",), "How many thoughts?": ("#number",),
+    "Under the hood": ("#slots", "#steps_like", "#teacher", "#way"),
+}  # fmt: skip
+
+
+def uncut(page: Page, plot: str) -> None:
+    """The plot is drawn, says what its axes are, and all of its words lie within it."""
+    drawn = page.locator(f"{plot} .js-plotly-plot")
+    expect(drawn).to_be_visible()
+    page.wait_for_function(
+        """plot => {
+          const ground = document.querySelector(plot + ' .main-svg').getBoundingClientRect();
+          const words = [...document.querySelectorAll(plot + ' .main-svg text')].filter(e => e.textContent.trim());
+          const titles = document.querySelectorAll(plot + ' .xtitle').length;
+          return titles == 1 && ground.width > 200 && words.length > 4 && words.every(e => {
+            const box = e.getBoundingClientRect();
+            return box.width == 0 || (box.left >= ground.left - 1 && box.right <= ground.right + 1
+              && box.top >= ground.top - 1 && box.bottom <= ground.bottom + 1) });
+        }""",
+        arg=plot,
+        timeout=15_000,
+    )
 
 
 def readable(page: Page, place: str, colour: str, least: float) -> None:

@@ -1,0 +1,130 @@
+"""One clip's thoughts seen from inside, for the page: what each slot says, where it looked, whether it matters.
+
+Everything goes on from what thinking left in the cache. Knows neither pages nor files, and not whether an answer is true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine import generate
+from engine.data.samples import Sample, letter
+from engine.generate import Thoughts, Written
+from engine.insight import attention, lens, similarity, spoken
+from engine.insight import replace as matter
+from engine.insight.attention import Looked
+from engine.insight.subject import Subject
+from engine.layout import Frames
+
+UNTOUCHED = "as they are"
+MOST_PICTURES = 12  # slices whose pictures are kept
+
+
+@dataclass(frozen=True)
+class Inside:
+    """All on the CPU; empty or None where the model, or the question, has no such thing."""
+
+    alone: tuple[str, ...]  # what each slot says when nothing else is seen
+    taught: tuple[str, ...]  # what the step decoder that taught the slots (SIM-CoT) says of each
+    looked: Looked | None  # rows: the slots, then the markers behind them; the last predicts the answer
+    pictures: np.ndarray  # uint8 [pictures, height, width, 3]: the middle frame of slices `pictured`
+    pictured: tuple[int, ...]
+    changes: Mapping[str, tuple[float, ...]]  # each option's probability under each change; the first changes nothing
+    donors: Mapping[str, tuple[float, ...]]  # and what the clips say themselves whose slots were put in
+    fewer: tuple[tuple[float, ...], ...]  # the same with the first 0, 1, .. slots only
+    words: list[list[list[tuple[str, float]]]]  # [layers + 1][slots]: the likeliest tokens, by the lens
+    tuned: bool  # by the tuned lens, or the plain one
+    steps: Tensor | None  # [layers + 1, steps, dim]: states at the ends of the written chain's steps
+    collapse: Mapping[str, Tensor]  # `similarity.collapse`: a [layers + 1] each
+
+
+@torch.no_grad()
+def look(
+    subject: Subject, sample: Sample, thoughts: Thoughts, said: str, chain: Written | None, donors: Mapping[str, Sample]
+) -> Inside | None:  # fmt: skip
+    """thoughts: of this sample alone; said: its thoughts as they were spoken. None where there are no slots."""
+    if not thoughts.count:
+        return None
+    backbone, method = subject.backbone, subject.method
+    lines = len(said.splitlines()) or thoughts.count
+    looked, pictures, pictured = _looked(subject, sample, thoughts)
+    shares, own, fewer = _changed(subject, sample, thoughts, donors)
+    said_by_layers = lens.words(backbone, lens.logits(backbone, thoughts.states[:, 0], subject.tuned))
+    table = backbone.model.get_input_embeddings().weight
+    held = similarity.collapse(thoughts.states[:, 0].float().cpu(), table.detach().float().cpu())
+    return Inside(
+        tuple(spoken.alone(backbone, thoughts)[0]) if subject.speaks else (),
+        tuple(spoken.taught(backbone, method, subject.companions, thoughts, lines)[0]),
+        looked, pictures, pictured, shares, own, fewer, said_by_layers, subject.tuned is not None,
+        spoken.step_states(backbone, chain).float().cpu() if chain else None, held,
+    )  # fmt: skip
+
+
+Shares = dict[str, tuple[float, ...]]
+
+
+def _changed(
+    subject: Subject, sample: Sample, thoughts: Thoughts, donors: Mapping[str, Sample]
+) -> tuple[Shares, Shares, tuple[tuple[float, ...], ...]]:  # fmt: skip
+    """The replacement test and the test with fewer slots, in one pass behind the cached prefix."""
+    if not sample.options:
+        return {}, {}, ()
+    backbone, method = subject.backbone, subject.method
+    letters = [letter(i) for i in range(len(sample.options))]
+    contents, theirs = {}, {}
+    for name, donor in donors.items():
+        other = subject.think([donor])
+        contents[name] = matter.held(backbone, other)
+        theirs[name] = tuple(generate.option_probabilities(backbone, other, letters, method.marks)[0].tolist())
+    changes = matter.changes(matter.held(backbone, thoughts), contents)
+    every = [*changes, *matter.first_ones(thoughts.count)]
+    shares = matter.probabilities(backbone, thoughts, every, letters, matter.marks(method))[:, 0].tolist()
+    named = {change.name: tuple(row) for change, row in zip(changes, shares)}
+    return named, theirs, tuple(map(tuple, shares[len(changes) :]))
+
+
+def _looked(
+    subject: Subject, sample: Sample, thoughts: Thoughts
+) -> tuple[Looked | None, np.ndarray, tuple[int, ...]]:  # fmt: skip
+    """Attention to the clip, with the middle frame of every slice, or of as many as may be shown."""
+    clip = sample.visual
+    if not isinstance(clip, Frames):
+        return None, np.empty(0), ()
+    try:
+        looked = attention.looked(subject.backbone, thoughts, [sample], (*subject.method.marks, "<answer>"))[0]
+    except ValueError:  # a picture whose tiles are no grid
+        return None, np.empty(0), ()
+    slices = looked.patches.shape[-3]
+    shown = np.linspace(0, slices - 1, min(slices, MOST_PICTURES)).round().astype(int)
+    middle = ((shown + 0.5) * len(clip.pixels) / slices).astype(int)
+    kept = replace(looked, patches=looked.patches.float().cpu(), slots=looked.slots.float().cpu())
+    return kept, clip.pixels[middle.clip(max=len(clip.pixels) - 1)], tuple(shown.tolist())
+
+
+def as_json(inside: Inside) -> dict[str, Any]:
+    """In JSON's own types, numbers rounded to 5 digits, without the pictures."""
+    looked = inside.looked
+    return {
+        "alone": list(inside.alone),
+        "taught": list(inside.taught),
+        "looked": looked and {
+            "seconds_a_slice": looked.seconds,
+            "patches": _rounded(looked.patches.mean((0, 1))),
+            "slots": _rounded(looked.slots.mean((0, 1))),
+        },
+        "changes": {name: _rounded(torch.tensor(row)) for name, row in inside.changes.items()},
+        "said_by_donors": {name: _rounded(torch.tensor(row)) for name, row in inside.donors.items()},
+        "fewer_slots": _rounded(torch.tensor(inside.fewer)),
+        "lens": {"kind": "tuned" if inside.tuned else "plain", "words": inside.words},
+        "collapse": {name: _rounded(layer) for name, layer in inside.collapse.items()},
+    }  # fmt: skip
+
+
+def _rounded(values: Tensor) -> Any:
+    return values.nan_to_num().double().numpy().round(5).tolist()

@@ -1,0 +1,208 @@
+"""The page's tabs as HTML: what was seen inside of one reply, in words and tables. Whatever was written is escaped."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from engine.ask import Reply
+from engine.insight import spoken
+from engine.insight.cards import text
+from engine.insight.inside import UNTOUCHED, Inside
+
+CHANGED = "a changed clip"  # donors, by name
+OTHER = "another clip"
+MOVED = 0.1  # total variation from which a change counts as felt
+SURE = 0.9  # confidence at which it could have stopped
+
+THOUGHT = """What the slots say when the model speaks from them. Words that can be read off a slot need not be what the answer
+is made from: that is what “Does it matter?” tests."""
+LOOKED = """How much each slot attends to each moment of the clip, over all layers and heads. Attention says where information
+could come from, not what was used of it."""
+MATTERS = """Each row puts something else in the place of the slots and asks for the answer again. Where nothing moves, the
+slots do not matter for this clip. It is a test of one clip: the report over many is python -m engine insight."""
+MANY = """The same answer from the first slots only. A model that was trained with one number of slots may do badly with
+fewer; being sure is not being right."""
+HOOD = """The hidden states themselves: how alike they are, and what each layer would say if it were the last. A word that
+can be read off a layer need not be used by the layers above it."""
+
+
+def chips(count: int, chosen: int) -> str:
+    """The slots as buttons; the chosen one is pressed."""
+    buttons = "".join(
+        f'<button data-index="{i}" aria-pressed="{"true" if i == chosen else "false"}">{i + 1}</button>'
+        for i in range(count)
+    )
+    return f'<div class="s-chips" role="group" aria-label="Slot">Slot {buttons}</div>' if count else ""
+
+
+def lead(sentence: str) -> str:
+    """What a tab shows, and what it does not."""
+    return f'<p class="s-lead">{text(" ".join(sentence.split()))}</p>'
+
+
+def slot_words(reply: Reply, chosen: int, steps: Sequence[str] | None = None) -> str:
+    """One slot in words. steps: the true ones, where they may be told; else it is held against the written chain's."""
+    inside = reply.inside
+    if inside is None:
+        return ""
+    written = reply.explicit.text.splitlines() if reply.explicit else []
+    against, whose = (steps, "true") if steps is not None else (written, "written")
+    rows = []
+    for title, said in (("Alone, it says", inside.alone), ("Its step decoder says", inside.taught)):
+        if chosen < len(said):
+            place, likeness = spoken.named_best(said[chosen], against)
+            best = f"most like {whose} step {place + 1}, {likeness:.0%} of the words" if place >= 0 else ""
+            rows.append(f"<dt>{title}</dt><dd>{text(said[chosen]) or '(nothing)'}<small>{best}</small></dd>")
+    if not rows:
+        rows.append("<dt>In words</dt><dd>This model was never taught to say single thoughts.</dd>")
+    return f'<section class="s-slot"><h4>Slot {chosen + 1} by itself</h4><dl>{"".join(rows)}</dl></section>'
+
+
+def strip(inside: Inside | None, chosen: int) -> str:
+    """The frames, each lit where the chosen slot attends to it."""
+    if inside is None or inside.looked is None:
+        return (
+            "<p>There is nothing to show: this reply has no slots, or its picture is cut into tiles that overlap.</p>"
+        )
+    heat = inside.looked.patches.mean((0, 1))[chosen].numpy()  # [slices, height, width]
+    most = max(float(heat.max()), 1e-12)
+    shown = []
+    for picture, place in zip(inside.pictures, inside.pictured, strict=True):
+        seconds = (place + 0.5) * inside.looked.seconds
+        share = f"{100 * heat[place].sum():.1f} %"
+        shown.append(
+            f'<figure><img src="{_lit(picture, heat[place] / most)}" alt="The clip at {seconds:.1f} s">'
+            f"<figcaption>{seconds:.1f} s<b>{share}</b></figcaption></figure>"
+        )
+    return f'<div class="s-strip">{"".join(shown)}</div>'
+
+
+def _lit(picture: np.ndarray, heat: np.ndarray) -> str:
+    """A frame [height, width, 3], darkened where the heat [patches down, across], 0 to 1, is low; as a data address."""
+    import cv2
+
+    scale = 168 / picture.shape[0]
+    size = (max(1, round(picture.shape[1] * scale)), 168)
+    large = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC).astype(np.float32)
+    light = cv2.resize(heat.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)[..., None]
+    shown = (large * (0.35 + 0.65 * light)).clip(0, 255).astype(np.uint8)
+    data = cv2.imencode(".jpg", shown[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+
+
+def matters(reply: Reply) -> str:
+    """In words: do the slots matter for this answer, and does it follow another clip's?"""
+    inside, options = reply.inside, [option.text for option in reply.options]
+    if inside is None or not inside.changes:
+        return "<p>Slots can be replaced where there are some, and options whose probabilities can be compared.</p>"
+    own, gone = (inside.changes[name] for name in (UNTOUCHED, "hidden"))
+    felt = distance(own, gone)
+    now = options[_best(gone)]
+    if now != options[_best(own)]:
+        told = [f"The slots decide this answer: when nothing may look at them, it becomes “{now}”."]
+    elif felt >= MOVED:
+        told = [f"The slots sway this answer but don't decide it: without them it stays “{now}”, less or more surely."]
+    else:
+        told = [f"The slots hardly matter for this answer: without them it stays “{now}”, as surely as before."]
+    for name, theirs in inside.donors.items():
+        said, before, after = (options[_best(row)] for row in (theirs, own, inside.changes[name]))
+        whose = "the same clip with one event changed" if name == CHANGED else "another clip"
+        if said == before:
+            told.append(f"The slots of {whose}, which is answered “{said}” too, prove nothing here.")
+        elif after == said:
+            told.append(f"With the slots of {whose} the answer follows: “{said}”, that clip's own.")
+        else:
+            told.append(f"With the slots of {whose}, which is answered “{said}”, the answer is “{after}”: it does not follow.")  # fmt: skip
+    return "".join(f"<p>{text(line)}</p>" for line in told)
+
+
+def many(reply: Reply) -> str:
+    """In words: how many slots this answer needs."""
+    inside, options = reply.inside, [option.text for option in reply.options]
+    if inside is None or not inside.fewer:
+        return "<p>The number of slots can be varied where there are some, and options to choose from.</p>"
+    chosen = [_best(row) for row in inside.fewer]
+    last = max((n for n, best in enumerate(chosen) if best != chosen[-1]), default=-1) + 1
+    since = f"From {_slots(last)} on" if last else "Without any slot, and with every number of them"
+    told = f"{since}, the answer is “{options[chosen[-1]]}”."
+    sure = next((n for n, row in enumerate(inside.fewer) if max(row) >= SURE), None)
+    if sure is None:
+        told += f" It is nowhere {SURE:.0%} sure: a model that thinks aloud when unsure would write the chain here."
+    else:
+        told += f" {SURE:.0%} sure it is with {_slots(sure)} for the first time, of “{options[chosen[sure]]}”."
+    return f"<p>{text(told)}</p>"
+
+
+def _slots(count: int) -> str:
+    return f"{count} slot{'s' * (count != 1)}"
+
+
+def lens_table(inside: Inside | None, chosen: int) -> str:
+    """The likeliest word of every layer at every slot, the last layer first; the stronger, the likelier."""
+    if inside is None:
+        return ""
+    head = "".join(f'<th class="{_on(i, chosen)}">{i + 1}</th>' for i in range(len(inside.words[0])))
+    rows = []
+    for layer in range(len(inside.words) - 1, -1, -1):
+        cells = []
+        for i, likely in enumerate(inside.words[layer]):
+            every = ", ".join(f"{word.strip() or '␣'} {share:.0%}" for word, share in likely)
+            word, share = likely[0]
+            cells.append(
+                f'<td class="{_on(i, chosen)}" title="{text(every)}" style="--s-share:{0.35 + 0.65 * share:.2f}">'
+                f"{text(word.strip()) or '␣'}</td>"
+            )
+        rows.append(f"<tr><th>{layer}</th>{''.join(cells)}</tr>")
+    kind = "tuned lens" if inside.tuned else "logit lens"
+    return (
+        f'<div class="s-lens"><table><caption>Layer by slot, {kind}</caption>'
+        f"<tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
+    )
+
+
+def _on(place: int, chosen: int) -> str:
+    return "s-on" if place == chosen else ""
+
+
+def collapsed(inside: Inside | None) -> str:
+    """SIM-CoT's measures and their like, at the last layer."""
+    if inside is None:
+        return ""
+    last = {name: float(layer[-1]) for name, layer in inside.collapse.items()}
+    said = {
+        "Mean cosine of two slots": f"{last['cosine']:.2f}",
+        "Effective rank": f"{last['effective_rank']:.1f} directions",
+        "Mean length": f"{last['norm']:.1f} embedding lengths",
+        "Mean distance of two slots": f"{last['distance']:.1f}",
+        "Mean distance to the vocabulary's centre": f"{last['centre']:.1f}",
+    }
+    rows = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in said.items())
+    return f'<section class="s-slot"><h4>Have they collapsed? In the last layer</h4><dl>{rows}</dl></section>'
+
+
+def compared(replies: Mapping[str, Reply], truth: Mapping[str, object] | None = None) -> str:
+    """The same question, answered silently by two models."""
+    rows = []
+    for name, reply in replies.items():
+        sure = f"{max(option.probability for option in reply.options):.0%}" if reply.options else ""
+        right = "" if truth is None else ("correct" if reply.answer == truth["answer"] else "incorrect")
+        cells = (name, reply.answer or "(nothing)", sure, right, reply.thoughts.replace("\n", "; "))
+        felt = matters(reply).split("</p>")[0].removeprefix("<p>") if reply.inside else "It has no slots."
+        rows.append("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in cells) + f"<td>{felt}</td></tr>")
+    head = ("model", "answer", "sure", "", "thoughts", "its slots")
+    return (
+        '<section class="s-compared"><h3>Two models on the same clip</h3><div><table>'
+        f"<tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{''.join(rows)}</table></div></section>"
+    )
+
+
+def distance(row: Sequence[float], other: Sequence[float]) -> float:
+    """Total variation, 0 to 1."""
+    return sum(abs(a - b) for a, b in zip(row, other, strict=True)) / 2
+
+
+def _best(row: Sequence[float]) -> int:
+    return max(range(len(row)), key=row.__getitem__)
