@@ -22,6 +22,7 @@ from typing import Any, Concatenate, Literal, ParamSpec
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -33,7 +34,7 @@ from engine.config import ConfigError
 from engine.data.samples import Sample
 from engine.layout import Packed, pack, packed_length
 from engine.methods import described
-from engine.methods.method import META, Method, run
+from engine.methods.method import COMPANIONS, META, Method, run
 
 
 def setting(default: Any, text: str) -> Any:
@@ -46,7 +47,7 @@ Validate = Callable[[Backbone, nn.ModuleDict], dict[str, float]]
 
 @dataclass(frozen=True)
 class Training:
-    init: str = setting("", "folder or Hub id of the model to start from")
+    init: str = setting("", "folder or Hub id of the model to start from, and of its companions if it has any")
     adapter: str = setting("", "folder of an adapter of that model: to go on with (under lora), else merged into it")
     out: str = setting("", "folder for checkpoints, logs and the best model")
     steps: int = setting(1000, "optimizer steps")
@@ -254,6 +255,14 @@ def train(
     if config.adapter and (lora is None or method.frozen):
         adapters.merge(backbone.model, config.adapter)
     companions = method.companions(backbone)
+    if len(companions) and (Path(config.init) / COMPANIONS).is_file():
+        try:
+            adapters.load_companions(Path(config.init), companions)
+        except (RuntimeError, SafetensorError):
+            raise ConfigError(
+                f"{Path(config.init) / COMPANIONS} belongs to another method: remove it to start anew."
+            ) from None
+        companions.train()
     if config.gradient_checkpointing:
         deep: list[Any] = [*companions.values()] if method.frozen else [backbone.model]
         for module in deep:

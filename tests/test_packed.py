@@ -31,6 +31,7 @@ METHODS = {
     "pause": PauseDistillation(pauses=(2, 9)),
     "as published": replace(PauseDistillation.as_published(), pauses=(2, 9)),
     "student": PauseDistillation(mode="student", pauses=(1, 3)),
+    "silent": PauseDistillation(mode="silent", pauses=(1, 3)),
     "teacher": PauseDistillation(mode="teacher"),
     "explicit": Explicit(),
     "filler": Silent(pauses=3),
@@ -118,6 +119,8 @@ def loss_of(method: object, branches: dict[str, Separate]) -> Tensor:
         return only
     if method.mode == "teacher":
         return losses["teacher"]
+    if method.mode == "silent":
+        return 0.5 * losses["answer"]
     tasks = 0.5 * losses["speak"] + 0.5 * losses["answer"]
     if method.mode == "student":
         return tasks

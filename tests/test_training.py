@@ -1,17 +1,22 @@
 """The training loop: exact resume, steps decided by (seed, step) alone, safe checkpoints, clear refusals."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from engine.backbones.load import load
 from engine.config import ConfigError
 from engine.data.worlds import WorldsSource
 from engine.methods.controls import Explicit, Silent
+from engine.methods.method import COMPANIONS
 from engine.methods.pause import PauseDistillation
-from engine.training import Batches, Training, checkpoints, learning_rate, train
+from engine.methods.steps import StepSupervision
+from engine.training import Batches, Training, checkpoints, learning_rate, optimizers, train
 from tests.tiny import tiny_backbone
 
 
@@ -42,11 +47,12 @@ def losses(out: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
-def test_a_resumed_run_gives_the_losses_of_one_that_was_not_interrupted(start, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_gives_the_losses_of_one_that_was_not_interrupted(start, tmp_path, optimizer):
     method = PauseDistillation(pauses=(2, 5))
-    train(settings(start, tmp_path / "whole", 4), method, SOURCE, accuracy)
-    train(settings(start, tmp_path / "parts", 2), method, SOURCE, accuracy)
-    train(settings(start, tmp_path / "parts", 4), method, SOURCE, accuracy, resume=True)
+    train(settings(start, tmp_path / "whole", 4, optimizer=optimizer), method, SOURCE, accuracy)
+    train(settings(start, tmp_path / "parts", 2, optimizer=optimizer), method, SOURCE, accuracy)
+    train(settings(start, tmp_path / "parts", 4, optimizer=optimizer), method, SOURCE, accuracy, resume=True)
     whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
     assert whole == parts
     assert len(set(whole.values())) == 4
@@ -54,10 +60,37 @@ def test_a_resumed_run_gives_the_losses_of_one_that_was_not_interrupted(start, t
         one, other = (checkpoints(tmp_path / run)[-1] / name for run in ("whole", "parts"))
         assert one.exists()
         assert other.exists()
-    from safetensors.torch import load_file
-
     one, other = (load_file(checkpoints(tmp_path / run)[-1] / "model.safetensors") for run in ("whole", "parts"))
     assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_muon_moves_the_matrices_inside_the_layers_and_adamw_the_rest(start):
+    backbone = load(start)
+    rest, inner = optimizers(Training(optimizer="muon"), torch.nn.ModuleList([backbone.model]))
+    (turned,) = inner.param_groups
+    names = {parameter: name for name, parameter in backbone.model.named_parameters()}
+    moved = {names[p] for p in turned["params"]}
+    assert all(names[p] not in moved for group in rest.param_groups for p in group["params"])
+    assert len(moved) + sum(len(group["params"]) for group in rest.param_groups) == len(names)
+    assert any("q_proj" in name for name in moved)
+    assert not any("embed" in name or "norm" in name or "bias" in name or "lm_head" in name for name in moved)
+    assert len(optimizers(Training(), torch.nn.ModuleList([backbone.model]))) == 1
+
+
+def test_companions_go_on_from_those_beside_the_model(start, tmp_path):
+    taught = PauseDistillation(mode="silent", pauses=(3, 3), steps=StepSupervision(layers=1))
+    best = train(settings(start, tmp_path / "first", 2), taught, SOURCE, accuracy)
+    still = settings(str(best), tmp_path / "second", 1, lr=0.0)
+    then = train(still, PauseDistillation(pauses=(3, 3), steps=StepSupervision(layers=1)), SOURCE, accuracy)
+    before, after = (load_file(folder / COMPANIONS) for folder in (best, then))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(ConfigError, match="another method"):
+        train(
+            settings(str(best), tmp_path / "third", 1),
+            replace(taught, steps=StepSupervision(layers=2)),
+            SOURCE,
+            accuracy,
+        )
 
 
 @pytest.mark.parametrize("workers", [0, 1])
