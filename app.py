@@ -179,7 +179,7 @@ def aside(work: Callable[[Callable[[str], None], Event], Any]) -> Generator[Any]
 
 def thinking(
     model: ask.Model, clip: Clip, question: str, options: Sequence[str], pauses: int, write_chain: bool,
-    donors: Mapping[str, Clip] | None,
+    donors: Mapping[str, Clip] | None = None,
 ) -> Iterator[str | ask.Reply]:  # fmt: skip
     """The stages of `ask` as they begin, "" while one goes on, then its reply. Closing it ends the work at its next stage."""
 

@@ -75,7 +75,7 @@ def test_the_shipped_configurations_load():
     from train.table import Table, trials
 
     kinds = {
-        "pause": "pause", "qwen2_5_vl_7b_video_r1": "pause", "answer_only": "controls.Silent", "filler": "controls.Silent",
+        "pause": "pause", "silent": "pause", "qwen2_5_vl_7b_video_r1": "pause", "answer_only": "controls.Silent", "filler": "controls.Silent",
         "lookup": "lookup", "gsm8k_cot": "coconut", "gsm8k_coconut": "coconut", "gsm8k_coconut_simcot": "coconut",
         "prosqa_coconut": "coconut", "gsm8k_codi": "codi", "gsm8k_codi_simcot": "codi", "gsm8k_codi_llama": "codi",
     }  # fmt: skip

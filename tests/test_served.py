@@ -82,12 +82,12 @@ def test_each_visitor_is_alone(server: Server) -> None:
             assert "True answer" not in json.dumps(await other.call("on_reveal", [None]))
             assert "True answer" in json.dumps(await one.call("on_reveal", [None]))
             clip = await one.upload("one.mp4", CLIP.read_bytes())
-            thought = await one.call("on_think", [clip, *ASKED, 1, None])
+            thought = await one.call("on_think", [clip, *ASKED, "", 1, None])
             assert "s-answers" in json.dumps(thought)
             assert "data:image/png" in json.dumps(await one.call("on_layer", [1, None])) or "heatmap" in json.dumps(
                 thought
             )
-            assert await other.call("on_layer", [1, None]) == [None]
+            assert await other.call("on_layer", [1, None]) == [None, None]
             plain = hashlib.sha256(CLIP.read_bytes()).hexdigest()
             assert plain not in clip["path"]  # who knows a clip doesn't know its address
 
@@ -105,7 +105,7 @@ def test_who_leaves_makes_room(server: Server, how: str) -> None:
             await second.call("think", [clip, *ASKED])
             (decoder,) = decoders(server)
             decoder.send_signal(signal.SIGSTOP)
-            event = (await first.join("on_think", [clip, *ASKED, 1, None])).json()["event_id"]
+            event = (await first.join("on_think", [clip, *ASKED, "", 1, None])).json()["event_id"]
             async for message in first.messages():
                 if message["msg"] == "process_generating":
                     break  # and with it the connection

@@ -15,8 +15,8 @@ from pathlib import Path
 from engine.benchmark import Benchmark, measure
 
 CONFIGS = Path(__file__).parent / "configs" / "small"
-RUNS = {"pause": "pause", "explicit": "explicit", "answer_only": "silent", "filler": "silent"}  # config -> script
-SHIPPED = tuple(name.replace("_", "-") for name in RUNS)
+CONTROLS = {"explicit": "explicit", "answer_only": "silent", "filler": "silent"}  # config -> script
+SHIPPED = ("pause", *(name.replace("_", "-") for name in CONTROLS))
 EXPECTED = Path(__file__).parent.parent / "assets" / "small" / "scores.json"
 
 
@@ -57,8 +57,11 @@ def retrain(out: Path) -> None:
     trained("lookup", "lookup", out / "fresh", out / "lookup")
     if not (out / "perceive").exists():
         python("train.perceive", str(out / "lookup" / "best"), str(out / "perceive"))
-    for (config, script), place in zip(RUNS.items(), SHIPPED, strict=True):
-        trained(script, config, out / "perceive", out / place)
+    trained("pause", "silent", out / "perceive", out / "silent")
+    trained("pause", "pause", out / "silent" / "best", out / "pause")
+    for config, script in CONTROLS.items():
+        trained(script, config, out / "perceive", out / config.replace("_", "-"))
+    for place in SHIPPED:
         python("train.publish", str(out / place), str(EXPECTED.parent / place))
 
 

@@ -75,7 +75,7 @@ def test_closing_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
 
     def endless(*args: object) -> None:
-        report = args[-1]
+        report = args[-2]  # donors follow
         try:
             while True:
                 report("Answering")
