@@ -294,7 +294,7 @@ def train(
             _note(out, {"resumed": start})
     out.mkdir(parents=True, exist_ok=True)
     log, board = (out / ("log.jsonl" if leads else f"log-{rank}.jsonl")).open("a", encoding="utf-8"), None
-    settings = {"training": asdict(config), "method": described(method), **(note or {})}
+    settings = {"training": asdict(config), "processes": ranks, "method": described(method), **(note or {})}
     if lora:
         settings["lora"] = asdict(lora)
     if leads:

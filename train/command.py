@@ -77,17 +77,24 @@ class Run:
         return chosen[0] if chosen else WorldsSource()
 
 
-def arguments(description: str | None, argv: list[str] | None) -> tuple[str, bool, dict[str, str]]:
-    """--config, --resume, and one flag for each training setting: -> file, resume, the settings that are given."""
+def arguments(description: str | None, argv: list[str] | None) -> tuple[dict[str, Any], bool, dict[str, str]]:
+    """--config, --resume, and one flag for each training setting: -> the file's values, resume, the settings given.
+
+    Of several files, a later one's sections stand in place of an earlier one's: a stage, then the method that it trains.
+    Errors: ConfigError for a file that can't be read.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="YAML file; train/configs/ has one for each published recipe")
+    parser.add_argument("--config", required=True, nargs="+", metavar="YAML", help="train/configs/ has one for each published recipe; of several, a later one's sections replace an earlier one's")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in `out`")
     group = parser.add_argument_group("training settings (each overrides the file's)")
     for setting in fields(Training):
         flag = "--" + setting.name.replace("_", "-")
         group.add_argument(flag, metavar=str(setting.type).split("[")[0].upper(), help=f"{setting.metadata['help']} (default {setting.default})")  # fmt: skip
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
-    return given.pop("config"), given.pop("resume"), given
+    values: dict[str, Any] = {}
+    for path in given.pop("config"):
+        values |= read_yaml(path)
+    return values, given.pop("resume"), given
 
 
 def main(
@@ -100,9 +107,9 @@ def main(
 
     translate: turns a file's keys into this project's.
     """
-    config, resume, overrides = arguments(description, argv)
     try:
-        values = translate(read_yaml(config))
+        values, resume, overrides = arguments(description, argv)
+        values = translate(values)
         values["training"] = {**values.get("training", {}), **overrides}
         run = build(Run, values)
         chosen: Method = build(method, run.method, "method.")

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from engine.backbones.base import Backbone
-from engine.config import ConfigError, build, convert, read_yaml
+from engine.config import ConfigError, build, convert
 from engine.data.samples import Sample
 from engine.evaluation import mean
 from engine.insight.information import information
@@ -148,9 +148,8 @@ def scores(stages: list[Planned]) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 2 with one sentence for a bad configuration."""
-    config, resume, overrides = arguments(__doc__, argv)
     try:
-        values = read_yaml(config)
+        values, resume, overrides = arguments(__doc__, argv)
         values["training"] = {**values.get("training", {}), **overrides}
         stages = plan(values)
         if stages[0].run.training.only_eval:

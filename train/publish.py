@@ -1,6 +1,6 @@
 """Turns a finished run into a shipped model: weights in bf16, what the page needs to know, a model card with its scores.
 
-python -m train.publish runs/pause assets/small/pause
+python -m train.publish runs/pause/pause assets/small/pause
 """
 
 import argparse
@@ -28,7 +28,6 @@ def main() -> None:
 
 def publish(run: Path, out: Path, clips: int) -> None:
     settings = json.loads((run / "settings.json").read_text())
-    best = json.loads((run / "best" / "scores.json").read_text())
     method = from_description(settings["method"])
     backbone = load(run / "best", tokens=method.tokens)
     backbone.model.bfloat16()
@@ -57,20 +56,27 @@ def publish(run: Path, out: Path, clips: int) -> None:
         results = evaluate(backbone, samples, method, how, method.trained_slots, speak=speak)
         scores[split] = summary(results, [r.family for r in records], [r.difficulty for r in records])
     (out / "README.md").write_text(
-        card(out.name, settings, best, scores, seconds(run), sum(p.numel() for p in backbone.model.parameters()))
+        card(out.name, lineage(run), scores, sum(p.numel() for p in backbone.model.parameters()))
     )
 
 
-def seconds(run: Path) -> float:
-    """Training time, from samples seen and the rate of the log's last line."""
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    last = [line for line in lines if "samples_per_second" in line][-1]
-    training = json.loads((run / "settings.json").read_text())["training"]
-    return last["step"] * training["batch"] / last["samples_per_second"]
+def lineage(run: Path) -> list[tuple[dict, int, float]]:
+    """The run and those that it was started from, first to last -> (settings, clips seen, seconds of training) each."""
+    stages: list[tuple[dict, int, float]] = []
+    while (run / "settings.json").is_file():
+        settings = json.loads((run / "settings.json").read_text())
+        lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        last = [line for line in lines if "samples_per_second" in line][-1]
+        clips = last["step"] * settings["training"]["batch"] * settings["processes"]
+        stages.insert(0, (settings, clips, clips / last["samples_per_second"]))
+        run = Path(settings["training"]["init"]).parent
+    return stages
 
 
-def card(name: str, settings: dict, best: dict, scores: dict, took: float, parameters: int) -> str:
-    training = settings["training"]
+def card(name: str, stages: list[tuple[dict, int, float]], scores: dict, parameters: int) -> str:
+    settings = stages[-1][0]
+    history = "\n".join(stage(*each) for each in stages)
+    minutes = sum(seconds for _, _, seconds in stages) / 60
     rows = []
     for split, figures in scores.items():
         low, high = figures["interval"]
@@ -87,14 +93,21 @@ A small Qwen2.5-VL (the real class, {parameters / 1e6:.1f} M parameters) trained
 knows these worlds and nothing else.
 
 - Method: {json.dumps(settings["method"])}
-- Start: `{training["init"]}`; {training["steps"]} steps of {training["batch"]} clips, learning rate {training["lr"]}, seed {training["seed"]}; best validation step {best["step"]}
-- Training time: about {took / 60:.0f} minutes of optimizer steps on two CPU cores, {training["precision"]} autocast
-- Data: `engine.worlds`, training split, 1 to 6 steps a clip
+- Start: `{stages[0][0]["training"]["init"]}`, whose vision encoder `train.perceive` has taught, and whose look-up of options `train.lookup`
+- Data: `engine.worlds`, training split; {sum(clips for _, clips, _ in stages):,} clips in all, about {minutes:.0f} minutes of training on two CPU cores, stage by stage:
+{history}
 
 | split | accuracy (95 % interval) | by family | generated tokens | clips |
 |---|---|---|---|---|
 {chr(10).join(rows)}
 """
+
+
+def stage(settings: dict, clips: int, seconds: float) -> str:
+    training, worlds = settings["training"], settings["WorldsSource"]
+    low, high = worlds["difficulties"]
+    rate = f"{training['optimizer']} at {training['lr']}, {training['schedule']}, {training['precision']}"
+    return f"  - {Path(training['out']).name}: {clips:,} clips of {low} to {high} steps ({', '.join(dict.fromkeys(worlds['families']))}), {rate}, seed {worlds['seed']}, {seconds / 60:.0f} minutes"  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from pathlib import Path
 from engine.benchmark import Benchmark, measure
 
 CONFIGS = Path(__file__).parent / "configs" / "small"
-CONTROLS = {"explicit": "explicit", "answer_only": "silent", "filler": "silent"}  # config -> script
-SHIPPED = ("pause", *(name.replace("_", "-") for name in CONTROLS))
+STAGES = ("short", "silent", "pause")
+CONTROLS = {"explicit": "explicit", "answer-only": "silent", "filler": "silent"}  # model -> script
+SHIPPED = ("pause", *CONTROLS)
 EXPECTED = Path(__file__).parent.parent / "assets" / "small" / "scores.json"
 
 
@@ -49,20 +50,24 @@ def retrain(out: Path) -> None:
     def python(*words: str) -> None:
         subprocess.run([sys.executable, "-m", *words], check=True)
 
-    def trained(script: str, config: str, start: Path, to: Path) -> None:
-        python(f"train.{script}", "--config", str(CONFIGS / f"{config}.yaml"), "--init", str(start), "--out", str(to), "--resume")  # fmt: skip
+    def staged(script: str, name: str, control: Path | None = None) -> None:
+        """One stage after another; a control goes through the same clips and steps with its own objective."""
+        start = out / "perceive"
+        for stage in STAGES:
+            files = [str(CONFIGS / f"{stage}.yaml"), *([str(control)] if control else [])]
+            python(f"train.{script}", "--config", *files, "--init", str(start), "--out", str(out / name / stage), "--resume")  # fmt: skip
+            start = out / name / stage / "best"
 
     if not (out / "fresh").exists():
         python("train.fresh", str(out / "fresh"))
-    trained("lookup", "lookup", out / "fresh", out / "lookup")
+    python("train.lookup", "--config", str(CONFIGS / "lookup.yaml"), "--init", str(out / "fresh"), "--out", str(out / "lookup"), "--resume")  # fmt: skip
     if not (out / "perceive").exists():
         python("train.perceive", str(out / "lookup" / "best"), str(out / "perceive"))
-    trained("pause", "silent", out / "perceive", out / "silent")
-    trained("pause", "pause", out / "silent" / "best", out / "pause")
-    for config, script in CONTROLS.items():
-        trained(script, config, out / "perceive", out / config.replace("_", "-"))
+    staged("pause", "pause")
+    for name, script in CONTROLS.items():
+        staged(script, name, CONFIGS / f"{name.replace('-', '_')}.yaml")
     for place in SHIPPED:
-        python("train.publish", str(out / place), str(EXPECTED.parent / place))
+        python("train.publish", str(out / place / STAGES[-1]), str(EXPECTED.parent / place))
 
 
 if __name__ == "__main__":
