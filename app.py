@@ -3,6 +3,8 @@
 python app.py                                        # the small model that ships, on http://127.0.0.1:7860
 python app.py --model Qwen/Qwen2.5-VL-3B-Instruct    # any folder or Hub id of a supported family
 python app.py --model FOLDER --adapter FOLDER --host 0.0.0.0 --port 8000
+
+On a Space the variables MODEL_ID and ADAPTER_ID name them.
 """
 
 import argparse
@@ -22,11 +24,14 @@ from tempfile import TemporaryDirectory
 from threading import Event, Thread
 from typing import Any
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # both are read when the libraries below are imported
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # all three are read when the libraries below are imported
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what Apple's GPU can't do is done on the CPU
 
 try:
-    import spaces  # on ZeroGPU only, and before torch
+    if os.environ.get("SPACES_ZERO_GPU", "").lower() not in ("1", "t", "true"):
+        raise ImportError("This is no ZeroGPU.")
+    import spaces  # before torch, which it changes
 except ImportError:
     spaces = None
 
@@ -49,6 +54,7 @@ READING = 20.0  # seconds that one clip may take of everybody's time; frames rea
 LINE = 64  # visitors who may wait at once
 SESSIONS = 200  # whose states are kept; then the one longest unused goes
 MINUTE, HOUR = 60, 3600
+GPU_SECONDS = 120  # of ZeroGPU for one answer, its written chain and what is looked at inside
 UPLOAD, UPLOADS, LIFE = 200 * 2**20, 4 * 2**30, 2 * HOUR  # bytes of one file and of all; seconds that they are kept
 ICON = (
     "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'><rect width='32' height='32' rx='9' fill='%234f46e5'/>"
@@ -140,7 +146,7 @@ class Visit:
 
 def on_gpu(work: Callable[..., Any]) -> Callable[..., Any]:
     """Borrows a GPU for the work where the page runs on ZeroGPU; elsewhere the same work."""
-    return spaces.GPU(work) if spaces else work
+    return spaces.GPU(duration=GPU_SECONDS)(work) if spaces else work
 
 
 def aside(work: Callable[[Callable[[str], None], Event], Any]) -> Generator[Any]:
@@ -430,10 +436,10 @@ class Page:
     def build(self) -> gr.Blocks:
         """Lays the page out and wires it."""
         model = self.model
-        low, high = model.trained_pauses or (8, 8)
-        trained = (
-            f"Trained with {low}{f' to {high}' * (low < high)}." if model.trained_pauses else "Never trained for them."
-        )
+        low, high = model.trained_pauses or (0, 0)
+        trained = f"Trained with {low}{f' to {high}' * (low < high)}."
+        if not model.trained_pauses:
+            trained = "This model was never trained for them: compare its written chain."
         steps_info = "Trained on 1 to 6." if model.small else None
         with gr.Blocks(
             title="Sotto", analytics_enabled=False, delete_cache=(10 * MINUTE, LIFE), fill_width=True
@@ -457,7 +463,7 @@ class Page:
                     question = gr.Textbox(label="Question", lines=1, max_lines=6, elem_id="question")
                     options = gr.Textbox(label="Options", lines=3, max_lines=8, elem_id="options",
                                          placeholder="One a line; none for an open question.")  # fmt: skip
-                    pauses = gr.Slider(0, MOST_PAUSES, value=min(max(8, low), high), step=1, elem_id="pauses",
+                    pauses = gr.Slider(0, MOST_PAUSES, value=min(model.usual_pauses, MOST_PAUSES), step=1, elem_id="pauses",
                                        label="Pauses", info=f"Silent thinking slots. {trained}")  # fmt: skip
                     chain = gr.Checkbox(
                         True, label="Also answer by the written chain", container=False, elem_id="chain"
@@ -469,7 +475,7 @@ class Page:
                         stop = gr.Button("Stop", scale=1, min_width=80, interactive=False, elem_id="stop")
                 with gr.Column(scale=8, min_width=300, elem_id="results"):
                     status = gr.HTML(elem_id="status")
-                    notices = gr.HTML(elem_id="notices")
+                    notices = gr.HTML("" if model.taught else cards.banner(ask.UNTAUGHT), elem_id="notices")
                     empty = gr.HTML(cards.EMPTY, elem_id="empty")
                     with gr.Column(visible=False, elem_id="shown") as shown:
                         answers = gr.HTML(elem_id="answers")
@@ -583,7 +589,8 @@ def parser() -> argparse.ArgumentParser:
     known = argparse.ArgumentParser(prog="python app.py", description="Opens the page.")
     known.add_argument("--model", default=os.environ.get("MODEL_ID"),
                        help="folder or Hub id (default: $MODEL_ID, else the small model that ships)")  # fmt: skip
-    known.add_argument("--adapter", help="PEFT adapter to merge in")
+    known.add_argument("--adapter", default=os.environ.get("ADAPTER_ID"),
+                       help="PEFT adapter to merge in, folder or Hub id (default: $ADAPTER_ID)")  # fmt: skip
     host, port = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), os.environ.get("GRADIO_SERVER_PORT", "7860")
     known.add_argument("--host", default=host, help="0.0.0.0 to be reached from other machines")
     known.add_argument("--port", type=int, default=port)

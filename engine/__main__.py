@@ -1,8 +1,13 @@
-"""The command line: python -m engine world | answer | evaluate | insight. JSON on stdout, messages on stderr, exit 0 or 2."""
+"""The command line: python -m engine world | answer | evaluate | benchmark | prompt | export | insight | check-data
+| prepare | import-checkpoint.
+
+JSON on stdout, messages on stderr, exit 0 or 2; check-data tells in words unless --json, and exits 1 where it finds faults.
+"""
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import sys
@@ -34,7 +39,7 @@ def answer(options: argparse.Namespace) -> dict[str, Any]:
     from engine.video import read
 
     quiet()
-    ask.check(options.question, options.option, options.pauses)
+    ask.check(options.question, options.option, options.pauses or 0)
     model = ask.load(options.model, options.adapter, options.device)
     chosen = {
         name: getattr(options, name) for name in ("fps", "frames", "pixels") if getattr(options, name) is not None
@@ -60,6 +65,57 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     return measure(benchmark, methods, options.pauses, options.device, lambda line: print(line, file=sys.stderr))
 
 
+def benchmark(options: argparse.Namespace) -> dict[str, Any]:
+    from pathlib import Path
+
+    from engine import ask, examination
+
+    quiet()
+    shard = examination.shard_of(options.shard)
+    judge = examination.judge_of(options.judge) if options.judge else None
+    examination.protocol_of(options.name, judge)
+    given = {name: getattr(options, name) for name in ("fps", "frames", "pixels") if getattr(options, name) is not None}
+    model = ask.load(options.model, options.adapter, options.device)
+    exam = examination.Examination(
+        options.name, options.file, options.media or str(Path(options.file).parent), options.model or model.name,
+        options.adapter or "", options.mode, model.usual_pauses if options.pauses is None else options.pauses,
+        examination.sampling(model, options.name, given), not options.as_asked, options.limit, options.longest,
+    )  # fmt: skip
+    return examination.examine(
+        model, exam, Path(options.out), shard, options.resume, options.batch, judge,
+        lambda line: print(line, file=sys.stderr),
+    )  # fmt: skip
+
+
+def prompt(options: argparse.Namespace) -> dict[str, Any]:
+    from engine import ask
+    from engine import prompt as written
+    from engine.layout import Frames
+    from engine.video import read
+
+    quiet()
+    ask.check(options.question, options.option, options.pauses or 0)
+    model = ask.load(options.model, options.adapter, options.device)
+    clip = read(options.clip, model.sampling) if options.clip != "-" else None
+    visual = Frames(clip.frames, clip.seconds_per_frame, still=len(clip.frames) == 1) if clip else None
+    found = written.prompt(model, visual, options.question, options.option, options.pauses, options.mode)
+    positions = found.inputs.get("position_ids")
+    return {
+        "text": found.text, "ids": found.ids, "stop": found.stop, "notices": list(found.notices),
+        "position_ids": None if positions is None else positions[:, 0].tolist(),
+    }  # fmt: skip
+
+
+def export(options: argparse.Namespace) -> dict[str, Any]:
+    from engine import export as exported
+
+    quiet()
+    form: exported.Form | None = "merged" if options.merge else "adapter" if options.adapter else None
+    out = exported.export(options.source, options.out, form, options.base or "", options.scores)
+    address = exported.push(out, options.push, options.private) if options.push else None
+    return {"folder": str(out), "files": sorted(file.name for file in out.iterdir()), "hub": address}
+
+
 def insight(options: argparse.Namespace) -> dict[str, Any]:
     from pathlib import Path
 
@@ -71,6 +127,42 @@ def insight(options: argparse.Namespace) -> dict[str, Any]:
         options.split, options.limit, Path(options.out), methods, options.pauses, options.batch, options.device,
         lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
+
+
+def check_data(options: argparse.Namespace) -> int:
+    """Exit code: 0 clean, 1 with faults."""
+    from engine.data import check
+
+    if options.media < 0:
+        raise ValueError(f"--media {options.media}: it's how many clips and images to read.")
+    source, name = check.reader(options.file, options.format, options.root, options.without_steps, options.most_steps)
+    report = check.check(source, name, options.media)
+    print(json.dumps(report.as_json(), indent=1) if options.json else report.as_text())
+    return 0 if report.clean else 1
+
+
+def prepare(options: argparse.Namespace) -> dict[str, Any]:
+    from engine.data.aokvqa import prepare_all
+
+    return {"samples": prepare_all(options.source, options.out, options.images, options.leave_out)}
+
+
+def import_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
+    from pathlib import Path
+
+    from engine import imports
+
+    quiet()
+    places = {}
+    for each in options.token:
+        name, equals, place = each.rpartition("=")
+        if not equals or not place.isdigit():
+            raise ValueError(f"--token {each}: write it as NAME=ID.")
+        places[name] = int(place)
+    out = imports.imported(
+        options.kind, Path(options.source), Path(options.out), options.base, options.alpha, options.latents, places
+    )
+    return {"folder": str(out), "files": sorted(file.name for file in out.iterdir())}
 
 
 def span(text: str, flag: str) -> tuple[int, int]:
@@ -99,7 +191,7 @@ def parser() -> argparse.ArgumentParser:
     ask.add_argument(
         "--option", action="append", default=[], help="an option's text; repeat it; none = an open question"
     )
-    ask.add_argument("--pauses", type=int, default=8, help="thinking slots")
+    ask.add_argument("--pauses", type=int, help="thinking slots (default: 8, or what the model was trained with)")
     ask.add_argument("--model", help="folder or Hub id (default: the small model that ships)")
     ask.add_argument("--adapter", help="PEFT adapter to merge in")
     ask.add_argument("--silent", action="store_true", help="don't answer by the written chain too")
@@ -122,6 +214,51 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--json", action="store_true", help="print JSON (the default, and the only form)")
     score.set_defaults(run=evaluate)
 
+    sit = verbs.add_parser("benchmark", help="score a model on a real benchmark's file")
+    sit.add_argument("name", help="video-r1, aokvqa-choice, aokvqa-direct, mmstar, mmbench, ai2d, mathvista, mmvet, hallusionbench")  # fmt: skip
+    sit.add_argument("file", help="as published: JSON, JSON lines or TSV")
+    sit.add_argument("--media", help="folder of its clips or images (default: the file's)")
+    sit.add_argument("--model", help="folder or Hub id (default: the small model that ships)")
+    sit.add_argument("--adapter", help="PEFT adapter to merge in")
+    sit.add_argument("--mode", default="silent", choices=["silent", "explicit", "spoken"], help="spoken: silent, and the thoughts are said too")  # fmt: skip
+    sit.add_argument("--pauses", type=int, help="thinking slots (default: 8, or what the model was trained with)")
+    sit.add_argument("--as-asked", action="store_true", help="no sentence about the answer's form behind a question, as Heima was trained")  # fmt: skip
+    sit.add_argument("--judge", metavar="MODULE:FUNCTION", help="(question, said, true) -> 0 to 1; mmvet needs one")
+    sit.add_argument("--shard", default="1/1", help="I/N: the I-th of N, from 1")
+    sit.add_argument("--out", required=True, help="folder for the answers, a line each, and their scores")
+    sit.add_argument("--resume", action="store_true", help="go on with what --out holds")
+    sit.add_argument("--limit", type=int, help="only so many questions, from the first")
+    sit.add_argument("--longest", type=int, default=1024, help="most tokens of what is written")
+    sit.add_argument("--batch", type=int, default=8, help="questions at a time")
+    sit.add_argument("--fps", type=float, help="frames a second to look at")
+    sit.add_argument("--frames", type=int, help="exact number of frames, evenly over the clip")
+    sit.add_argument("--pixels", type=int, help="most pixels a frame or an image")
+    sit.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    sit.set_defaults(run=benchmark)
+
+    ahead = verbs.add_parser("prompt", help="the exact prompt behind which a model answers, for transformers or vLLM")
+    ahead.add_argument("clip", help="a clip or an image; - for none")
+    ahead.add_argument("question")
+    ahead.add_argument("--option", action="append", default=[], help="an option's text; repeat it")
+    ahead.add_argument("--pauses", type=int, help="thinking slots (default: 8, or what the model was trained with)")
+    ahead.add_argument("--mode", default="silent", choices=["silent", "explicit"])
+    ahead.add_argument("--model", help="folder or Hub id (default: the small model that ships)")
+    ahead.add_argument("--adapter", help="PEFT adapter to merge in")
+    ahead.add_argument("--device", default="cpu", choices=["auto", "cpu", "cuda", "mps"])
+    ahead.set_defaults(run=prompt)
+
+    give = verbs.add_parser("export", help="a trained model or adapter as a folder for others, with a model card")
+    give.add_argument("source", help="a run's folder, a model's, or an adapter's")
+    give.add_argument("out", help="the folder to write")
+    forms = give.add_mutually_exclusive_group()
+    forms.add_argument("--merge", action="store_true", help="an adapter becomes part of its model's weights")
+    forms.add_argument("--adapter", action="store_true", help="the adapter alone (the default for one)")
+    give.add_argument("--base", help="the model that an adapter is for (default: as its folder says)")
+    give.add_argument("--scores", action="append", default=[], metavar="SUMMARY.JSON", help="a benchmark's, for the card; repeat it")  # fmt: skip
+    give.add_argument("--push", metavar="REPO", help="upload it to this Hub repository too")
+    give.add_argument("--private", action="store_true", help="a new repository is private")
+    give.set_defaults(run=export)
+
     study = verbs.add_parser("insight", help="what the slots of the shipped models hold, and whether they matter")
     study.add_argument("--split", default="test", choices=["test", "longer", "validation"])
     study.add_argument("--limit", type=int, default=500, help="clips")
@@ -132,14 +269,80 @@ def parser() -> argparse.ArgumentParser:
     study.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     study.add_argument("--json", action="store_true", help="print JSON (the default, and the only form)")
     study.set_defaults(run=insight)
+
+    look = verbs.add_parser(
+        "check-data", help="what a data file holds, and what is wrong with it", description=CHECKED + written_by_hand(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    look.add_argument("file")
+    look.add_argument(
+        "--format",
+        default="",
+        metavar="NAME",
+        help="the format's name in a configuration (default: told by the fields)",
+    )
+    look.add_argument("--root", default="", help="folder that clips and images are looked for in (default: the file's)")
+    look.add_argument(
+        "--media", type=int, default=0, metavar="N", help="read N clips or images too, spread over the file"
+    )
+    look.add_argument("--without-steps", action="store_true", help="rows need no steps, as for methods without a chain")
+    look.add_argument("--most-steps", type=int, default=64, help="most steps that a row may have")
+    look.add_argument("--json", action="store_true", help="print JSON, with every fault")
+    look.set_defaults(run=check_data)
+
+    make = verbs.add_parser("prepare", help="published annotations in the form that is trained on")
+    make.add_argument("dataset", choices=["aokvqa"])
+    make.add_argument("source", metavar="SRC", help="aokvqa_v1p0_train.json, say; or the folder with train and val")
+    make.add_argument("out", metavar="OUT", help="the JSON file to write; or a folder, where SRC is one")
+    make.add_argument(
+        "--images",
+        default="",
+        help="COCO's folder with train2017 and val2017, or one of them (default: the annotations')",
+    )
+    make.add_argument("--leave-out", type=int, default=0, help="so many annotations that can't be used may be left out")
+    make.add_argument("--json", action="store_true", help="print JSON (the default, and the only form)")
+    make.set_defaults(run=prepare)
+
+    take = verbs.add_parser(
+        "import-checkpoint", help="a published checkpoint of CODI, SIM-CoT or Heima as a folder of ours"
+    )
+    take.add_argument(
+        "kind", choices=["codi", "coconut", "heima"], help="codi and coconut: with SIM-CoT's decoder or without"
+    )
+    take.add_argument(
+        "source", metavar="SRC", help="a file or folder of .safetensors, or of .bin or .pt with tensors alone"
+    )
+    take.add_argument("out", metavar="OUT", help="the folder to write")
+    take.add_argument("--base", required=True, help="the model that it was trained from, a folder or Hub id")
+    take.add_argument("--alpha", type=float, default=32.0, help="LoRA's (default 32, as published)")
+    take.add_argument("--latents", type=int, default=6, help="thoughts that it was trained with (default 6)")
+    take.add_argument("--token", action="append", default=[], metavar="NAME=ID", help="Heima: where the checkpoint has a thinking token; repeat it")  # fmt: skip
+    take.set_defaults(run=import_checkpoint)
     return top
+
+
+CHECKED = """Says what a data file holds and what is wrong with it, by row and field: exit 0 if it's clean, 1 with faults, 2 if it
+can't be read. Formats: jsonl, video_r1, llava_cot, aokvqa, multimodal_coconut, coconut_json, gsm8k_icot, codi_json.
+The first is yours to write by hand:
+
+"""
+
+
+def written_by_hand() -> str:
+    """The description of our own format, from where it is read."""
+    from pathlib import Path
+
+    return ast.get_docstring(ast.parse((Path(__file__).parent / "data" / "jsonl.py").read_text(encoding="utf-8"))) or ""
 
 
 def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     options = parser().parse_args(argv)
     try:
-        print(json.dumps(options.run(options), indent=1))
+        told = options.run(options)
+        if isinstance(told, int):
+            return told
+        print(json.dumps(told, indent=1))
     except (ValueError, OSError) as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2

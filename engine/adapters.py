@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
-from safetensors.torch import load_model, save_model
-from torch import nn
+from safetensors.torch import load_model, save_file, save_model
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from engine.backbones.base import Backbone
@@ -145,18 +145,42 @@ def only_trained(models: Sequence[nn.Module], states: Sequence[dict[str, Any]], 
 
 
 def save(
-    folder: Path, backbone: Backbone, companions: nn.ModuleDict, adapters: Mapping[str, PeftModel], frozen: bool
-) -> None:
-    """What was trained, and the tokenizer: the model or its adapter, companions or theirs."""
+    folder: Path, backbone: Backbone, companions: nn.ModuleDict, adapters: Mapping[str, PeftModel], frozen: bool,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:  # fmt: skip
+    """What was trained, and the tokenizer: the model or its adapter, companions or theirs.
+
+    weights: where the modules hold a share of theirs alone, all of them, by name: model.*, companions.*.
+    """
+
+    def under(prefix: str, new: str = "") -> dict[str, Tensor] | None:
+        if weights is None:
+            return None
+        return {new + name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
     folder.mkdir(parents=True)
     if not frozen and MAIN not in adapters:
-        backbone.save(folder)
+        own = under("model.")
+        if own is not None:  # of weights that are shared, as of embedding and head, the first alone
+            names = {name for name, _ in backbone.model.named_parameters(remove_duplicate=False)}
+            twice = names - {name for name, _ in backbone.model.named_parameters()}
+            own = {name: tensor for name, tensor in own.items() if name not in twice}
+        backbone.model.save_pretrained(folder, state_dict=own)
     backbone.tokenizer.save_pretrained(folder)
     for name, adapter in adapters.items():
-        adapter.save_pretrained(str(folder / name), save_embedding_layers=False)
+        own = under(f"companions.{name}." if name else "model.", "base_model.model.")
+        adapter.save_pretrained(str(folder / name), save_embedding_layers=False, state_dict=own)
         (folder / name / "README.md").unlink()  # peft's empty form
     if whole := nn.ModuleDict({name: module for name, module in companions.items() if name not in adapters}):
-        save_model(whole, str(folder / COMPANIONS))
+        if weights is None:
+            save_model(whole, str(folder / COMPANIONS))
+        else:
+            own = {
+                f"{name}.{key}": tensor
+                for name in whole
+                for key, tensor in (under(f"companions.{name}.") or {}).items()
+            }
+            save_file(own, folder / COMPANIONS)
 
 
 def load_companions(folder: Path, companions: nn.ModuleDict) -> None:

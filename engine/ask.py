@@ -8,12 +8,16 @@ reply.answer, reply.thoughts, reply.states.shape
 from __future__ import annotations
 
 import json
+import math
+import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
+import psutil
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -21,25 +25,47 @@ from torch import Tensor, nn
 from engine import adapters, generate
 from engine.backbones.base import Backbone
 from engine.backbones.load import load as load_backbone
-from engine.config import build
-from engine.data.samples import Sample, letter
+from engine.config import ConfigError, build
+from engine.data.samples import TYPE_HINTS, Sample, letter, with_options
 from engine.familiarity import Familiarity
 from engine.insight import inside
 from engine.insight.inside import Inside
 from engine.insight.lens import TunedLens
 from engine.insight.subject import Subject
-from engine.layout import Frames
+from engine.layout import Frames, Layout, Segment, Special, slots
 from engine.methods import from_description
 from engine.methods.method import META, Method
 from engine.methods.pause import PauseDistillation
+from engine.scores import option_letter
 from engine.video import Clip, Sampling
 
 SMALL = Path(__file__).parent.parent / "assets" / "small"
 PUBLISHED_SAMPLING = Sampling(fps=2.0, min_frames=4, max_frames=16, pixels=128 * 28 * 28)
+LONGEST_CHAIN = 1024  # tokens of a real model's written chain
+STEPWISE = "First think it through step by step between <think> and </think>. Then:"
+UNTAUGHT = (
+    "Nothing in this model's folder says that it was ever trained for pauses: trust the written chain, which every model "
+    "can write, rather than the silent answer."
+)
 UNKNOWN = "The small model abstains:"
 REAL = "For clips of your own, choose a real model with --model."
 MOST_PAUSES = 256
 LONGEST_QUESTION = 4000  # characters, options included
+
+
+@dataclass(frozen=True)
+class Untaught(Method):
+    """A model as others published it: it knows none of the methods' tokens, so it is asked in plain words, and what is
+    given to it before its answer are slots that mean nothing to it, if any are asked for.
+    """
+
+    marks: ClassVar[tuple[str, ...]] = ()
+
+    def thinking(self, count: int) -> tuple[Segment, ...]:
+        return (slots("<pause>", count),) if count else ()
+
+    def layout(self, sample: Sample, rng: np.random.Generator, epoch: int = 0) -> Layout:
+        raise ConfigError(f"Nothing in the model's folder ({META}) says how it was trained.")
 
 
 @dataclass(frozen=True)
@@ -62,6 +88,22 @@ class Model:
     @property
     def layers(self) -> int:
         return self.backbone.layers
+
+    @property
+    def taught(self) -> bool:
+        """Whether it was trained by one of this project's methods, and knows their tokens."""
+        return not isinstance(self.method, Untaught)
+
+    @property
+    def usual_pauses(self) -> int:
+        """8, or the nearest number that it was trained with; none where it was never trained for them."""
+        if self.trained_pauses is None:
+            return 0
+        return min(max(8, self.trained_pauses[0]), self.trained_pauses[1])
+
+    @property
+    def longest_chain(self) -> int:
+        return generate.LONGEST_CHAIN if self.small else LONGEST_CHAIN
 
 
 @dataclass(frozen=True)
@@ -110,11 +152,14 @@ def load(path: str | Path | None = None, adapter: str | Path | None = None, devi
         raise ValueError(f"There is no folder {place}: name one that holds a model, or a Hub id.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
     try:
-        meta = {key: value for folder in (place, adapter) if folder for key, value in _meta(Path(folder)).items()}
-        method = from_description(meta["method"]) if "method" in meta else PauseDistillation()
-        backbone = load_backbone(str(place), device, dtype, method.tokens)
+        place = local(place)
+        adapter = local(adapter) if adapter else None
+        meta = {key: value for folder in (place, adapter) if folder for key, value in _meta(folder).items()}
+        method: Method = PauseDistillation() if meta.get("pauses") else Untaught()
+        if "method" in meta:
+            method = from_description(meta["method"])
+        backbone = load_backbone(str(place), device, precision(device, place), method.tokens)
         if adapter:
             adapters.merge(backbone.model, adapter)
             backbone.model.eval()
@@ -128,6 +173,42 @@ def load(path: str | Path | None = None, adapter: str | Path | None = None, devi
         raise ValueError(f"Can't load {adapter or place}: {' '.join(str(error).split())[:300]}") from None
     companions.to(device)
     return Model(backbone, meta.get("name", str(path)), pauses, sampling, familiarity, method, companions, tuned)
+
+
+def local(place: str | Path) -> Path:
+    """A folder as it is; of a Hub id, the folder that its files are downloaded to, without pickles."""
+    if Path(place).is_dir() or str(place).startswith((".", "/", "~")):
+        return Path(place)
+    from huggingface_hub import snapshot_download
+
+    kinds = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    return Path(snapshot_download(str(place), allow_patterns=kinds, ignore_patterns=["original/*", "consolidated*"]))
+
+
+def precision(device: str, folder: Path) -> torch.dtype:
+    """bfloat16 on a GPU, and on a CPU in whose free memory the weights wouldn't fit twice over in float32; else float32.
+
+    Apple's GPUs compute in bfloat16 from macOS 14 on. float16 is never chosen: activations of such models overflow it.
+    """
+    if device == "mps":
+        return torch.bfloat16 if torch.backends.mps.is_macos_or_newer(14, 0) else torch.float32
+    if device != "cpu":
+        return torch.bfloat16
+    return torch.bfloat16 if 2 * 4 * parameters(folder) > psutil.virtual_memory().available else torch.float32
+
+
+def parameters(folder: Path) -> int:
+    """How many numbers the folder's weights hold, by the files' headers alone; those of unreadable files don't count."""
+    count = 0
+    for file in folder.glob("*.safetensors"):
+        try:
+            with file.open("rb") as stored:
+                (length,) = struct.unpack("<Q", stored.read(8))
+                header = json.loads(stored.read(min(length, file.stat().st_size)))
+            count += sum(math.prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
+        except (ValueError, struct.error, KeyError, TypeError, AttributeError):
+            continue
+    return count
 
 
 def _meta(folder: Path) -> dict[str, Any]:
@@ -150,12 +231,27 @@ def check(question: str, options: Sequence[str], pauses: int) -> None:
         raise ValueError(f"{pauses} pauses: choose 0 to {MOST_PAUSES}.")
 
 
+def posed(
+    model: Model, visual: Frames | None, question: str, options: Sequence[str], kind: str, chain: bool = False
+) -> Sample:
+    """The question as this model is used to being asked. kind: a type of problem, see `TYPE_HINTS`.
+
+    To a model of ours the tags around an answer are tokens, and it writes a chain because it was taught to. Another is
+    asked in words: for the answer alone, or with `chain` to think step by step first.
+    """
+    if model.taught or not TYPE_HINTS[kind]:
+        return Sample(visual, question, tuple(options), (), "", kind)
+    hint = f"{TYPE_HINTS[kind]} within the <answer> </answer> tags."
+    words = [with_options(question, options), *[STEPWISE] * chain, hint]
+    return Sample(visual, "\n".join(words), (), (), "", "as asked")
+
+
 def ask(
     model: Model,
     clip: Clip,
     question: str,
     options: Sequence[str] = (),
-    pauses: int = 8,
+    pauses: int | None = None,
     write_chain: bool = True,
     report: Callable[[str], None] = lambda stage: None,
     donors: Mapping[str, Clip] | None = None,
@@ -163,8 +259,10 @@ def ask(
     """Thinks silently, answers, says the thoughts, and (with `write_chain`) answers again by the written chain.
 
     donors: clips whose slots are put in the place of this one's, by name; where they are given, be it none, the reply is
-    looked into too. Errors: ValueError with one sentence for what can't be asked.
+    looked into too. pauses: default is the model's usual number. Errors: ValueError with one sentence for what can't be
+    asked.
     """
+    pauses = model.usual_pauses if pauses is None else pauses
     check(question, options, pauses)
     backbone, seconds = model.backbone, {}
 
@@ -177,7 +275,7 @@ def ask(
 
     kind = "multiple choice" if options else "free-form"
     visual = _frames(clip)
-    sample = Sample(visual, question, tuple(options), (), "", kind)
+    sample = posed(model, visual, question, options, kind)
     notices = [*clip.notices, *_bounds(model, visual, question, pauses)]
     thought, feedback, marks = (
         model.method.thinking(pauses),
@@ -191,28 +289,31 @@ def ask(
     chances: tuple[Option, ...] = ()
     if options:
         letters = [letter(i) for i in range(len(options))]
-        shares = generate.option_probabilities(backbone, thoughts, letters, marks)[0].tolist()
+        opening: str | Special = generate.ANSWER_TAG if model.taught else generate.ANSWER_TAG.name
+        shares = generate.option_probabilities(backbone, thoughts, letters, marks, opening)[0].tolist()
         chances = tuple(Option(text, share) for text, share in zip(options, shares, strict=True))
-        if answer not in letters:
+        if not (picked := meant(answer, options)):
             notices.append(
                 f"The model wrote {answer[:60]!r}, which is no option's letter; its likeliest option is given."
             )
             answer = max(chances, key=lambda option: option.probability).text
         else:
-            answer = options[letters.index(answer)]
+            answer = options[letters.index(picked)]
     spoken = timed("speak", "Saying the thoughts", lambda: generate.speak(backbone, thoughts))
     said_aloud = generate.thoughts_of(spoken.text[0])
     explicit, chain, teacher_state = None, None, None
+    asked_for_chain = None if model.taught else posed(model, visual, question, options, kind, chain=True)
     if write_chain:
-        chain = timed("explicit", "Writing the chain out", lambda: generate.explicit(backbone, thoughts))
+        chain = timed("explicit", "Writing the chain out", lambda: _chain(model, thoughts, asked_for_chain))
         said = generate.answer_of(chain.text[0])
-        if options and said in letters:
-            said = options[letters.index(said)]
+        if options and (picked := meant(said, options)):
+            said = options[letters.index(picked)]
         text = generate.thoughts_of(chain.text[0])
-        explicit = Explicit(text, said, chain.tokens[0], seconds["think"] + seconds["explicit"])
+        prefill = seconds["think"] if model.taught else 0.0  # another prompt has its own, within "explicit"
+        explicit = Explicit(text, said, chain.tokens[0], prefill + seconds["explicit"])
         teacher_state = _answer_state(backbone, chain)
     seen = None
-    if donors is not None:
+    if donors is not None and model.taught:  # slots that mean nothing to a model have nothing to look at
         subject = Subject(backbone, model.method, pauses, model.companions, model.tuned)
         others = {name: replace(sample, visual=_frames(other)) for name, other in donors.items()}
         seen = timed(
@@ -228,6 +329,18 @@ def ask(
         tuple(notices), settings, familiar, thoughts.states[:, 0].float().cpu(),
         _answer_state(backbone, written), teacher_state, seen,
     )  # fmt: skip
+
+
+def meant(answer: str, options: Sequence[str]) -> str:
+    """The letter of the option that was written, alone, with its text, or by its text; "" where that is none."""
+    return answer if answer in map(letter, range(len(options))) else option_letter(answer, options)
+
+
+def _chain(model: Model, thoughts: generate.Thoughts, other: Sample | None) -> generate.Written:
+    """The written chain behind the same prefill, or behind that of another prompt."""
+    if other is not None:
+        thoughts = generate.think(model.backbone, [other], ())
+    return generate.explicit(model.backbone, thoughts, model.longest_chain)
 
 
 def _frames(clip: Clip) -> Frames:
@@ -250,7 +363,9 @@ def _bounds(model: Model, visual: Frames, question: str, pauses: int) -> list[st
             said.append(f"{UNKNOWN} this clip is unlike the three small worlds that it was trained on. {REAL}")
         elif question.strip() not in model.familiarity.questions:
             said.append(f"{UNKNOWN} this question is none of those that it was trained on. {REAL}")
-    if model.trained_pauses is None:
+    if not model.taught:
+        said.append(UNTAUGHT)
+    elif model.trained_pauses is None:
         said.append("This model was never trained for pauses: trust the written chain rather than the silent answer.")
     elif not model.trained_pauses[0] <= pauses <= model.trained_pauses[1]:
         low, high = model.trained_pauses

@@ -44,42 +44,63 @@ def steps_right(said: str, true: str) -> tuple[bool, ...]:
     return tuple(i < len(lines) and lines[i].strip() == step for i, step in enumerate(true.split("\n")))
 
 
+@dataclass(frozen=True)
+class Response:
+    """What a model wrote to one sample: the whole text, the thoughts that were spoken or written, and what it took."""
+
+    text: str
+    thoughts: str | None
+    generated_tokens: int
+    slots: int
+    seconds: float
+
+
+def respond(
+    backbone: Backbone, part: Sequence[Sample], method: Method, how: How, slots: int,
+    companions: nn.ModuleDict | None = None, speak: bool = False, longest: int | None = None,
+) -> list[Response]:  # fmt: skip
+    """Answers a batch by greedy decoding.
+
+    silent: the method's thinking with `slots` slots, then the answer; with `speak`, the thoughts are said too (not counted
+    in tokens or seconds). explicit: the chain is written out. `seconds` is the batch's time from patches to answer, divided
+    by its samples. Slots that are fed back count as generated tokens, those that ride the prefill don't. `longest`: most
+    tokens of what is written (default: the method's for silence, generate's for a chain).
+    """
+    began = time.perf_counter()
+    if how == "silent":
+        thoughts = generate.think(
+            backbone, part, method.thinking(slots), method.feedback(companions or nn.ModuleDict())
+        )
+        written = generate.answer(backbone, thoughts, method.marks, longest or method.longest)
+    else:
+        thoughts = generate.think(backbone, part, ())
+        written = generate.explicit(backbone, thoughts, longest or generate.LONGEST_CHAIN)
+    seconds = (time.perf_counter() - began) / len(part)
+    said: list[str | None] = [None] * len(part)
+    if how == "explicit":
+        said = [generate.thoughts_of(text, s.dialect) for text, s in zip(written.text, part, strict=True)]
+    elif speak and thoughts.count:
+        said = [generate.thoughts_of(text) for text in generate.speak(backbone, thoughts).text]
+    return [
+        Response(text, thought, count + thoughts.serial, thoughts.count, seconds)
+        for text, thought, count in zip(written.text, said, written.tokens, strict=True)
+    ]
+
+
 def evaluate(
     backbone: Backbone, samples: Sequence[Sample], method: Method, how: How, slots: int,
     companions: nn.ModuleDict | None = None, batch: int = 32, speak: bool = False,
 ) -> list[Outcome]:  # fmt: skip
-    """Answers every sample by greedy decoding.
-
-    silent: the method's thinking with `slots` slots, then the answer; with `speak`, the thoughts are said too (not counted
-    in tokens or seconds). explicit: the chain is written out. `seconds` is a batch's time from patches to answer, divided
-    by its samples. Slots that are fed back count as generated tokens, those that ride the prefill don't.
-    """
+    """Every sample's answer, as `respond` gives it, held against the true one."""
     results: list[Outcome] = []
     for first in range(0, len(samples), batch):
         part = samples[first : first + batch]
-        began = time.perf_counter()
-        if how == "silent":
-            thoughts = generate.think(
-                backbone, part, method.thinking(slots), method.feedback(companions or nn.ModuleDict())
-            )
-            written = generate.answer(backbone, thoughts, method.marks, method.longest)
-        else:
-            thoughts = generate.think(backbone, part, ())
-            written = generate.explicit(backbone, thoughts)
-        seconds = (time.perf_counter() - began) / len(part)
-        if how == "explicit":
-            said: list[str | None] = [
-                generate.thoughts_of(text, s.dialect) for text, s in zip(written.text, part, strict=True)
-            ]
-        elif speak and slots:
-            said = [generate.thoughts_of(text) for text in generate.speak(backbone, thoughts).text]
-        else:
-            said = [None] * len(part)
-        for sample, text, count, thought in zip(part, written.text, written.tokens, said, strict=True):
-            found = generate.answer_of(text, sample.dialect)
+        for sample, told in zip(part, respond(backbone, part, method, how, slots, companions, speak), strict=True):
+            found = generate.answer_of(told.text, sample.dialect)
             right = found == generate.answer_of(sample.answer, sample.dialect)
-            count += thoughts.serial
-            results.append(Outcome(right, found, thought, sample.thoughts, count, thoughts.count, seconds))
+            results.append(Outcome(
+                right, found, told.thoughts, sample.thoughts, told.generated_tokens, told.slots, told.seconds
+            ))  # fmt: skip
     return results
 
 

@@ -15,13 +15,15 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from engine import latents, masks
-from engine.backbones.base import Backbone
+from engine.backbones.base import Backbone, Sight
 from engine.data.samples import Dialect, Sample, context
 from engine.latents import Feedback
-from engine.layout import Layout, Packed, Segment, pack
+from engine.layout import Layout, Packed, Segment, Special, pack
 
 ANSWER = re.compile(r"<(?:answer|CONCLUSION)>\s*(.*?)\s*</(?:answer|CONCLUSION)>", re.DOTALL)
 THOUGHTS = re.compile(r"<think>\s*(.*?)\s*</think>", re.DOTALL)
+ANSWER_TAG = Special("<answer>")
+LONGEST_CHAIN = 320  # tokens of a written chain and its answer
 MARK = re.compile(r"###|The answer is:")  # of a plain answer: Coconut's, CODI's
 
 
@@ -44,6 +46,7 @@ class Thoughts:
     last_context: Tensor  # [layers + 1, batch, dim]: the last context token's states, which predict an explicit chain
     last: Tensor  # [layers + 1, batch, dim]: the thought's last token's states
     states: Tensor  # [layers + 1, batch, slots, dim]: the slots' hidden states, embeddings first
+    sight: Sight | None  # what vision made of the context's visuals, for layers that look again
 
     @property
     def count(self) -> int:
@@ -60,6 +63,7 @@ class _Fork:
     """A cache that grows, with the rows of it that each lane's new tokens see."""
 
     cache: DynamicCache
+    sight: Sight | None
     sees: Tensor  # bool [batch, lanes, past]
     position: Tensor  # [batch, lanes]: the next token's
 
@@ -87,7 +91,8 @@ def think(
     layouts = [Layout({"think": (context(sample), *thought)}) for sample in samples]
     packed = pack(layouts, backbone.encode, backbone.pad).to(backbone.device)
     cache = backbone.new_cache()
-    hidden = latents.forward(backbone, packed, feedback, cache)
+    sight = backbone.look(packed)
+    hidden = latents.forward(backbone, packed, feedback, cache, sight=sight)
     batch = len(samples)
     rows = packed.slot_row.reshape(batch, -1)
     is_context, is_thought = packed.node == 0, packed.node > 0
@@ -109,6 +114,7 @@ def think(
         torch.stack([h[every, last_context] for h in hidden]),
         torch.stack([h[every, last] for h in hidden]),
         torch.stack([h[every[:, None], rows] for h in hidden]),
+        sight,
     )
 
 
@@ -118,7 +124,7 @@ def _fork(thoughts: Thoughts, with_thought: bool) -> _Fork:
     if with_thought:
         sees = sees | thoughts.thought.reshape(thoughts.batch, -1, sees.shape[-1])
         position = thoughts.after.reshape(thoughts.batch, -1)
-    return _Fork(DynamicCache(list(thoughts.layers)), sees, position)
+    return _Fork(DynamicCache(list(thoughts.layers)), thoughts.sight, sees, position)
 
 
 def _fork_slots(thoughts: Thoughts) -> _Fork:
@@ -129,7 +135,7 @@ def _fork_slots(thoughts: Thoughts) -> _Fork:
     cache = DynamicCache([(k.transpose(1, 2), v.transpose(1, 2)) for k, v in layers])
     seen = thoughts.thought.gather(-1, thoughts.slots).flatten(1)[:, None]
     sees = _own(rows.shape[1] // count, count, rows.device) & seen
-    return _Fork(cache, sees, (thoughts.after_context + count)[:, None].expand(sees.shape[:2]))
+    return _Fork(cache, None, sees, (thoughts.after_context + count)[:, None].expand(sees.shape[:2]))
 
 
 def _own(lanes: int, rows: int, device: torch.device) -> Tensor:
@@ -146,9 +152,8 @@ def _feed(backbone: Backbone, fork: _Fork, ids: Tensor) -> Tensor:
     among = (own.repeat_interleave(new, 0) & causal).expand(batch, -1, -1)
     allowed = torch.cat([fork.sees.repeat_interleave(new, 1), among], dim=2)
     embeds = backbone.embed_ids(ids.reshape(batch, -1))
-    states = backbone.forward(
-        embeds, positions.expand(backbone.axes, -1, -1), masks.additive(allowed, embeds.dtype), fork.cache
-    )
+    mask = masks.additive(allowed, embeds.dtype)
+    states = backbone.forward(embeds, positions.expand(backbone.axes, -1, -1), mask, fork.cache, fork.sight)
     fork.sees = torch.cat([fork.sees, own.expand(batch, -1, -1)], dim=2)
     fork.position = fork.position + new
     return torch.stack([h.unflatten(1, (lanes, new))[:, :, -1].flatten(0, 1) for h in states.hidden])
@@ -174,8 +179,8 @@ def _write(backbone: Backbone, fork: _Fork, state: Tensor, limit: int) -> Writte
     return Written(ids, text, [len(row) for row in ids], torch.stack(states))
 
 
-def _marker(backbone: Backbone, fork: _Fork, *names: str) -> Tensor:
-    ids = torch.tensor([backbone.token(name) for name in names], device=fork.position.device)
+def _given(backbone: Backbone, fork: _Fork, *pieces: str | Special) -> Tensor:
+    ids = torch.tensor([token for piece in pieces for token in backbone.piece_ids(piece)], device=fork.position.device)
     return _feed(backbone, fork, ids.expand(fork.position.numel(), -1))
 
 
@@ -183,7 +188,7 @@ def _marker(backbone: Backbone, fork: _Fork, *names: str) -> Tensor:
 def answer(backbone: Backbone, thoughts: Thoughts, marks: Sequence[str] = ("<ANS>",), limit: int = 32) -> Written:
     """The answer after the thought and what marks it; a model that writes its remaining steps first goes on with those."""
     fork = _fork(thoughts, with_thought=True)
-    return _write(backbone, fork, _marker(backbone, fork, *marks) if marks else thoughts.last, limit)
+    return _write(backbone, fork, _given(backbone, fork, *map(Special, marks)) if marks else thoughts.last, limit)
 
 
 @torch.no_grad()
@@ -193,11 +198,11 @@ def speak(backbone: Backbone, thoughts: Thoughts, limit: int = 256) -> Written:
         layers, batch, _, dim = thoughts.states.shape
         return Written([[]] * batch, [""] * batch, [0] * batch, thoughts.states.new_zeros(0, layers, batch, dim))
     fork = _fork_slots(thoughts)
-    return _write(backbone, fork, _marker(backbone, fork, "<COT>"), limit)
+    return _write(backbone, fork, _given(backbone, fork, Special("<COT>")), limit)
 
 
 @torch.no_grad()
-def explicit(backbone: Backbone, thoughts: Thoughts, limit: int = 320) -> Written:
+def explicit(backbone: Backbone, thoughts: Thoughts, limit: int = LONGEST_CHAIN) -> Written:
     """The chain written out, then the answer: from video and question alone, the slots unseen."""
     fork = _fork(thoughts, with_thought=False)
     return _write(backbone, fork, thoughts.last_context, limit)
@@ -214,17 +219,24 @@ def go_on(backbone: Backbone, packed: Packed, embeds: Tensor, limit: int = 256) 
     last = torch.arange(real.shape[1], device=real.device).where(real, -1).amax(1)
     after = packed.positions.amax(0).masked_fill(~real, -1).amax(1) + 1
     return _write(
-        backbone, _Fork(cache, real[:, None], after[:, None]), torch.stack([h[every, last] for h in hidden]), limit
+        backbone,
+        _Fork(cache, None, real[:, None], after[:, None]),
+        torch.stack([h[every, last] for h in hidden]),
+        limit,
     )
 
 
 @torch.no_grad()
 def option_probabilities(
-    backbone: Backbone, thoughts: Thoughts, letters: Sequence[str], marks: Sequence[str] = ("<ANS>",)
-) -> Tensor:
-    """Probabilities of the letters where the silent answer's letter stands, without decoding: [batch, letters]."""
+    backbone: Backbone, thoughts: Thoughts, letters: Sequence[str], marks: Sequence[str] = ("<ANS>",),
+    opening: str | Special = ANSWER_TAG,
+) -> Tensor:  # fmt: skip
+    """Probabilities of the letters where the silent answer's letter stands, without decoding: [batch, letters].
+
+    opening: what stands before the letter; as text, for a model to which the tag is no token of its own.
+    """
     fork = _fork(thoughts, with_thought=True)
-    logits = backbone.logits(_marker(backbone, fork, *marks, "<answer>")[-1])
+    logits = backbone.logits(_given(backbone, fork, *map(Special, marks), opening)[-1])
     ids = [backbone.text_ids(text)[0] for text in letters]
     return logits[:, ids].float().softmax(-1)
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from engine import masks
-from engine.backbones.base import Backbone
+from engine.backbones.base import Backbone, Sight
 from engine.layout import Packed
+from engine.recompute import Past
 
 # Last hidden states after the final norm [rows, dim] -> input embeddings [rows, dim].
 Feedback = Callable[[Tensor], Tensor]
@@ -26,30 +27,35 @@ def unchanged(states: Tensor) -> Tensor:
 
 
 def forward(
-    backbone: Backbone, packed: Packed, feedback: Feedback = unchanged, cache: Cache | None = None
-) -> tuple[Tensor, ...]:
+    backbone: Backbone, packed: Packed, feedback: Feedback = unchanged, cache: Cache | None = None, segments: int = 0,
+    sight: Sight | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
     """One packed forward, its latents filled: -> a [batch, length, dim] a layer, embeddings (as fed) first.
 
     A latent's input is made from the last hidden state one row before it. Rows are aligned by `pack`, so that the
     samples' latents are filled side by side; a sample with fewer of them goes on with its own tokens meanwhile. An empty
     `cache`, if one is given, is filled on the way.
 
-    Errors: ValueError for latents under gradient checkpointing, which takes the cache away.
+    segments: so many calls of the language model, or more, where processes that share one model must call it alike:
+    further columns are then computed one by one, which changes no result. sight: where the backbone has looked already.
     """
-    embeds = backbone.embed(packed)
+    sight = sight or backbone.look(packed)
+    embeds = backbone.embed(packed, sight)
     mask = masks.additive(masks.visible(packed), embeds.dtype)
     columns = packed.latents.any(0).nonzero()[:, 0].tolist()
-    if not columns:
-        return backbone.forward(embeds, packed.positions, mask, cache).hidden
-    if backbone.model.training and backbone.model.is_gradient_checkpointing:
-        raise ValueError("Latents that are fed back need the cache: train them without gradient_checkpointing.")
-    first, after = columns[0], columns[-1] + 1
-    cache = backbone.new_cache() if cache is None else cache
+    if not columns and segments < 2:
+        return backbone.forward(embeds, packed.positions, mask, cache, sight).hidden
+    first, after = stepped(columns, embeds.shape[1], segments)
+    past = Past.empty(backbone.kept_layers)
     hidden: list[tuple[Tensor, ...]] = []
 
     def run(part: Tensor, start: int) -> Tensor:
+        nonlocal past
         stop = start + part.shape[1]
-        states = backbone.forward(part, packed.positions[..., start:stop], mask[:, :, start:stop, :stop], cache)
+        kept = past if cache is None else cache
+        states = backbone.forward(part, packed.positions[..., start:stop], mask[:, :, start:stop, :stop], kept, sight)
+        if cache is None:
+            past = past.then()
         hidden.append(states.hidden)
         return states.last[:, -1]
 
@@ -61,3 +67,25 @@ def forward(
     if after < embeds.shape[1]:
         run(embeds[:, after:], after)
     return tuple(torch.cat(parts, dim=1) for parts in zip(*hidden, strict=True))
+
+
+def stepped(columns: list[int], length: int, segments: int) -> tuple[int, int]:
+    """The columns that are computed one by one, first to after: all latents, and as many more as `segments` asks for.
+
+    One segment is what stands before them, and one what comes after, if anything does.
+    """
+    first, after = (columns[0], columns[-1] + 1) if columns else (length - 1, length)
+    while 1 + after - first + (after < length) < segments:
+        if after < length - 1:
+            after += 1
+        elif first > 1:
+            first -= 1
+        else:
+            raise ValueError(f"{length} tokens don't make {segments} segments.")
+    return first, after
+
+
+def segments_of(packed: Packed) -> int:
+    """How many calls of the language model `forward` makes."""
+    columns = packed.latents.any(0).nonzero()[:, 0].tolist()
+    return 1 + columns[-1] + 1 - columns[0] + (columns[-1] + 1 < packed.ids.shape[1]) if columns else 1

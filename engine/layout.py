@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.footage import Footage
+
 Role = Literal["context", "slots", "latents", "marker", "target"]
 
 
@@ -27,6 +29,16 @@ class Special:
 
 
 END = Special("end of turn")  # whatever token ends a turn in the model's own vocabulary
+REPLY = Special("reply")  # what stands between the user's words and the assistant's in the model's own chat format
+CLOSE = Special("close")  # what stands behind the assistant's words there, END first
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What stands before the user's words in the model's own chat format. `sees`: they begin with a visual."""
+
+    system: str = ""
+    sees: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +58,12 @@ class Visual:
     grid: tuple[int, int, int]  # patches in time, height, width
     seconds: float  # seconds between two temporal slices
     still: bool = False  # an image rather than a video
+    moments: tuple[float, ...] = ()  # seconds from the clip's start to each slice, where the family writes them
 
 
+Seen = Footage | Frames | Visual
 Written = str | Special | Visual
-Piece = Written | Frames
+Piece = Written | Seen | Opening
 
 
 @dataclass(frozen=True, eq=False)

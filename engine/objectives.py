@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 EPSILON = 1e-6
+CHUNK = 2**25  # most logits at a time: 128 MiB in float32, 220 rows of Qwen's vocabulary
 
 
 def sample_mean(values: Tensor, sample: Tensor, batch: int) -> Tensor:
@@ -21,6 +23,25 @@ def sample_mean(values: Tensor, sample: Tensor, batch: int) -> Tensor:
 def token_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Negative log-likelihood a token [rows], from logits [rows, vocabulary] and target [rows]."""
     return F.cross_entropy(logits.float(), target, reduction="none")
+
+
+def token_loss_from_states(
+    states: Tensor, head: Callable[[Tensor], Tensor], target: Tensor, vocabulary: int, chunk: int = CHUNK
+) -> Tensor:
+    """`token_loss` [rows] of head(states [rows, dim]), without ever holding all rows' logits.
+
+    The rows go through the head in parts of at most `chunk` logits; where there are several parts, each one's logits are
+    computed again in the backward pass.
+    """
+    rows = max(1, chunk // vocabulary)
+    if len(states) <= rows:
+        return token_loss(head(states), target)
+
+    def part(some: Tensor, wanted: Tensor) -> Tensor:
+        return token_loss(head(some), wanted)
+
+    parts = zip(states.split(rows), target.split(rows), strict=True)
+    return torch.cat([checkpoint(part, some, wanted, use_reentrant=False) for some, wanted in parts])
 
 
 def cross_entropy(logits: Tensor, target: Tensor, sample: Tensor, batch: int) -> Tensor:

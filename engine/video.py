@@ -24,7 +24,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -70,7 +70,8 @@ class Sampling:
     `frames` takes exactly that many, at i * duration / frames. Otherwise `fps` takes the moments 0, 1/fps, 2/fps ...
     below the duration; a count outside min_frames..max_frames is held to that bound and spread evenly. With neither,
     max_frames are spread evenly, or fewer where the clip has fewer. Each moment gets the frame shown at it.
-    `pixels` bounds one resized frame, whose sides are multiples of `factor`. Raises ValueError.
+    `pixels` bounds one resized frame, whose sides are multiples of `factor`; `size` instead says (height, width) outright,
+    or leaves frames as they are stored. Raises ValueError.
     """
 
     fps: float | None = 4.0
@@ -79,6 +80,7 @@ class Sampling:
     max_frames: int = 64
     pixels: int = 84 * 56
     factor: int = 28
+    size: tuple[int, int] | Literal["stored"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("frames", "min_frames", "max_frames", "pixels", "factor"):
@@ -93,6 +95,12 @@ class Sampling:
             raise ValueError(f"pixels must be at least factor squared ({self.factor**2}), not {self.pixels}.")
         if (self.frames or self.max_frames) * self.pixels * 3 > MAX_RESULT_BYTES:
             raise ValueError("So many frames of so many pixels would fill the memory: ask for fewer of either.")
+
+    def fit(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that frames stored in this size get."""
+        if self.size == "stored":
+            return height, width
+        return self.size or smart_size(height, width, self.factor, self.pixels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +208,7 @@ def read(
     with closing(decode(path, sampling, seconds)) as decoded:
         asked = next(decoded)
         assert isinstance(asked, Asked)
-        height, width = smart_size(asked.height, asked.width, sampling.factor, sampling.pixels)
+        height, width = sampling.fit(asked.height, asked.width)
         frames: dict[int, np.ndarray] = {}
         used = ""
         for name, index, picture in decoded:  # type: ignore[misc]
@@ -225,16 +233,16 @@ def read(
     )  # fmt: skip
 
 
-def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 [frames, H, W, 3] -> uint8 [frames, height, width, 3]: bicubic, antialiased and rounded to uint8, as the
-    image processors of transformers do it."""
+def resize(frames: np.ndarray, height: int, width: int, mode: Literal["bicubic", "bilinear"] = "bicubic") -> np.ndarray:
+    """uint8 [frames, H, W, 3] -> uint8 [frames, height, width, 3]: antialiased and rounded to uint8, as the image
+    processors of transformers do it."""
     import torch
     import torch.nn.functional as F
 
     if frames.shape[1:3] == (height, width):
         return frames
     pictures = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)  # [frames, 3, H, W]
-    pictures = F.interpolate(pictures, (height, width), mode="bicubic", antialias=True)
+    pictures = F.interpolate(pictures, (height, width), mode=mode, antialias=True)
     return np.ascontiguousarray(pictures.permute(0, 2, 3, 1).numpy())
 
 

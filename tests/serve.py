@@ -76,7 +76,7 @@ def served(folder: Path, **settings: object) -> Iterator[Server]:
     calls.touch()
     visitors.mkdir()
     own = {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), "SOTTO_CALLS": str(calls), "TMPDIR": str(visitors)}
-    environment = {name: value for name, value in os.environ.items() if name != "MODEL_ID"} | own
+    environment = {name: value for name, value in os.environ.items() if name not in ("MODEL_ID", "ADAPTER_ID")} | own
     with log.open("w") as out:
         process = subprocess.Popen([*command, "--port", str(port)], cwd=folder, env=environment, stdout=out, stderr=out)
     server = Server(f"http://127.0.0.1:{port}", log, calls, process.pid)

@@ -386,5 +386,5 @@ def test_tokens_beyond_the_embedding_make_it_grow(model: Qwen25VL, tmp_path: Pat
 
 def test_another_family_is_refused(tmp_path: Path) -> None:
     ViTConfig(num_hidden_layers=1).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"vit model\. Supported: qwen2_5_vl, internvl, gpt2"):
+    with pytest.raises(ValueError, match=r"vit model\. Supported: qwen2_5_vl, qwen3_vl, internvl, mllama"):
         load(tmp_path)

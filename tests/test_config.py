@@ -68,28 +68,23 @@ def test_numbers_must_be_finite_where_they_count():
         convert("inf", int, "n")
 
 
-def test_the_shipped_configurations_load():
+def test_the_small_models_configurations_load():
+    """Those of published recipes: test_presets.py."""
     from engine.methods import find
     from train.command import Run
     from train.heima import plan
     from train.table import Table, trials
 
-    kinds = {
-        "pause": "pause", "silent": "pause", "qwen2_5_vl_7b_video_r1": "pause", "answer_only": "controls.Silent", "filler": "controls.Silent",
-        "lookup": "lookup", "gsm8k_cot": "coconut", "gsm8k_coconut": "coconut", "gsm8k_coconut_simcot": "coconut",
-        "prosqa_coconut": "coconut", "gsm8k_codi": "codi", "gsm8k_codi_simcot": "codi", "gsm8k_codi_llama": "codi",
+    methods = {
+        **dict.fromkeys(("short", "silent", "pause"), "pause"), **dict.fromkeys(("answer_only", "filler"), "controls.Silent"),
+        "explicit": "controls.Explicit", "lookup": "lookup",
     }  # fmt: skip
-    found = sorted((Path(__file__).parent.parent / "train" / "configs").rglob("*.yaml"))
-    tables = {path: build(Table, read_yaml(path)) for path in found if "rows" in read_yaml(path)}
-    assert tables
-    for path, table in tables.items():
-        assert trials(table, path.parent)
-        kinds |= {Path(row.config).stem: row.method for row in table.rows}
-    for path in found:
-        if path in tables:
-            continue
+    configs = Path(__file__).parent.parent / "train" / "configs"
+    for path in sorted((configs / "text").glob("table*.yaml")):
+        assert trials(build(Table, read_yaml(path)), path.parent)
+    for path in sorted((configs / "small").glob("*.yaml")):
         if "stages" in read_yaml(path):
             assert plan(read_yaml(path))
-            continue
-        run = build(Run, read_yaml(path))
-        build(find(kinds.get(path.stem, "controls.Explicit")), run.method, "method.")
+        else:
+            build(find(methods.pop(path.stem)), build(Run, read_yaml(path)).method, "method.")
+    assert not methods

@@ -229,7 +229,8 @@ def test_an_interpreter_reads_the_state_that_predicted_its_token(model: Backbone
             mask = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)[None, None]
             own = method.reader(model, companions, reading.kind)
             last = own.forward(embeds[None], torch.arange(length).expand(model.axes, 1, -1), mask).last[0]
-            each = F.cross_entropy(own.logits(last[:-1]), torch.tensor(ids[1:]), reduction="none")
+            given = len(model.encode(reading.path[0]).ids)  # what stands before the user's words
+            each = F.cross_entropy(own.logits(last[given - 1 : -1]), torch.tensor(ids[given:]), reduction="none")
             losses.setdefault(reading.kind, []).append(each)
     assert losses.keys() == set(NAMES)
     for name, each in losses.items():
@@ -242,7 +243,7 @@ def test_the_prompt_is_learnt_or_not(model: Backbone) -> None:
     every, text = (laid(Interpreters(train_on_input=x), sample).readings[0].path for x in (True, False))
     whole, told = (pack([Layout({"read": path})], model.encode, model.pad) for path in (every, text))
     assert torch.equal(whole.ids, told.ids)
-    assert len(whole.branches["read"].row) == whole.ids.shape[1] - 1
+    assert len(whole.branches["read"].row) == whole.ids.shape[1] - len(model.encode(every[0]).ids)
     end = model.tokenizer.eos_token
     assert model.decode(told.branches["read"].target.tolist()) == f"{STEPS[0]}{end}"
     assert torch.equal(whole.slot_row, told.slot_row)

@@ -239,16 +239,6 @@ def test_without_latents_there_is_one_call(model: Backbone, samples: list[Sample
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(hidden, plain.hidden, strict=True))
 
 
-def test_gradient_checkpointing_is_refused(model: Backbone, samples: list[Sample]) -> None:
-    model.model.train().gradient_checkpointing_enable()
-    try:
-        with pytest.raises(ValueError, match="without gradient_checkpointing"):
-            latents.forward(model, pack(layouts_of(COCONUT, samples), model.encode, model.pad))
-        latents.forward(model, pack(layouts_of(COCONUT, samples, 0), model.encode, model.pad))
-    finally:
-        model.model.eval().gradient_checkpointing_disable()
-
-
 def test_the_filler_control_has_the_same_tokens(model: Backbone, samples: list[Sample]) -> None:
     for epoch in range(LAST_STAGE + 1):
         methods = COCONUT, replace(COCONUT, thoughts="filler")

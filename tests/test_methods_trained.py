@@ -1,6 +1,7 @@
 """Methods with a curriculum or with companions through the training loop: resume at a stage's edge, what is saved, published keys."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -283,3 +284,17 @@ def test_every_method_is_trained_by_its_name(start, tmp_path, capsys):
             code = ended.code
         assert code == 0
         assert (tmp_path / name / "best").is_dir()
+
+
+@pytest.mark.parametrize("mean", ["samples", "tokens"])
+def test_every_token_of_a_step_counts_the_same_in_any_number_of_passes(start, tmp_path, mean):
+    """The passes have different numbers of tokens, of steps and of slots."""
+    steps = StepSupervision(layers=1, mean=mean, missing="ignore")
+    method = Coconut(c_thought=1, epochs_per_stage=1, max_latent_stage=3, pad_latent_to_max=False, steps=steps)
+    found = []
+    for passes in (1, 2, 4):
+        config = replace(settings(start, tmp_path / str(passes), 4), accumulate=passes)
+        train(config, method, SOURCE, accuracy)
+        found.append(losses(Path(config.out)))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[2] == pytest.approx(found[0], rel=1e-5)

@@ -6,9 +6,16 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from engine.objectives import EPSILON, cross_entropy, hidden_distance, sample_mean
+from engine.objectives import (
+    EPSILON,
+    cross_entropy,
+    hidden_distance,
+    sample_mean,
+    token_loss,
+    token_loss_from_states,
+)  # fmt: skip
 
 BATCH, LAYERS, DIM, VOCABULARY = 4, 3, 7, 11
 SAMPLE = torch.tensor([0, 0, 0, 2, 0, 3, 3])  # ragged, one out of order, and nothing of sample 1
@@ -129,3 +136,45 @@ def test_without_rows_the_distance_is_zero(form: str) -> None:
 def test_unknown_form() -> None:
     with pytest.raises(ValueError, match="'l2': use 'paper' or 'coded'"):
         hidden_distance(states(0), states(1), SAMPLE, BATCH, "l2")
+
+
+class Head(nn.Linear):
+    """Notes how many logits it makes at a time."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        logits = super().forward(rows)
+        self.most = max(getattr(self, "most", 0), logits.numel())
+        return logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_through_the_head_in_parts_are_as_all_at_once(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    head = Head(DIM, VOCABULARY).to(dtype)
+    states, target = torch.randn(10, DIM, dtype=dtype, requires_grad=True), torch.randint(VOCABULARY, (10,))
+    weight = torch.rand(10)
+
+    def gradients(loss: Tensor) -> list[Tensor]:
+        states.grad = None
+        head.zero_grad()
+        (loss * weight).sum().backward()
+        return [states.grad, head.weight.grad, head.bias.grad]
+
+    whole = token_loss(head(states), target)
+    expected = gradients(whole)
+    head.most = 0
+    parts = token_loss_from_states(states, head, target, VOCABULARY, chunk=3 * VOCABULARY)
+    got = gradients(parts)
+    assert head.most == 3 * VOCABULARY
+    tolerance = 1e-6 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-6)
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_no_more_is_kept_than_the_states() -> None:
+    head, kept = Head(DIM, 1000), []
+    states = torch.randn(64, DIM, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
+        token_loss_from_states(states, head, torch.zeros(64, dtype=torch.long), 1000, chunk=4000)
+    assert max(kept) <= states.numel()

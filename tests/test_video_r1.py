@@ -6,6 +6,7 @@ import pytest
 
 from engine import worlds
 from engine.config import ConfigError
+from engine.data.samples import looked_at
 from engine.data.video_r1 import VideoR1Source
 from engine.video import VideoError
 
@@ -26,8 +27,9 @@ def data(tmp_path_factory):
 def test_a_row_becomes_a_sample(data):
     sample = VideoR1Source(str(data / "data.json"), held_out=2)(0)
     assert (sample.options, sample.thoughts, sample.answer) == (("Yes", "No"), "It moves.", "A")
-    assert len(sample.visual.pixels) == 5  # 2.5 s at 2 frames a second
-    assert sample.visual.seconds == 0.5
+    frames, seconds = sample.visual.frames(sample.visual.sampling)
+    assert len(frames) == 5  # 2.5 s at 2 frames a second
+    assert seconds == 0.5
 
 
 def test_every_epoch_is_one_shuffled_round_without_the_held_out(data):
@@ -77,6 +79,6 @@ def test_a_damaged_clip_is_said_when_its_turn_comes(data):
     (data / "broken.mp4").write_bytes(b"no clip")
     (data / "damaged.json").write_text(json.dumps([row | {"path": "./broken.mp4"} for row in rows]))
     source = VideoR1Source(str(data / "damaged.json"), held_out=2)
-    assert len(source.rows) == 4
-    with pytest.raises(VideoError):
-        source(0)
+    assert len(source) == 4
+    with pytest.raises(VideoError, match=r"damaged\.json, sample \d: broken\.mp4 can't be read"):
+        looked_at(source(0), lambda shown: shown.opened())

@@ -14,15 +14,26 @@ from transformers import (
     InternVLForConditionalGeneration,
     LlamaConfig,
     LlamaForCausalLM,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
+    MllamaConfig,
+    MllamaForConditionalGeneration,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 
 from engine.backbones import small
 from engine.backbones.base import Backbone
 from engine.backbones.internvl import InternVL
+from engine.backbones.llava_next import LlavaNext, LlavaNextVideo
+from engine.backbones.mllama import Mllama
 from engine.backbones.qwen2_5_vl import Qwen25VL
+from engine.backbones.qwen3_vl import Qwen3VL
 from engine.backbones.text import TextLM
 from engine.data.samples import Sample
 from engine.layout import Frames, Visual
@@ -40,6 +51,9 @@ B. No
 Please provide only the single option letter (e.g., A, B, C, D, etc.) within the <answer> </answer> tags.<|im_end|>
 <|im_start|>assistant
 <pause><pause><pause><pause><pause><pause><pause><pause><ANS>"""
+
+
+LLAMA_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
 
 def words(size: int = 400) -> PreTrainedTokenizerFast:
@@ -93,6 +107,103 @@ def tiny_internvl(seed: int = 0, layers: int = 3) -> InternVL:
     )  # fmt: skip
     torch.manual_seed(seed)
     return InternVL(lively(InternVLForConditionalGeneration(config)), tokens)
+
+
+def tiny_qwen3vl(seed: int = 0, layers: int = 4) -> Qwen3VL:
+    """Patches of 14 pixels, so that the same clips fit; features of two vision layers go to the first two layers."""
+    tokens = words()
+    ids = tokens.get_vocab()
+    config = Qwen3VLConfig(
+        text_config={
+            "vocab_size": len(tokens), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": layers,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 1024,
+            "bos_token_id": None, "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"],
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True
+            },
+        },
+        vision_config={
+            "depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 14,
+            "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3, "out_hidden_size": 64,
+            "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
+        },
+        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    return Qwen3VL(lively(Qwen3VLForConditionalGeneration(config)), tokens)
+
+
+def tiny_mllama(seed: int = 0, layers: int = 4) -> Mllama:
+    """Tiles of 28 x 28 pixels; cross attention in the second and the fourth layer of five; gates half open.
+
+    As in the published files, `<|image|>` is the last token, embedded and never predicted.
+    """
+    tokens = words()
+    tokens.add_tokens([*LLAMA_TOKENS, "<|image|>"], special_tokens=True)
+    ids = tokens.get_vocab()
+    tokens.bos_token, tokens.eos_token = "<|begin_of_text|>", "<|eot_id|>"
+    config = MllamaConfig(
+        text_config={
+            "vocab_size": len(tokens) - 1, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": layers + 1,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024,
+            "cross_attention_layers": [1, 3], "bos_token_id": ids["<|begin_of_text|>"],
+            "eos_token_id": ids["<|eot_id|>"], "pad_token_id": ids["<|endoftext|>"],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+        vision_config={
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_global_layers": 1,
+            "attention_heads": 2, "image_size": 28, "patch_size": 7, "vision_output_dim": 64,
+            "intermediate_layers_indices": [0], "max_num_tiles": 4,
+        },
+        image_token_index=ids["<|image|>"],
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = lively(MllamaForConditionalGeneration(config))
+    for name, weight in model.named_parameters():
+        if "gate" in name and weight.numel() == 1:
+            nn.init.constant_(weight, 0.5)
+    return Mllama(model, tokens)
+
+
+def llava_settings(tokens: PreTrainedTokenizerFast, layers: int) -> dict[str, Any]:
+    """Tiles of 28 x 28 pixels, 4 x 4 tokens each; Vicuna's kind of language model."""
+    ids = tokens.get_vocab()
+    return {
+        "text_config": {
+            "model_type": "llama", "vocab_size": len(tokens), "hidden_size": 64, "intermediate_size": 96,
+            "num_hidden_layers": layers, "num_attention_heads": 4, "max_position_embeddings": 1024,
+            "bos_token_id": ids["<s>"], "eos_token_id": ids["</s>"], "pad_token_id": ids["<|endoftext|>"],
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "image_size": 28, "patch_size": 7, "projection_dim": 32,
+        },
+        "image_grid_pinpoints": [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]],
+        "image_token_index": ids["<image>"],
+    }  # fmt: skip
+
+
+def vicuna_words() -> PreTrainedTokenizerFast:
+    tokens = words()
+    tokens.add_tokens(["<s>", "</s>", "<image>", "<video>"], special_tokens=True)
+    tokens.bos_token, tokens.eos_token = "<s>", "</s>"
+    return tokens
+
+
+def tiny_llava(seed: int = 0, layers: int = 3) -> LlavaNext:
+    tokens = vicuna_words()
+    torch.manual_seed(seed)
+    made = LlavaNextForConditionalGeneration(LlavaNextConfig(**llava_settings(tokens, layers)))
+    return LlavaNext(lively(made), tokens)
+
+
+def tiny_llava_video(seed: int = 0, layers: int = 3) -> LlavaNextVideo:
+    """A frame is 2 x 2 tokens."""
+    tokens = vicuna_words()
+    torch.manual_seed(seed)
+    config = LlavaNextVideoConfig(**llava_settings(tokens, layers), video_token_index=tokens.get_vocab()["<video>"])
+    return LlavaNextVideo(lively(LlavaNextVideoForConditionalGeneration(config)), tokens)
 
 
 def tiny_gpt2(seed: int = 0, layers: int = 3) -> TextLM:

@@ -37,7 +37,7 @@ def published(values: dict[str, Any]) -> dict[str, Any]:
     chosen = [mode for mode in MODES if values.get(mode)]
     if len(chosen) != 1:
         raise ConfigError(f"Set one of {', '.join(MODES)} to true; {len(chosen)} of them are.")
-    samples = len(CoconutSource(values["train_path"], values["val_path"]).rows)
+    samples = len(CoconutSource(values["train_path"], values["val_path"]))
     accumulate = int(values.get("gradient_accumulation_steps", 1))
     batch = int(values["batch_size_training"]) * accumulate
     loaded = values.get("load_model_path")

@@ -58,9 +58,9 @@ def published(values: dict[str, Any]) -> dict[str, Any]:
     equations = bool(given["icot_train_path"])
     file = given["icot_train_path"] or str(values["data_name"])
     whole = (Gsm8kIcotSource if equations else CodiSource)(file, split="test")
-    held_out = min(256, len(whole.rows) // 10)
+    held_out = min(256, len(whole) // 10)
     batch = size * given["gradient_accumulation_steps"]
-    round_ = math.ceil((len(whole.rows) - held_out) / batch)
+    round_ = math.ceil((len(whole) - held_out) / batch)
     steps = round_ * epochs
     decoder = {"mean": "tokens", "missing": "ignore", "first_position": 0, "weight": given["explain_loss_factor"]}
     lora = {"r": given["lora_r"], "alpha": given["lora_alpha"], "dropout": 0.1, "targets": ["attention", "mlp"]}

@@ -23,20 +23,23 @@ from engine.data.aokvqa import AokvqaSource, MultimodalCoconutSource
 from engine.data.coconut_json import CoconutSource
 from engine.data.codi_json import CodiSource
 from engine.data.gsm8k_icot import Gsm8kIcotSource
+from engine.data.jsonl import JsonlSource
 from engine.data.llava_cot import LlavaCotSource
-from engine.data.samples import letter
+from engine.data.samples import Sample, letter, looked_at
 from engine.data.text_worlds import TextWorldsSource
 from engine.data.video_r1 import VideoR1Source
 from engine.data.worlds import WorldsSource
 from engine.evaluation import Outcome, evaluate, mean
+from engine.footage import Footage
 from engine.layout import Layout, pack
 from engine.methods.method import Method
 from engine.methods.method import run as run_forward
 from engine.training import Training, Validate, train
 from engine.video import VideoError
+from train import planned
 
 Source = (
-    WorldsSource | TextWorldsSource | VideoR1Source | LlavaCotSource | AokvqaSource | MultimodalCoconutSource
+    WorldsSource | TextWorldsSource | JsonlSource | VideoR1Source | LlavaCotSource | AokvqaSource | MultimodalCoconutSource
     | CoconutSource | Gsm8kIcotSource | CodiSource
 )  # fmt: skip
 
@@ -60,6 +63,7 @@ class Run:
     # The data: at most one of these; without any, the worlds.
     worlds: WorldsSource | None = None
     text_worlds: TextWorldsSource | None = None
+    jsonl: JsonlSource | None = None
     video_r1: VideoR1Source | None = None
     llava_cot: LlavaCotSource | None = None
     aokvqa: AokvqaSource | None = None
@@ -77,15 +81,36 @@ class Run:
         return chosen[0] if chosen else WorldsSource()
 
 
-def arguments(description: str | None, argv: list[str] | None) -> tuple[dict[str, Any], bool, dict[str, str]]:
-    """--config, --resume, and one flag for each training setting: -> the file's values, resume, the settings given.
+@dataclass(frozen=True)
+class Asked:
+    """A training script's command line."""
+
+    values: dict[str, Any]  # the files', then the settings given
+    resume: bool
+    plan: bool
+    card: str
+    share: float  # of the card's peak
+    shape: str
+
+
+def arguments(
+    description: str | None,
+    argv: list[str] | None,
+    translate: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: values,
+) -> Asked:
+    """--config, --resume, --plan, and one flag for each training setting.
 
     Of several files, a later one's sections stand in place of an earlier one's: a stage, then the method that it trains.
-    Errors: ConfigError for a file that can't be read.
+    translate: turns a file's keys into this project's. Errors: ConfigError for a file that can't be read.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, nargs="+", metavar="YAML", help="train/configs/ has one for each published recipe; of several, a later one's sections replace an earlier one's")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in `out`")
+    ahead = parser.add_argument_group("before a GPU is rented")
+    ahead.add_argument("--plan", action="store_true", help="print parameters, tokens, memory and time a step, and stop; no weights are read")  # fmt: skip
+    ahead.add_argument("--card", default="H100", help="H100, H200, A100, 4090 or CPU (default H100)")
+    ahead.add_argument("--peak-share", type=float, default=0.4, help="of the card's peak that is assumed (default 0.4)")
+    ahead.add_argument("--shape", default="", help="whose shape: a folder with a config.json, a JSON file, or a published model's name (default: init)")  # fmt: skip
     group = parser.add_argument_group("training settings (each overrides the file's)")
     for setting in fields(Training):
         flag = "--" + setting.name.replace("_", "-")
@@ -94,7 +119,12 @@ def arguments(description: str | None, argv: list[str] | None) -> tuple[dict[str
     values: dict[str, Any] = {}
     for path in given.pop("config"):
         values |= read_yaml(path)
-    return values, given.pop("resume"), given
+    resume, wanted, card, share, shape = map(given.pop, ("resume", "plan", "card", "peak_share", "shape"))
+    if not 0 < share <= 1:
+        raise ConfigError(f"--peak-share {share:g}: it is a share, above 0 and at most 1.")
+    values = translate(values)
+    values["training"] = {**values.get("training", {}), **given}
+    return Asked(values, resume, wanted, card, share, shape)
 
 
 def main(
@@ -103,20 +133,17 @@ def main(
     argv: list[str] | None = None,
     translate: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: values,
 ) -> int:
-    """Runs a training script for one method's dataclass. Exit code 2 with one sentence for a bad configuration.
-
-    translate: turns a file's keys into this project's.
-    """
+    """Runs a training script for one method's dataclass. Exit code 2 with one sentence for a bad configuration."""
     try:
-        values, resume, overrides = arguments(description, argv)
-        values = translate(values)
-        values["training"] = {**values.get("training", {}), **overrides}
-        run = build(Run, values)
+        asked = arguments(description, argv, translate)
+        run = build(Run, asked.values)
         chosen: Method = build(method, run.method, "method.")
-        if run.training.only_eval:
+        if asked.plan:
+            planned.show(run, chosen, asked)
+        elif run.training.only_eval:
             print(json.dumps(evaluated(run.training, chosen, validation(run, chosen))))
         else:
-            trained(run, chosen, validation(run, chosen), resume)
+            trained(run, chosen, validation(run, chosen), asked.resume)
     except (ConfigError, VideoError, FloatingPointError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -146,23 +173,34 @@ def opened(init: str, adapter: str, method: Method, place: Path) -> tuple[Backbo
     return backbone, companions
 
 
-def validation(run: Run, method: Method) -> Validate:
-    """Decodes the validation split: silently for a method with slots or <ANS>, with the written chain for one that writes it."""
+def held_out(run: Run) -> list[Sample]:
+    """The validation's samples. Errors: VideoError for one whose file doesn't open, before hours of training."""
     source = replace(run.source, split="validation")
     samples = [source(i) for i in range(run.validation.samples)]
+    return [
+        looked_at(sample, lambda shown: shown.opened() if isinstance(shown, Footage) else shown) for sample in samples
+    ]
+
+
+def validation(run: Run, method: Method) -> Validate:
+    """Decodes the validation split: silently for a method with slots or <ANS>, with the written chain for one that writes it."""
+    samples = held_out(run)
     layouts = [method.layout(sample, np.random.default_rng(i)) for i, sample in enumerate(samples)]
     branches = set(layouts[0].branches)
+    looked: list[Sample] = []  # at the first validation, so that files are read once
 
     def validate(backbone: Backbone, companions: nn.ModuleDict) -> dict[str, float]:
         scores: dict[str, Any] = {}
         if "look" in branches:
             return letters_right(backbone, layouts)
+        if not looked:
+            looked.extend(looked_at(sample, backbone.see) for sample in samples)
         if "teacher" in branches:
-            written = evaluate(backbone, samples, method, "explicit", 0, batch=run.validation.batch)
+            written = evaluate(backbone, looked, method, "explicit", 0, batch=run.validation.batch)
             scores |= {"explicit": mean([r.correct for r in written]), "explicit_steps": step_share(written)}
         if "answer" in branches:
             count, size = method.trained_slots, run.validation.batch
-            silent = evaluate(backbone, samples, method, "silent", count, companions, size, "speak" in branches)
+            silent = evaluate(backbone, looked, method, "silent", count, companions, size, "speak" in branches)
             scores["silent"] = mean([r.correct for r in silent])
             if "speak" in branches:
                 scores["spoken_steps"] = step_share(silent)

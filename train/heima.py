@@ -14,7 +14,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,6 @@ from torch import nn
 
 from engine.backbones.base import Backbone
 from engine.config import ConfigError, build, convert
-from engine.data.samples import Sample
 from engine.evaluation import mean
 from engine.insight.information import information
 from engine.insight.reconstruction import by_section, interpreted
@@ -35,7 +34,8 @@ from engine.methods.method import run as run_forward
 from engine.methods.scorers import Scorers, scored
 from engine.training import Validate
 from engine.video import VideoError
-from train.command import Run, arguments, opened, trained, validation
+from train import planned
+from train.command import Run, arguments, held_out, opened, trained, validation
 
 KINDS: dict[str, type[Heima]] = {"heima": Heima, "interpreters": Interpreters, "scorers": Scorers}
 
@@ -122,11 +122,6 @@ def worth(run: Run, method: Scorers) -> Validate:
     return validate
 
 
-def held_out(run: Run) -> list[Sample]:
-    source = replace(run.source, split="validation")
-    return [source(i) for i in range(run.validation.samples)]
-
-
 def scores(stages: list[Planned]) -> dict[str, Any]:
     """What each finished stage scores on the validation split, what its interpreters say, what its thoughts are worth."""
     found: dict[str, Any] = {}
@@ -149,14 +144,18 @@ def scores(stages: list[Planned]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     """Exit code 2 with one sentence for a bad configuration."""
     try:
-        values, resume, overrides = arguments(__doc__, argv)
-        values["training"] = {**values.get("training", {}), **overrides}
-        stages = plan(values)
+        asked = arguments(__doc__, argv)
+        stages = plan(asked.values)
+        if asked.plan:
+            for stage in stages:
+                print(f"\n{stage.name}")
+                planned.show(stage.run, stage.method, asked)
+            return 0
         if stages[0].run.training.only_eval:
             print(json.dumps(scores(stages), indent=1))
             return 0
         for stage in stages:
-            trained(stage.run, stage.method, stage.validate, resume)
+            trained(stage.run, stage.method, stage.validate, asked.resume)
     except (ConfigError, VideoError, FloatingPointError, ModuleNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2

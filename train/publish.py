@@ -65,12 +65,22 @@ def lineage(run: Path) -> list[tuple[dict, int, float]]:
     stages: list[tuple[dict, int, float]] = []
     while (run / "settings.json").is_file():
         settings = json.loads((run / "settings.json").read_text())
-        lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-        last = [line for line in lines if "samples_per_second" in line][-1]
-        clips = last["step"] * settings["training"]["batch"] * settings["processes"]
-        stages.insert(0, (settings, clips, clips / last["samples_per_second"]))
+        stages.insert(0, (settings, *seen(run, settings)))
         run = Path(settings["training"]["init"]).parent
     return stages
+
+
+def seen(run: Path, settings: dict) -> tuple[int, float]:
+    """Samples that a run has seen, and the seconds that they took, by the rate in its log's last line."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    last = [line for line in lines if "samples_per_second" in line][-1]
+    samples = last["step"] * settings["training"]["batch"] * settings["processes"]
+    return samples, samples / last["samples_per_second"]
+
+
+def seconds(run: Path) -> float:
+    """Training time of one run."""
+    return seen(run, json.loads((run / "settings.json").read_text()))[1]
 
 
 def card(name: str, stages: list[tuple[dict, int, float]], scores: dict, parameters: int) -> str:

@@ -6,18 +6,29 @@ A family's file adds only what differs: embedding, positions, vision, how its la
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AutoTokenizer
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.utils.hub import cached_file
 
-from engine.layout import END, Encoded, Frames, Packed, Segment, Special, Visual, Written
+from engine.footage import Footage
+from engine.layout import CLOSE, END, REPLY, Encoded, Frames, Opening, Packed, Seen, Segment, Special, Visual, Written
+from engine.video import Sampling
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 NO_VISION = "This is a language model without vision: ask without a clip, or choose another model."
+DATE = "26 Jul 2024"  # for templates that would write today's: what Llama's own falls back on
+WORDS = "\u241f"  # stands for somebody's words while a chat template is written out
 SPECIAL_TOKENS = ("<pause>", "<think>", "</think>", "<answer>", "</answer>", "<COT>", "<ANS>")
 
 
@@ -35,13 +46,41 @@ class States:
 
 
 @dataclass(frozen=True)
+class Sight:
+    """What vision made of a batch's visuals, and where in the pack it goes. Families whose deeper layers look again add to it."""
+
+    sample: Tensor  # [visual tokens]
+    row: Tensor  # [visual tokens]
+    features: Tensor  # [visual tokens, dim]
+
+
+@dataclass(frozen=True)
 class Backbone:
     """The model with its tokenizer. One instance serves every caller: nothing is written to it between calls."""
 
+    kind: ClassVar[Any]  # transformers' class of the family
+    attention: ClassVar[str | Mapping[str, str]] = "sdpa"
     axes: ClassVar[int] = 1  # of a position
 
     model: Any  # a transformers model class; the families' own types say less than Any
     tokenizer: Any
+
+    @classmethod
+    def load(
+        cls, path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32,
+        tokens: Sequence[str] = SPECIAL_TOKENS,
+    ) -> Self:  # fmt: skip
+        """Loads a folder or Hub id; adds the method's special tokens where the tokenizer lacks them."""
+        attention = cls.attention if isinstance(cls.attention, str) else dict(cls.attention)
+        model = pretrained(cls.kind, path, dtype=dtype, attn_implementation=attention)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        if tokenizer.pad_token_id is None:  # GPT-2 and Llama pad with what ends a text
+            tokenizer.pad_token = tokenizer.eos_token
+        if tokenizer.chat_template is None:
+            tokenizer.chat_template = processors_template(path)
+        add_tokens(model, tokenizer, tokens)
+        model.eval().to(torch.device(device))
+        return cls(model, tokenizer)
 
     def save(self, path: str | Path) -> None:
         self.model.save_pretrained(path)
@@ -58,6 +97,11 @@ class Backbone:
     @property
     def layers(self) -> int:
         return int(self.text_config.num_hidden_layers)
+
+    @property
+    def kept_layers(self) -> int:
+        """Layers that keep keys and values of every token."""
+        return self.layers
 
     @property
     def pad(self) -> int:
@@ -127,23 +171,87 @@ class Backbone:
         """
         whole: list[Written] = []
         for given in segment.pieces:
-            seen = self.cut(given) if isinstance(given, Frames) else given
-            for piece in self.written(seen) if isinstance(seen, Visual) else (seen,):
+            seen = self.see(given) if isinstance(given, Footage | Frames) else given
+            pieces: Sequence[Written]
+            if isinstance(seen, Visual):
+                pieces = self.written(seen)
+            elif isinstance(seen, Opening):
+                pieces = self.structure(self.chat(seen)[0])
+            elif seen in (REPLY, CLOSE):
+                pieces = self.structure(self.chat(Opening())[1 if seen == REPLY else 2])
+            else:
+                pieces = (seen,)
+            for piece in pieces:
                 if whole and isinstance(piece, str) and isinstance(whole[-1], str):
                     whole[-1] += piece
                 else:
                     whole.append(piece)
         return whole
 
-    def embed(self, packed: Packed) -> Tensor:
-        """Token embeddings with the visual features in their places, vision run once: [batch, length, dim]."""
-        embeds = self.embed_ids(packed.ids)
+    def structure(self, text: str) -> list[str | Special]:
+        """A format's own text, in which the tokenizer's added tokens are structure."""
+        names = sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True)
+        parts = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
+        return [Special(part) if number % 2 else part for number, part in enumerate(parts) if part]
+
+    def chat(self, opening: Opening) -> tuple[str, str, str]:
+        """The model's chat format as text: (before the user's words, between theirs and the reply, behind the reply).
+
+        As its own chat template has it; where its files hold none, in the family's published form.
+        """
+        if self.tokenizer.chat_template is None:
+            return self.published_chat(opening)
+        turns = [{"role": "system", "content": self.said(opening.system)}] if opening.system else []
+        turns.append({"role": "user", "content": self.said(WORDS)})
+        return self.rendered([*turns, {"role": "assistant", "content": self.said(WORDS)}])
+
+    def rendered(self, turns: Sequence[dict[str, Any]]) -> tuple[str, str, str]:
+        """`chat` by the template, of a conversation whose last two turns are the user's WORDS and the assistant's."""
+
+        def written(*given: dict[str, Any], **settings: Any) -> str:
+            return self.tokenizer.apply_chat_template(given, tokenize=False, date_string=DATE, **settings)
+
+        before, between = written(*turns[:-1], add_generation_prompt=True).split(WORDS)
+        behind = written(*turns).rpartition(WORDS)[2]
+        start, end = self.tokenizer.bos_token, self.tokenizer.decode([self.end])
+        if start and start not in before and self.tokenizer.encode("") == [self.tokenizer.bos_token_id]:
+            before = start + before  # which this tokenizer sets before every text
+        return before, between, end + behind.partition(end)[2]
+
+    def said(self, text: str) -> Any:
+        """A turn's words as the family's chat templates take them."""
+        return [{"type": "text", "text": text}]
+
+    def published_chat(self, opening: Opening) -> tuple[str, str, str]:
+        """ChatML, unless the family says otherwise."""
+        system = f"<|im_start|>system\n{opening.system}<|im_end|>\n" if opening.system else ""
+        return f"{system}<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n"
+
+    def look(self, packed: Packed) -> Sight | None:
+        """Vision, run once for all visuals of the batch."""
         if not packed.grids:
+            return None
+        return Sight(packed.visual_sample, packed.visual_row, self.encode_patches(packed.patches, packed.grids))
+
+    def embed(self, packed: Packed, sight: Sight | None = None) -> Tensor:
+        """Token embeddings with the visual features in their places: [batch, length, dim]. Looks if nobody has."""
+        embeds = self.embed_ids(packed.ids)
+        sight = sight or self.look(packed)
+        if sight is None:
             return embeds
-        features = self.encode_patches(packed.patches, packed.grids).to(embeds.dtype)
-        return embeds.index_put((packed.visual_sample, packed.visual_row), features)
+        return embeds.index_put((sight.sample, sight.row), sight.features.to(embeds.dtype))
+
+    def see(self, given: Seen) -> Visual:
+        """Footage is read here, at the size that the family wants. Errors: VideoError for footage that can't be read."""
+        if isinstance(given, Footage):
+            given = Frames(*given.frames(self.sampled(given.sampling, given.still)), given.still)
+        return self.cut(given) if isinstance(given, Frames) else given
 
     # What a family's file says
+
+    def sampled(self, sampling: Sampling, still: bool) -> Sampling:
+        """The sampling with the size of frames that `cut` wants, so that pictures are resized once."""
+        return sampling
 
     def cut(self, frames: Frames) -> Visual:
         """Decoded frames -> what the vision encoder reads."""
@@ -157,17 +265,39 @@ class Backbone:
         """The patches of all visuals of a batch, in one vision pass -> [visual tokens, dim]."""
         raise ValueError(NO_VISION)
 
+    def places(self, visual: Visual) -> list[int]:
+        """The ids that stand for a visual: one a visual token."""
+        raise ValueError(NO_VISION)
+
     def encode(self, segment: Segment) -> Encoded:
         """One segment -> ids, positions from 0, and where its visuals' tokens stand."""
-        raise NotImplementedError
+        ids: list[int] = []
+        visuals: list[tuple[Visual, list[int]]] = []
+        for piece in self.written_out(segment):
+            new = self.places(piece) if isinstance(piece, Visual) else self.piece_ids(piece)
+            if isinstance(piece, Visual):
+                visuals.append((piece, list(range(len(ids), len(ids) + len(new)))))
+            ids += new
+        return Encoded(ids, torch.arange(len(ids))[None], len(ids), visuals)
 
-    def forward(self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: Cache | None = None) -> States:
+    def forward(
+        self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: Cache | None = None, sight: Sight | None = None
+    ) -> States:
         """The language model.
 
         embeds [batch, length, dim], positions [axes, batch, length], mask: additive [batch, 1, length, past + length].
-        With a cache, its entries come first and the new ones are added to it.
+        With a cache, its entries come first and the new ones are added to it. sight: for families whose deeper layers
+        look too; its rows are those of past + length.
         """
-        raise NotImplementedError
+        out = self.model.get_decoder()(
+            inputs_embeds=embeds,
+            position_ids=positions[0],
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            output_hidden_states=True,
+        )
+        return States(out.hidden_states, cache, out.attentions)
 
 
 def pretrained(kind: Any, path: str | Path, **settings: Any) -> Any:
@@ -180,6 +310,13 @@ def pretrained(kind: Any, path: str | Path, **settings: Any) -> Any:
     if wrong := sorted(told["missing_keys"]) or sorted(f"{name} (shape)" for name, *_ in told["mismatched_keys"]):
         raise ValueError(f"{len(wrong)} weights are missing or of another model: {', '.join(wrong[:2])}.")
     return model
+
+
+def processors_template(path: str | Path) -> str | None:
+    """The chat template where a checkpoint keeps it for its processor alone, as the first files of LLaVA-NeXT do."""
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    found = cached_file(str(path), "chat_template.json", **quiet)
+    return json.loads(Path(found).read_text(encoding="utf-8"))["chat_template"] if found else None
 
 
 def without(model: Any, *parts: str) -> Any:
@@ -197,10 +334,26 @@ def double(model: Any) -> Any:
 
 def add_tokens(model: Any, tokenizer: Any, tokens: Sequence[str]) -> None:
     """Adds a method's tokens where the tokenizer lacks them; the embedding grows only where it is too small."""
-    missing = [token for token in tokens if token not in tokenizer.get_vocab()]
+    missing, known = [token for token in tokens if token not in tokenizer.get_vocab()], len(tokenizer)
     if missing:
         tokenizer.add_tokens(missing, special_tokens=True)
         if len(tokenizer) > model.config.get_text_config().vocab_size:
             with torch.random.fork_rng(devices=[]):  # the same rows each time, so that an adapter finds what it knew
                 torch.manual_seed(0)
-                model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+                grow(model, known, len(tokenizer))
+
+
+def grow(model: Any, known: int, tokens: int) -> None:
+    """Rows for `tokens` tokens, of which the first `known` are there: the new ones are drawn around the mean of the others.
+
+    Mllama embeds more tokens than it predicts, by as many as its class says: they stay as many.
+    """
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    spare = table.num_embeddings - head.weight.shape[0]
+    if spare:
+        model.resize_token_embeddings(known)  # spare rows were never trained
+    model.resize_token_embeddings(tokens + spare, mean_resizing=True)
+    if spare:
+        head = model.get_output_embeddings()
+        head.weight, head.out_features = nn.Parameter(head.weight.detach()[:tokens].clone()), tokens
+        model.config.get_text_config().vocab_size = model.vocab_size = tokens

@@ -1,4 +1,4 @@
-"""InternVL3 through transformers' own class (the checkpoints whose names end in -hf): tiles, vision, prompt, forward.
+"""InternVL3 through transformers' own class (the checkpoints whose names end in -hf): tiles, vision, prompt.
 
 A patch of its visuals is one square tile, uint8 [3, side, side]. An image is cut into up to 12 of them and a thumbnail;
 a video is a tile a frame; `grid` counts frames, rows and columns, without the thumbnail. Positions are plain. Knows no
@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, InternVLForConditionalGeneration
-from transformers.cache_utils import Cache
+from transformers import InternVLForConditionalGeneration
 
-from engine.backbones.base import SPECIAL_TOKENS, Backbone, States, add_tokens, pretrained, without
-from engine.layout import Encoded, Frames, Segment, Special, Visual, Written
-from engine.video import resize
+from engine.backbones.base import Backbone, without
+from engine.layout import Frames, Special, Visual, Written
+from engine.video import Sampling, resize
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -29,17 +27,7 @@ MOST_TILES = 12
 
 @dataclass(frozen=True)
 class InternVL(Backbone):
-    @classmethod
-    def load(
-        cls, path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32,
-        tokens: Sequence[str] = SPECIAL_TOKENS,
-    ) -> InternVL:  # fmt: skip
-        """Loads a folder or Hub id; adds the method's special tokens where the tokenizer lacks them."""
-        model = pretrained(InternVLForConditionalGeneration, path, dtype=dtype, attn_implementation="sdpa")
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        add_tokens(model, tokenizer, tokens)
-        model.eval().to(torch.device(device))
-        return cls(model, tokenizer)
+    kind = InternVLForConditionalGeneration
 
     # Vision
 
@@ -52,6 +40,10 @@ class InternVL(Backbone):
     def tile_tokens(self) -> int:
         config = self.model.config
         return int(self.tile_side // config.vision_config.patch_size[0] * config.downsample_ratio) ** 2
+
+    def sampled(self, sampling: Sampling, still: bool) -> Sampling:
+        """A video's frames are a tile each; an image's tiles are cut from the picture as it is."""
+        return replace(sampling, size="stored" if still else (self.tile_side, self.tile_side))
 
     def cut(self, frames: Frames) -> Visual:
         return cut_tiles(frames, self.tile_side)
@@ -79,30 +71,8 @@ class InternVL(Backbone):
         lines = ((f"Frame{number}: ", start, frame, end, "\n") for number, frame in enumerate(frames, 1))
         return tuple(piece for line in lines for piece in line)
 
-    def encode(self, segment: Segment) -> Encoded:
-        ids: list[int] = []
-        visuals: list[tuple[Visual, list[int]]] = []
-        for piece in self.written_out(segment):
-            if isinstance(piece, Visual):
-                new = [self.model.config.image_token_id] * (len(piece.patches) * self.tile_tokens)
-                visuals.append((piece, list(range(len(ids), len(ids) + len(new)))))
-            else:
-                new = self.piece_ids(piece)
-            ids += new
-        return Encoded(ids, torch.arange(len(ids))[None], len(ids), visuals)
-
-    # Forward
-
-    def forward(self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: Cache | None = None) -> States:
-        out = self.model.model.language_model(
-            inputs_embeds=embeds,
-            position_ids=positions[0],
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            output_hidden_states=True,
-        )
-        return States(out.hidden_states, cache, out.attentions)
+    def places(self, visual: Visual) -> list[int]:
+        return [self.model.config.image_token_id] * (len(visual.patches) * self.tile_tokens)
 
 
 def tile_grid(height: int, width: int, side: int = SIDE, most: int = MOST_TILES) -> tuple[int, int]:

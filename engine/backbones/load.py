@@ -12,12 +12,19 @@ from transformers import PreTrainedConfig
 from engine.backbones import text
 from engine.backbones.base import SPECIAL_TOKENS, Backbone
 from engine.backbones.internvl import InternVL
+from engine.backbones.llava_next import LlavaNext, LlavaNextVideo
+from engine.backbones.mllama import Mllama
 from engine.backbones.qwen2_5_vl import Qwen25VL
+from engine.backbones.qwen3_vl import Qwen3VL
 from engine.backbones.text import TextLM
 
-FAMILIES: dict[str, type[Qwen25VL] | type[InternVL] | type[TextLM]] = {
+FAMILIES: dict[str, type[Backbone]] = {
     "qwen2_5_vl": Qwen25VL,
+    "qwen3_vl": Qwen3VL,
     "internvl": InternVL,
+    "mllama": Mllama,
+    "llava_next": LlavaNext,
+    "llava_next_video": LlavaNextVideo,
     **dict.fromkeys(text.FAMILIES, TextLM),
 }
 
@@ -28,6 +35,8 @@ NAMED = {
     "video_token_id": ("<|video_pad|>",),
     "vision_start_token_id": ("<|vision_start|>",),
     "vision_end_token_id": ("<|vision_end|>",),
+    "image_token_index": ("<|image|>", "<image>"),
+    "video_token_index": ("<video>",),
 }
 
 

@@ -6,21 +6,26 @@ video goes on at 1 + the largest position used so far (transformers 5.23 compute
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
 from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from engine.backbones.base import SPECIAL_TOKENS, Backbone, States, add_tokens, pretrained, without
+from engine.backbones.base import SPECIAL_TOKENS, Backbone, Sight, States, without
 from engine.layout import Encoded, Frames, Segment, Special, Visual, Written
+from engine.video import Sampling
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -39,12 +44,19 @@ def rotary_positions(grid: tuple[int, int, int], merge: int, interval: float) ->
     return positions, int(positions.max()) + 1
 
 
+def normalised(
+    patches: Tensor, temporal: int, side: int, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
+) -> Tensor:
+    """uint8 patches -> float32, as the published models expect them: (x / 255 - mean) / std."""
+    scale, shift = _normalisation(temporal * side * side, tuple(mean), tuple(std))
+    return patches.to(torch.float32).mul_(scale.to(patches.device)).add_(shift.to(patches.device))
+
+
 @lru_cache(maxsize=8)
-def _normalisation(temporal: int, side: int) -> tuple[Tensor, Tensor]:
-    """Per patch column: (scale, shift), so that uint8 x scale + shift = (x / 255 - mean) / std."""
-    mean = torch.tensor(CLIP_MEAN).repeat_interleave(temporal * side * side)
-    std = torch.tensor(CLIP_STD).repeat_interleave(temporal * side * side)
-    return 1 / (255 * std), -mean / std
+def _normalisation(count: int, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """Per patch column, `count` a channel: (scale, shift), so that uint8 x scale + shift = (x / 255 - mean) / std."""
+    means, stds = (torch.tensor(each).repeat_interleave(count) for each in (mean, std))
+    return 1 / (255 * stds), -means / stds
 
 
 def slices_attention(module, query, key, value, attention_mask, slice_length: int = 0, **kwargs):  # noqa: ANN001, ANN003, ANN201
@@ -95,20 +107,17 @@ def rows_attention(module, query, key, value, attention_mask, **kwargs):  # noqa
 class Qwen25VL(Backbone):
     axes = 3  # time, height, width
 
+    kind: ClassVar[Any] = Qwen2_5_VLForConditionalGeneration
+    attention: ClassVar[str | Mapping[str, str]] = MappingProxyType({"text_config": "rows", "vision_config": "slices"})
+
     @classmethod
     def load(
         cls, path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32,
         tokens: Sequence[str] = SPECIAL_TOKENS,
-    ) -> Qwen25VL:  # fmt: skip
-        """Loads a folder or Hub id; adds the method's special tokens where the tokenizer lacks them."""
+    ) -> Self:  # fmt: skip
         AttentionInterface.register("slices", slices_attention)
         AttentionInterface.register("rows", rows_attention)
-        attention = {"text_config": "rows", "vision_config": "slices"}
-        model = pretrained(Qwen2_5_VLForConditionalGeneration, path, dtype=dtype, attn_implementation=attention)
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        add_tokens(model, tokenizer, tokens)
-        model.eval().to(torch.device(device))
-        return cls(model, tokenizer)
+        return super().load(path, device, dtype, tokens)
 
     # Vision
 
@@ -122,16 +131,20 @@ class Qwen25VL(Backbone):
         vision = self.vision_config
         return vision.patch_size * vision.spatial_merge_size
 
+    def sampled(self, sampling: Sampling, still: bool) -> Sampling:
+        return replace(sampling, factor=self.patch_side)
+
     def cut(self, frames: Frames) -> Visual:
         vision = self.vision_config
         return cut_patches(frames, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
 
     def encode_patches(self, patches: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """uint8 patches of all visuals of a batch, in one vision pass -> [visual tokens, dim]."""
-        vision = self.vision_config
-        scale, shift = _normalisation(vision.temporal_patch_size, vision.patch_size)
-        pixels = patches.to(torch.float32).mul_(scale.to(patches.device)).add_(shift.to(patches.device))
-        return self.encode_pixels(pixels, grids)
+        return self.encode_pixels(self.pixels(patches), grids)
+
+    def pixels(self, patches: Tensor) -> Tensor:
+        """Normalised patches."""
+        return normalised(patches, self.vision_config.temporal_patch_size, self.vision_config.patch_size)
 
     def encode_pixels(self, pixels: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """Normalised patches [patches, columns] -> [visual tokens, dim]."""
@@ -156,16 +169,19 @@ class Qwen25VL(Backbone):
     def written(self, visual: Visual) -> tuple[Written, ...]:
         return Special("<|vision_start|>"), visual, Special("<|vision_end|>")
 
+    def interval(self, visual: Visual) -> float:
+        """Temporal positions between two slices."""
+        return 1 if visual.still else visual.seconds * self.vision_config.tokens_per_second
+
     def encode(self, segment: Segment) -> Encoded:
-        config, vision = self.model.config, self.vision_config
-        merge, rate = vision.spatial_merge_size, vision.tokens_per_second
+        config, merge = self.model.config, self.vision_config.spatial_merge_size
         ids: list[int] = []
         positions: list[Tensor] = []
         visuals: list[tuple[Visual, list[int]]] = []
         start = 0
         for piece in self.written_out(segment):
             if isinstance(piece, Visual):
-                relative, extent = rotary_positions(piece.grid, merge, 1 if piece.still else piece.seconds * rate)
+                relative, extent = rotary_positions(piece.grid, merge, self.interval(piece))
                 new = [config.image_token_id if piece.still else config.video_token_id] * relative.shape[1]
                 visuals.append((piece, list(range(len(ids), len(ids) + len(new)))))
             else:
@@ -180,7 +196,9 @@ class Qwen25VL(Backbone):
 
     # Forward
 
-    def forward(self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: Cache | None = None) -> States:
+    def forward(
+        self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: Cache | None = None, sight: Sight | None = None
+    ) -> States:
         out = self.model.model.language_model(
             inputs_embeds=embeds,
             position_ids=positions,

@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.cache_utils import Cache
+from transformers import AutoModelForCausalLM
 
-from engine.backbones.base import NO_VISION, SPECIAL_TOKENS, Backbone, States, add_tokens, pretrained
-from engine.layout import Encoded, Segment, Visual
+from engine.backbones.base import Backbone
 
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True)
 class TextLM(Backbone):
-    @classmethod
-    def load(
-        cls, path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32,
-        tokens: Sequence[str] = SPECIAL_TOKENS,
-    ) -> TextLM:  # fmt: skip
-        model = pretrained(AutoModelForCausalLM, path, dtype=dtype, attn_implementation="sdpa")
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        if tokenizer.pad_token_id is None:  # GPT-2 and Llama pad with what ends a text
-            tokenizer.pad_token = tokenizer.eos_token
-        add_tokens(model, tokenizer, tokens)
-        model.eval().to(torch.device(device))
-        return cls(model, tokenizer)
+    kind = AutoModelForCausalLM
 
-    def encode(self, segment: Segment) -> Encoded:
-        ids: list[int] = []
-        for piece in self.written_out(segment):
-            if isinstance(piece, Visual):
-                raise ValueError(NO_VISION)
-            ids += self.piece_ids(piece)
-        return Encoded(ids, torch.arange(len(ids))[None], len(ids))
+    def said(self, text: str) -> str:
+        return text
 
     # GPT-2 adds its positions to its input, where the others turn their keys; and its norm has another name.
 
@@ -58,15 +37,3 @@ class TextLM(Backbone):
     @property
     def _gpt2(self) -> bool:
         return self.model.config.model_type == "gpt2"
-
-    def forward(self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: Cache | None = None) -> States:
-        language: Any = self.model.base_model
-        out = language(
-            inputs_embeds=embeds,
-            position_ids=positions[0],
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            output_hidden_states=True,
-        )
-        return States(out.hidden_states, cache, out.attentions)

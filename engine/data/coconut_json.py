@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.data.files import BadRow, Entry, FileSource, Row, TextSource, answered, field, json_rows, said, text
+from engine.data.files import BadRow, FileSource, Rows, answered, field, json_rows, said, text
 from engine.data.samples import Sample
 
 
 @dataclass(frozen=True)
-class CoconutSource(TextSource):
-    def entries(self, path: Path) -> list[Entry]:
+class CoconutSource(FileSource):
+    def index(self, path: Path) -> Rows:
         return json_rows(path)
 
     def parse(self, raw: Any) -> Sample:
         return problem(self, raw)
 
 
-def problem(source: FileSource[Row], raw: Any) -> Sample:
+def problem(source: FileSource, raw: Any) -> Sample:
     """A row's sample. Coconut writes a chain that isn't known as one empty step. Errors: BadRow."""
     steps = field(raw, "steps")
     if not isinstance(steps, list):

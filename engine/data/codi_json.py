@@ -1,6 +1,8 @@
 """CODI's format, {question, cot, answer}, as a JSON list or JSON lines: GSM8k-Aug, GSM8k-Aug-NL, CommonsenseQA, StrategyQA.
 
-A chain of `<<...>>` has one step each; a chain in words has one a sentence.
+GSM8k-Aug: "<<600*30/100=180>> <<600*10/100=60>>" and "360", a step each `<<...>>`. GSM8k-Aug-NL: the same in words, a step a
+sentence; a calculator's notes among them, as in GSM8k itself, are left out. CommonsenseQA: the choices stand in the question,
+and the answer is a letter. StrategyQA: the answer is true or false. An answer may stand behind "####".
 """
 
 from __future__ import annotations
@@ -10,25 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.data.files import BadRow, Entry, TextSource, answered, equations, field, json_rows, text
+from engine.data.files import BadRow, FileSource, Rows, answered, equations, field, json_rows, text
 from engine.data.samples import Sample
 
 # Where a sentence ends: not in 3.5, nor after the number of a list's item ("1. "), nor after a title.
 SENTENCE = re.compile(
-    r"\s*\n\s*|(?<=[.!?])(?<!^\d\.)(?<![.!?]\s\d\.)(?<!\b(?:Mr|Ms|Dr|St|vs)\.)(?<!\bMrs\.)[ \t]+", re.MULTILINE
+    r"\s*\n\s*|(?<=[.!?])(?<!^\d\.)(?<![.!?]\s\d\.)(?<!\b(?:Mr|Ms|Dr|St|vs)\.)(?<!\bMrs\.)(?<!\b(?:e\.g|i\.e|U\.S)\.)[ \t]+",
+    re.MULTILINE,
 )
 
 
 @dataclass(frozen=True)
-class CodiSource(TextSource):
-    def entries(self, path: Path) -> list[Entry]:
+class CodiSource(FileSource):
+    def index(self, path: Path) -> Rows:
         return json_rows(path)
 
     def parse(self, raw: Any) -> Sample:
         chain = field(raw, "cot")
         if not isinstance(chain, str):
             raise BadRow(f"cot must be text, not {chain!r:.40}")
-        found = equations(chain, "cot") if "<<" in chain else sentences(chain)
+        alone = chain.lstrip().startswith("<<")
+        found = equations(chain, "cot") if alone else sentences(re.sub(r"<<[^<>]*>>", "", chain))
         answer = field(raw, "answer")
         if isinstance(answer, str):
             answer = answer.rpartition("####")[2]

@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.data.files import BadRow, Entry, TextSource, answered, equations, lines, said
+from engine.data.files import BadRow, FileSource, Rows, answered, equations, lines, said, written
 from engine.data.samples import Sample
 
 
 @dataclass(frozen=True)
-class Gsm8kIcotSource(TextSource):
-    def entries(self, path: Path) -> list[Entry]:
+class Gsm8kIcotSource(FileSource):
+    def index(self, path: Path) -> Rows:
         return lines(path)
+
+    def read(self, text: bytes) -> str:
+        return written(text)
 
     def parse(self, raw: str) -> Sample:
         for mark, before, after in (("||", "question", "chain"), ("####", "chain", "answer")):

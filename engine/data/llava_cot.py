@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.data.files import BadRow, Entry, field, json_rows, said, text
-from engine.data.pictured import Pictured, PicturedSource
+from engine.data.files import BadRow, Rows, field, json_rows, said, text
+from engine.data.media import PicturedSource
 from engine.data.samples import Sample
 
 SECTIONS = ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")
@@ -22,16 +22,16 @@ SECTION = re.compile(r"<([A-Z_]+)>(.*?)</\1>", re.DOTALL)
 class LlavaCotSource(PicturedSource):
     """A sample's steps are the sections before the conclusion, which is its answer."""
 
-    def entries(self, path: Path) -> list[Entry]:
-        """(where, (row, which of its turns)): as many as a conversation has questions, and at least one."""
-        found = list[Entry]()
-        for where, row in json_rows(path):
-            spoken = row.get("conversations") if isinstance(row, dict) else None
-            count = (len(spoken) + 1) // 2 if isinstance(spoken, list) else 1
-            found += [(f"{where}, turn {turn}" if count > 1 else where, (row, turn)) for turn in range(max(count, 1))]
-        return found
+    def index(self, path: Path) -> Rows:
+        return json_rows(path)
 
-    def parse(self, raw: tuple[Any, int]) -> Pictured:
+    def parts(self, raw: Any) -> list[tuple[str, Any]]:
+        """(its name, (row, which of its turns)): as many as a conversation has questions, and at least one."""
+        spoken = raw.get("conversations") if isinstance(raw, dict) else None
+        count = max(1, (len(spoken) + 1) // 2) if isinstance(spoken, list) else 1
+        return [(f"turn {turn}" if count > 1 else "", (raw, turn)) for turn in range(count)]
+
+    def parse(self, raw: tuple[Any, int]) -> Sample:
         row, turn = raw
         image = self.image(text(row, "image"), "image")
         spoken = field(row, "conversations")
@@ -41,8 +41,7 @@ class LlavaCotSource(PicturedSource):
         asked, told = (text(part, "value") for part in pair)
         *steps, answer = sections(told)
         question = said(asked.replace("<image>", ""), "value")
-        sample = Sample(None, question, (), tuple(steps), answer, "as asked", sections=SECTIONS[:-1])
-        return Pictured(sample, image)
+        return Sample(image, question, (), self.needed(steps, "value"), answer, "as asked", sections=SECTIONS[:-1])
 
 
 def sections(told: str) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from engine.layout import END, Frames, Piece, Segment, Special, Visual, target
+from engine.layout import CLOSE, END, REPLY, Opening, Piece, Seen, Segment, Special, target
+from engine.video import VideoError
 
 SYSTEM = "You are a helpful assistant"
 
@@ -30,7 +31,7 @@ class Sample:
     answer between <answer> and </answer>. plain: Coconut's, the question, a step a line, `### answer`.
     """
 
-    visual: Frames | Visual | None
+    visual: Seen | tuple[Seen, ...] | None  # several: images, in the order in which they are asked about
     question: str  # without options and hint
     options: tuple[str, ...]  # empty for anything but multiple choice
     steps: tuple[str, ...]  # the written chain; a chain that isn't divided is one step
@@ -38,10 +39,29 @@ class Sample:
     problem_type: str = "multiple choice"
     dialect: Dialect = "chat"
     sections: tuple[str, ...] = ()  # the names of `steps`, one each, where the chain has named sections
+    where: str = field(default="", compare=False)  # the file and row that it was read from
 
     @property
     def thoughts(self) -> str:
         return "\n".join(self.steps)
+
+    @property
+    def visuals(self) -> tuple[Seen, ...]:
+        if self.visual is None:
+            return ()
+        return self.visual if isinstance(self.visual, tuple) else (self.visual,)
+
+
+def looked_at(sample: Sample, see: Callable[[Seen], Seen]) -> Sample:
+    """The sample with what it shows as `see` gives it back: a backbone's reads and cuts it for the vision encoder.
+
+    Errors: VideoError naming the row whose file can't be read.
+    """
+    try:
+        visuals = tuple(see(visual) for visual in sample.visuals)
+    except VideoError as error:
+        raise VideoError(f"{sample.where}: {error}" if sample.where else str(error)) from None
+    return replace(sample, visual=visuals[0] if len(visuals) == 1 else visuals or None)
 
 
 def letter(index: int) -> str:
@@ -80,21 +100,14 @@ def question_text(sample: Sample) -> str:
 
 
 def context(sample: Sample) -> Segment:
-    """Chat: system prompt, the user's turn and the opening of the assistant's, in Qwen's format. Plain: the question.
+    """Chat: system prompt, the user's turn and the opening of the assistant's. Plain: the question.
 
-    The tokens around a visual are its family's, and the backbone's to write.
+    The chat format, and the tokens around a visual, are the family's, and the backbone's to write.
     """
-    seen: tuple[Piece, ...] = () if sample.visual is None else (sample.visual,)
     if sample.dialect == "plain":
-        return Segment("context", (*seen, f"{sample.question}\n"))
-    start, end = Special("<|im_start|>"), Special("<|im_end|>")
+        return Segment("context", (*sample.visuals, f"{sample.question}\n"))
     turn = user_turn(sample.question, sample.options, sample.problem_type)
-    pieces: tuple[Piece, ...] = (
-        start, f"system\n{SYSTEM}", end, "\n",
-        start, "user\n", *seen, *turn, end, "\n",
-        start, "assistant\n",
-    )  # fmt: skip
-    return Segment("context", pieces)
+    return Segment("context", (Opening(SYSTEM, bool(sample.visuals)), *sample.visuals, *turn, REPLY))
 
 
 def chain(sample: Sample, first: int = 0) -> Segment:
@@ -122,5 +135,5 @@ def solution(sample: Sample, prompt: str = "###") -> tuple[Segment, ...]:
 
 
 def ending(sample: Sample) -> Segment:
-    """What ends the turn; in chat with the line break that Qwen's template sets behind it."""
-    return target(END) if sample.dialect == "plain" else target(END, "\n")
+    """What ends the turn; in chat with what the model's format has behind it, such as a line break."""
+    return target(END if sample.dialect == "plain" else CLOSE)

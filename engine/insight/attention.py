@@ -60,7 +60,7 @@ def weights(backbone: Backbone, thoughts: Thoughts, marks: Sequence[str] = ()) -
     own = torch.ones(count + len(marks), count + len(marks), dtype=torch.bool, device=device).tril()
     allowed = torch.cat([kept[:, None] & earlier, own.expand(batch, -1, -1)], dim=2)
     cache = DynamicCache(list(thoughts.layers))
-    states = watched(backbone).forward(embeds, positions, masks.additive(allowed, embeds.dtype), cache)
+    states = watched(backbone).forward(embeds, positions, masks.additive(allowed, embeds.dtype), cache, thoughts.sight)
     assert states.attentions is not None
     found = torch.stack(states.attentions)  # [layers, batch, heads, rows, length + rows]
     columns = thoughts.slots[:, None, None].expand(*found.shape[:-1], -1)

@@ -89,7 +89,7 @@ def answers(reply: Reply, truth: Truth | None = None) -> str:
     muted = "" if reply.familiar else " s-muted"
     doubt = "" if reply.familiar else '<p class="s-doubt">It would say this, but don\'t trust it:</p>'
     seconds = reply.seconds["think"] + reply.seconds["answer"]
-    title = f"Silent, with {reply.slots} pause{'s' * (reply.slots != 1)}"
+    title = f"Silent, with {reply.slots} pause{'s' * (reply.slots != 1)}" if reply.slots else "At once, without pauses"
     bars = _bars(reply.options, reply.answer)
     silent = _verdict(title, doubt, reply.answer, reply.generated_tokens, seconds, truth, bars)
     words = reply.explicit

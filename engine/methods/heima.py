@@ -22,7 +22,7 @@ from engine.backbones.base import SPECIAL_TOKENS, Backbone
 from engine.backbones.load import around, load
 from engine.config import ConfigError
 from engine.data.samples import Sample, context, ending, question_text
-from engine.layout import END, Layout, Piece, Reading, Segment, Special, target
+from engine.layout import END, REPLY, Layout, Opening, Piece, Reading, Segment, Special, target
 from engine.methods.method import Method, Outcome, read, weighted
 
 CONCLUSION = "CONCLUSION"
@@ -119,7 +119,7 @@ class Interpreters(Heima):
 
     interpreter: the language model that each starts from, a folder or Hub id with Heima's vocabulary; without one, a
     copy of Heima's own language model.
-    train_on_input: the prompt is learnt too, as published.
+    train_on_input: the prompt is learnt too, as published, from the words of the turn on.
     """
 
     frozen: ClassVar[bool] = True
@@ -144,7 +144,7 @@ class Interpreters(Heima):
         before, after = self.asked(sample, thought.name, rng)
         learnt: Literal["target", "context"] = "target" if self.train_on_input else "context"
         return (
-            Segment("context", before[:1]),  # nothing predicts the first token
+            Segment("context", before[:1]),  # nothing predicts its first token
             Segment(learnt, before[1:]),
             Segment(learnt, thought.pieces, hole=True),
             Segment(learnt, after),
@@ -154,14 +154,13 @@ class Interpreters(Heima):
     def asked(
         self, sample: Sample, section: str, rng: np.random.Generator
     ) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
-        """The prompt before the thinking tokens and after them. Its first piece is one token."""
+        """The prompt before the thinking tokens and after them. Its first piece is given, never learnt: nothing predicts it."""
         drawn = TEMPLATES[int(rng.integers(len(TEMPLATES)))].replace("{section}", section.lower())
         # The question last, so that nothing in it is taken for a place of the template's.
         before, after = (part.replace("{question}", question_text(sample)) for part in drawn.split(THOUGHT))
         if sample.dialect == "plain":
             return (END, before), (f"{after}\n",)
-        start, end = Special("<|im_start|>"), Special("<|im_end|>")
-        return (start, f"user\n{before}"), (after, end, "\n", start, "assistant\n")
+        return (Opening(), before), (after, REPLY)
 
     def companions(self, backbone: Backbone) -> nn.ModuleDict:
         if not self.interpreter:
@@ -178,7 +177,9 @@ class Interpreters(Heima):
             return out.hidden[-1].new_zeros(())
         each, _, _ = read(out, self.reader(out.backbone, out.companions, name), name)
         rows = out.packed.readings[name].packed.branches["read"]
-        return each.mean() if of is None else each[rows.name == rows.names.index(of)].mean()
+        if of is not None:
+            return each[rows.name == rows.names.index(of)].mean()
+        return each.sum() / (len(each) if out.step is None else out.step[name, 0])
 
     def reader(self, backbone: Backbone, companions: nn.ModuleDict, name: str) -> Backbone:
         """A section's interpreter."""

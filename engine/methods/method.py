@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -18,6 +20,32 @@ from engine.layout import Layout, Packed, Readings, Rows, Segment
 COMPANIONS = "companions.safetensors"  # beside a model: what its method trains with it
 META = "sotto.json"  # beside a model or an adapter: its method; of a shipped model also its name, pauses, sampling
 
+# Supervised tokens by branch, (name, -1), or by kind and group of readings.
+Tokens = Mapping[tuple[str, int], float]
+
+
+def tokens_of(packed: Packed) -> Counter[tuple[str, int]]:
+    """How many tokens each branch supervises, and each group of each kind of readings."""
+    found = Counter({(name, -1): len(rows.target) for name, rows in packed.branches.items()})
+    for kind, readings in packed.readings.items():
+        groups = readings.group[readings.packed.branches["read"].sample]
+        found.update((kind, group) for group in groups.tolist())
+    return found
+
+
+def shared(every: Sequence[Tokens]) -> Tokens:
+    """The tokens of an average pass, from those of every pass of a step. A loss that divides by these, averaged over
+    the passes, is the mean over all tokens of the step, however they fell into passes and processes."""
+    total: Counter[tuple[str, int]] = Counter()
+    for tokens in every:
+        total.update(tokens)  # type: ignore[arg-type]
+    return {key: count / len(every) for key, count in total.items()}
+
+
+def token_loss(backbone: Backbone, states: Tensor, target: Tensor) -> Tensor:
+    """Negative log-likelihood a token [rows], from states after the final norm [rows, dim] and target [rows]."""
+    return objectives.token_loss_from_states(states, backbone.logits, target, backbone.text_config.vocab_size)
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -27,6 +55,7 @@ class Branch:
     hidden: tuple[Tensor, ...]  # a [batch, length, dim] a layer, embeddings first
     backbone: Backbone
     batch: int
+    tokens: float  # what a mean over tokens divides by: the rows of this pass, or of an average pass of its step
 
     def logits(self) -> Tensor:
         """[rows, vocabulary]: only supervised rows go through the head."""
@@ -34,8 +63,11 @@ class Branch:
 
     def cross_entropy(self, mean: Literal["samples", "tokens"] = "samples") -> Tensor:
         """samples: every sample counts the same; tokens: every token does."""
-        each = objectives.token_loss(self.logits(), self.rows.target)
-        return each.mean() if mean == "tokens" else objectives.sample_mean(each, self.rows.sample, self.batch).mean()
+        states = self.hidden[-1][self.rows.sample, self.rows.row]
+        each = token_loss(self.backbone, states, self.rows.target)
+        if mean == "tokens":
+            return each.sum() / self.tokens
+        return objectives.sample_mean(each, self.rows.sample, self.batch).mean()
 
     def predicting(self, name: str) -> tuple[list[Tensor], Tensor]:
         """The states that predict the target called `name`: (a [rows, dim] a layer 1..L, sample [rows])."""
@@ -60,9 +92,12 @@ class Outcome:
     hidden: tuple[Tensor, ...]
     backbone: Backbone
     companions: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+    step: Tokens | None = None  # `shared` tokens of the training step that this forward is one pass of
 
     def branch(self, name: str) -> Branch:
-        return Branch(self.packed.branches[name], self.hidden, self.backbone, self.packed.ids.shape[0])
+        rows = self.packed.branches[name]
+        tokens = len(rows.target) if self.step is None else self.step[name, -1]
+        return Branch(rows, self.hidden, self.backbone, self.packed.ids.shape[0], tokens)
 
 
 @dataclass(frozen=True)
@@ -114,10 +149,12 @@ class Method:
 
 
 def run(
-    backbone: Backbone, packed: Packed, feedback: Feedback = latents.unchanged, companions: nn.ModuleDict | None = None
-) -> Outcome:
+    backbone: Backbone, packed: Packed, feedback: Feedback = latents.unchanged, companions: nn.ModuleDict | None = None,
+    step: Tokens | None = None, segments: int = 0,
+) -> Outcome:  # fmt: skip
     """One forward over a packed batch: vision once, every branch under one mask, latents filled one after another."""
-    return Outcome(packed, latents.forward(backbone, packed, feedback), backbone, companions or nn.ModuleDict())
+    hidden = latents.forward(backbone, packed, feedback, segments=segments)
+    return Outcome(packed, hidden, backbone, companions or nn.ModuleDict(), step)
 
 
 def holes_filled(out: Outcome, readings: Readings, table: Backbone, fed: Feedback = latents.unchanged) -> Tensor:
@@ -150,7 +187,7 @@ def read(
     mask = masks.additive(masks.visible(inner), embeds.dtype)
     last = reader.forward(embeds, inner.positions + first_position, mask).last
     rows = inner.branches["read"]
-    return objectives.token_loss(reader.logits(last[rows.sample, rows.row]), rows.target), rows.sample, readings.group
+    return token_loss(reader, last[rows.sample, rows.row], rows.target), rows.sample, readings.group
 
 
 def weighted(terms: dict[str, tuple[float, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:

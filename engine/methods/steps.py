@@ -76,7 +76,8 @@ class StepSupervision:
     def loss(self, out: Outcome, fed: Feedback = latents.unchanged) -> Tensor:
         if DECODER not in out.packed.readings:  # no slot in the whole batch, as at a curriculum's first stage
             return out.hidden[-1].new_zeros(())
-        return self.per_slot(out, fed).mean()
+        every = self.per_slot(out, fed)
+        return every.sum() / (len(every) if out.step is None else sum(kind == DECODER for kind, _ in out.step))
 
     def per_slot(self, out: Outcome, fed: Feedback = latents.unchanged) -> Tensor:
         """[slots that have a step in this batch]"""
@@ -90,7 +91,9 @@ class StepSupervision:
         total = each.new_zeros(len(present)).index_add(0, index, each)
         if self.mean == "samples":
             return total / len(out.packed.ids)
-        return total / each.new_zeros(len(present)).index_add(0, index, torch.ones_like(each))
+        if out.step is None or self.compat:
+            return total / each.new_zeros(len(present)).index_add(0, index, torch.ones_like(each))
+        return total / each.new_tensor([out.step[DECODER, group] for group in present.tolist()])
 
 
 def _cut_as_published(readings: Readings) -> Tensor:

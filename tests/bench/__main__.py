@@ -11,9 +11,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def main() -> int:
-    from tests.bench import interventions, latents, packed
+    from tests.bench import answer, data, generate, interventions, loop, packed, video
 
-    benches = {"packed": packed.bench, "latents": latents.bench, "interventions": interventions.bench}
+    benches = {
+        "packed": packed.bench, "loop": loop.bench, "generate": generate.bench, "answer": answer.bench,
+        "interventions": interventions.bench, "video": video.bench, "data": data.bench,
+    }  # fmt: skip
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("names", nargs="*", default=[], help=f"among {', '.join(benches)} (default: all)")
     parser.add_argument("--json", action="store_true", help="print JSON (the default, and the only form)")

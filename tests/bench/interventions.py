@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from engine import generate
@@ -18,48 +17,62 @@ from engine.backbones.qwen2_5_vl import Qwen25VL
 from engine.data.samples import Sample, context
 from engine.data.worlds import WorldsSource, texts
 from engine.insight import replace as matter
-from engine.layout import Frames, Layout, marker, pack
+from engine.layout import Layout, Packed, marker, pack
 from engine.methods.controls import Silent
 from engine.methods.method import run
-from tests.bench.packed import medians, work
+from tests.bench.measure import heavy, line, medians, tokens_work, work
 
 METHOD = Silent(8)
+LETTERS = ("A", "B")
 
 
 def bench() -> list[dict[str, Any]]:
     backbone = small.fresh(small.tokenizer(texts(300)), layers=12)
     clip = WorldsSource(difficulties=(6, 6))(0)
-    frames = np.random.default_rng(0).integers(0, 256, (28, 224, 252, 3), dtype=np.uint8)
-    heavy = Sample(
-        backbone.cut(Frames(frames, 0.5)), "What is it?", ("one", "two"), (), "A"
-    )  # 14 slices of 8 x 9 tokens
-    rows = [row(backbone, "embedded clip of 6 steps", clip), row(backbone, "1,008 video tokens", heavy)]
-    return [line for pair in rows for line in pair]
+    samples = {"embedded clip of 6 steps": clip, "1,008 video tokens": heavy(backbone)}
+    return [made for size, sample in samples.items() for made in (*replacement(backbone, size, sample), sweep(backbone, size, sample))]  # fmt: skip
 
 
 @torch.no_grad()
-def row(backbone: Qwen25VL, size: str, sample: Sample) -> list[dict[str, Any]]:
-    thinking, letters, marked = METHOD.thinking(8), ("A", "B"), matter.marks(METHOD)
-    thoughts = generate.think(backbone, [sample], thinking)
+def replacement(backbone: Qwen25VL, size: str, sample: Sample) -> list[dict[str, Any]]:
+    thoughts = generate.think(backbone, [sample], METHOD.thinking(8))
     own = matter.held(backbone, thoughts)
     count = len(matter.changes(own, {"another clip's": own}))
-    line = (context(sample), *thinking, marker("<ANS>"), marker("<answer>"))
-    whole = pack([Layout({"line": line})], backbone.encode, backbone.pad)
+    whole = prompt(backbone, sample, 8)
 
     def ours() -> None:
         changed = matter.changes(matter.held(backbone, thoughts), {"another clip's": own})
-        matter.probabilities(backbone, thoughts, changed, letters, marked)
+        matter.probabilities(backbone, thoughts, changed, LETTERS, matter.marks(METHOD))
 
-    def forward() -> None:
-        backbone.logits(run(backbone, whole).hidden[-1][:, -1])
-
-    ours_seconds, forward_seconds = medians(backbone, ours, forward)
-    text = backbone.model.config.text_config
-    matrices = sum(p.numel() for p in backbone.model.model.language_model.layers.parameters() if p.dim() == 2)
-    behind = matrices + 2 * text.num_hidden_layers * text.hidden_size * whole.ids.shape[1]  # multiply-adds of one token
-    limit = work(backbone, whole) / (count * 2 * behind)
-    made = {"name": "interventions", "ours": ours_seconds, "unit": f"seconds for {count} changes of one clip"}
+    together, forward = medians(ours, lambda: backbone.logits(run(backbone, whole).hidden[-1][:, -1]))
+    limit = work(backbone, whole) / tokens_work(backbone, 2 * count, whole.ids.shape[1])
+    unit = f"seconds for {count} changes of one clip"
     return [
-        made | {"size": f"{size}: one forward over all changes", "other": forward_seconds, "ratio": forward_seconds / ours_seconds, "limit": limit},
-        made | {"size": f"{size}: a forward a change over all changes", "other": count * forward_seconds, "ratio": count * forward_seconds / ours_seconds, "limit": count * limit},
+        line("interventions", f"{size}: one forward over all changes", together, forward, limit, unit),
+        line("interventions", f"{size}: a forward a change over all changes", together, count * forward, count * limit, unit),
     ]  # fmt: skip
+
+
+@torch.no_grad()
+def sweep(backbone: Qwen25VL, size: str, sample: Sample) -> dict[str, Any]:
+    """The answer behind 0 to 8 slots from one prefill, against a whole forward for each number."""
+    wholes = [prompt(backbone, sample, count) for count in range(9)]
+
+    def ours() -> None:
+        thoughts = generate.think(backbone, [sample], METHOD.thinking(8))
+        matter.probabilities(backbone, thoughts, matter.first_ones(8), LETTERS, matter.marks(METHOD))
+
+    def other() -> None:
+        for whole in wholes:
+            backbone.logits(run(backbone, whole).hidden[-1][:, -1])
+
+    together, apart = medians(ours, other)
+    length = wholes[-1].ids.shape[1]
+    limit = sum(work(backbone, whole) for whole in wholes) / (work(backbone, wholes[-1]) + tokens_work(backbone, 18, length))  # fmt: skip
+    return line("interventions", f"{size}: 9 separate runs over one sweep of N", together, apart, limit, "seconds for N = 0 to 8")  # fmt: skip
+
+
+def prompt(backbone: Qwen25VL, sample: Sample, slots: int) -> Packed:
+    """All that stands before the silent answer's letter."""
+    before = (context(sample), *METHOD.thinking(slots), marker("<ANS>"), marker("<answer>"))
+    return pack([Layout({"line": before})], backbone.encode, backbone.pad)

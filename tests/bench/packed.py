@@ -6,8 +6,6 @@ would give if time were proportional to them.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,11 +17,12 @@ from engine.backbones import small
 from engine.backbones.qwen2_5_vl import Qwen25VL
 from engine.data.samples import Sample
 from engine.data.worlds import WorldsSource, texts
-from engine.layout import Frames, Layout, Packed, pack
+from engine.layout import Layout, Packed, pack
 from engine.methods.method import run
 from engine.methods.pause import PauseDistillation
+from tests.bench.measure import growth, heavy, line, medians, work
 
-ROUNDS = 7
+UNIT = "seconds a step, forward and backward"
 
 
 def bench() -> list[dict[str, Any]]:
@@ -33,10 +32,27 @@ def bench() -> list[dict[str, Any]]:
     source = WorldsSource()
     records = [worlds.make(worlds.FAMILIES[i % 3], 4, i, "train") for i in range(16)]
     embedded = [source(i) for i in range(16)]
-    frames = np.random.default_rng(0).integers(0, 256, (28, 224, 252, 3), dtype=np.uint8)
-    video = backbone.cut(Frames(frames, 0.5))  # 14 slices of 8 x 9 tokens
-    heavy = [Sample(video, "What is it?", ("one", "two"), (records[0].steps[0].text,), "A")]
-    return [row(backbone, "embedded, 16 clips", embedded), row(backbone, "1,008 video tokens, short text", heavy)]
+    step = (records[0].steps[0].text,)
+    return [
+        row(backbone, "embedded, 16 clips", embedded),
+        row(backbone, "1,008 video tokens, short text", [heavy(backbone, step)]),
+        growth("packed", "frames", (8, 16, 32, 64), lambda n: stepped(backbone, [heavy(backbone, step, n // 2)]), UNIT),
+        growth("packed", "slots", (8, 16, 32, 64), lambda n: stepped(backbone, embedded[:4], n), UNIT),
+        growth("packed", "clips a batch", (2, 4, 8, 16), lambda n: stepped(backbone, embedded[:n]), UNIT),
+    ]
+
+
+def stepped(backbone: Qwen25VL, samples: Sequence[Sample], slots: int = 8) -> Callable[[], None]:
+    """A packed training step on these samples."""
+    method = PauseDistillation(pauses=(slots, slots))
+    layouts = [method.layout(sample, np.random.default_rng(0)) for sample in samples]
+    together = pack(layouts, backbone.encode, backbone.pad)
+
+    def task() -> None:
+        backbone.model.zero_grad(set_to_none=True)
+        method.loss(run(backbone, together))[0].backward()
+
+    return task
 
 
 def row(backbone: Qwen25VL, size: str, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -47,18 +63,13 @@ def row(backbone: Qwen25VL, size: str, samples: Sequence[Sample]) -> dict[str, A
         pack([layout.only(name) for layout in layouts], backbone.encode, backbone.pad) for name in layouts[0].branches
     ]
 
-    def ours() -> None:
-        method.loss(run(backbone, together))[0].backward()
-
     def other() -> None:
+        backbone.model.zero_grad(set_to_none=True)
         separate_loss(backbone, method, layouts, apart).backward()
 
-    first, second = medians(backbone, ours, other)
+    ours, separate = medians(stepped(backbone, samples), other)
     limit = sum(work(backbone, p) for p in apart) / work(backbone, together)
-    return {
-        "name": "packed", "size": size, "ours": first, "other": second, "ratio": second / first, "limit": limit,
-        "unit": "seconds a step, forward and backward",
-    }  # fmt: skip
+    return line("packed", size, ours, separate, limit, UNIT)
 
 
 def separate_loss(
@@ -74,32 +85,3 @@ def separate_loss(
         method.decode * speak.cross_entropy() + method.answer * answer.cross_entropy() + teacher.cross_entropy()
         + method.distil * hidden_distance(student, taught, sample, len(layouts), method.form)
     )  # fmt: skip
-
-
-def medians(backbone: Qwen25VL, *tasks: Callable[[], None]) -> list[float]:
-    """Median seconds of each task, run in turns."""
-    taken: list[list[float]] = [[] for _ in tasks]
-    for _ in range(ROUNDS):
-        for task, times in zip(tasks, taken):
-            backbone.model.zero_grad(set_to_none=True)
-            began = time.perf_counter()
-            task()
-            times.append(time.perf_counter() - began)
-    return [statistics.median(times[1:]) for times in taken]
-
-
-def work(backbone: Qwen25VL, packed: Packed) -> float:
-    """Multiply-adds of one forward: matrices x tokens, and attention's two products, language model and vision."""
-    text, vision = backbone.model.config.text_config, backbone.model.config.vision_config
-    language = backbone.model.model.language_model
-    matrices = sum(p.numel() for p in language.layers.parameters() if p.dim() == 2)
-    batch, length = packed.ids.shape
-    attention = 2 * text.num_hidden_layers * text.hidden_size * length
-    total = batch * length * (matrices + attention)
-    supervised = sum(len(rows.row) for rows in packed.branches.values())
-    total += supervised * text.hidden_size * text.vocab_size
-    seen = sum(p.numel() for p in backbone.model.model.visual.parameters() if p.dim() >= 2)
-    for time_, height, width in packed.grids:
-        patches = time_ * height * width
-        total += patches * (seen + 2 * vision.depth * vision.hidden_size * height * width)
-    return float(total)

@@ -38,6 +38,10 @@ class Numerals:
     pad_token_id: int
     eos_token_id: int
     unk_token_id: int | None = None
+    chat_template: str | None = None
+
+    def get_added_vocab(self) -> Mapping[str, int]:
+        return self.ids
 
     def convert_tokens_to_ids(self, name: str) -> int:
         return self.ids[name]

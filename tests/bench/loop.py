@@ -6,7 +6,7 @@ included: what the cache would give if time were proportional to them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,10 @@ from engine.backbones.base import add_tokens
 from engine.backbones.qwen2_5_vl import Qwen25VL
 from engine.data.samples import Sample
 from engine.data.worlds import WorldsSource, texts
-from engine.layout import Frames, Packed, pack
+from engine.layout import Packed, pack
 from engine.methods.coconut import Coconut
 from engine.methods.method import Outcome, run
-from tests.bench.packed import medians, work
+from tests.bench.measure import growth, heavy, line, medians, tokens_work, work
 
 METHOD = Coconut(c_thought=2, epochs_per_stage=1, max_latent_stage=4)
 STAGE = 4  # eight latents
@@ -34,19 +34,18 @@ def bench() -> list[dict[str, Any]]:
     add_tokens(backbone.model, words, Coconut.tokens)
     source = WorldsSource()
     clips = [source(i) for i in range(16)]
-    frames = np.random.default_rng(0).integers(0, 256, (28, 224, 252, 3), dtype=np.uint8)
-    video = backbone.cut(Frames(frames, 0.5))  # 14 slices of 8 x 9 tokens
-    heavy = [Sample(video, "What is it?", ("one", "two"), clips[0].steps, "A")]
+    video = [heavy(backbone, clips[0].steps)]
     return [
         row(backbone, "embedded, 16 clips, 8 latents", clips, training=True),
         row(backbone, "embedded, 1 clip, 8 latents", clips[:1], training=False),
-        row(backbone, "1,008 video tokens, 8 latents", heavy, training=True),
+        row(backbone, "1,008 video tokens, 8 latents", video, training=True),
+        row(backbone, "1,008 video tokens, 8 latents", video, training=False),
+        growth("loop", "latents", (2, 4, 6, 8), lambda n: thinking(backbone, clips[:1], n), "seconds a forward"),
     ]
 
 
 def row(backbone: Qwen25VL, size: str, samples: Sequence[Sample], training: bool) -> dict[str, Any]:
-    rng = np.random.default_rng(0)
-    packed = pack([METHOD.layout(sample, rng, STAGE) for sample in samples], backbone.encode, backbone.pad)
+    packed = packed_for(backbone, samples, STAGE)
     backbone.model.train(training)
 
     def ours() -> None:
@@ -56,17 +55,31 @@ def row(backbone: Qwen25VL, size: str, samples: Sequence[Sample], training: bool
         finish(Outcome(packed, recomputed(backbone, packed), backbone))
 
     def finish(out: Outcome) -> None:
+        backbone.model.zero_grad(set_to_none=True)
         loss, _ = METHOD.loss(out)
         if training:
             loss.backward()
 
     with torch.set_grad_enabled(training):
-        first, second = medians(backbone, ours, other)
-    return {
-        "name": "latents", "size": size, "ours": first, "other": second, "ratio": second / first,
-        "limit": recomputed_work(backbone, packed) / work(backbone, packed),
-        "unit": "seconds a step, forward and backward" if training else "seconds a forward",
-    }  # fmt: skip
+        cached, uncached = medians(ours, other)
+    limit = recomputed_work(backbone, packed) / work(backbone, packed)
+    return line("loop", size, cached, uncached, limit, "seconds a step, forward and backward" if training else "seconds a forward")  # fmt: skip
+
+
+def packed_for(backbone: Qwen25VL, samples: Sequence[Sample], stage: int) -> Packed:
+    rng = np.random.default_rng(0)
+    return pack([METHOD.layout(sample, rng, stage) for sample in samples], backbone.encode, backbone.pad)
+
+
+def thinking(backbone: Qwen25VL, samples: Sequence[Sample], latents: int) -> Callable[[], None]:
+    """A forward with so many latents, two a stage."""
+    packed = packed_for(backbone, samples, latents // 2)
+
+    def task() -> None:
+        with torch.no_grad():
+            run(backbone, packed)
+
+    return task
 
 
 def columns(packed: Packed) -> list[int]:
@@ -88,9 +101,5 @@ def recomputed(backbone: Qwen25VL, packed: Packed) -> tuple[Tensor, ...]:
 
 def recomputed_work(backbone: Qwen25VL, packed: Packed) -> float:
     """Multiply-adds of the loop's forward."""
-    text = backbone.model.config.text_config
-    matrices = sum(p.numel() for p in backbone.model.model.language_model.layers.parameters() if p.dim() == 2)
-    prefixes = [
-        n * (matrices + 2 * text.num_hidden_layers * text.hidden_size * n) for n in columns(packed)
-    ]  # as many tokens as stand before the latent
-    return work(backbone, packed) + len(packed.ids) * float(sum(prefixes))
+    prefixes = sum(tokens_work(backbone, n, n) for n in columns(packed))  # as many tokens as stand before the latent
+    return work(backbone, packed) + len(packed.ids) * prefixes

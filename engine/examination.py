@@ -1,0 +1,282 @@
+"""A model sits a real benchmark: its answers a line each in a file that can be gone on with, shard by shard, then scores.
+
+The folder holds `answers-1-of-4.jsonl` for each shard: the settings, then an answer a line, written as soon as its batch is
+done. A line that a kill has torn is dropped. When the last shard is done, `summary.json` holds the scores of all. Clips are
+read while the batch before them is answered; one that can't be read is named in its line, and counts as wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from engine import ask, generate, scores
+from engine.config import ConfigError
+from engine.data.samples import Sample
+from engine.evaluation import mean, respond
+from engine.footage import Footage
+from engine.protocols import PROTOCOLS, Graded, Protocol, Question, questions, summary
+from engine.scores import Judge
+from engine.video import Sampling
+
+IMAGE_PIXELS = 1024 * 28 * 28
+Mode = Literal["silent", "explicit", "spoken"]
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What decides the answers; those of other settings are never gone on with.
+
+    mode: silent = after the slots; spoken = the same, and the thoughts are said too; explicit = behind a written chain.
+    pauses: slots of a silent answer. hints: a sentence behind each question says in which form to answer; without, it is
+    asked as it stands, as LLaVA-CoT's and Heima's training data has it. limit: so many questions, from the first. longest:
+    most tokens of what is written.
+    """
+
+    name: str
+    file: str
+    media: str
+    model: str
+    adapter: str
+    mode: Mode
+    pauses: int
+    sampling: Sampling
+    hints: bool = True
+    limit: int | None = None
+    longest: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit {self.limit}: ask at least one question.")
+        if self.longest < 1:
+            raise ConfigError(f"longest {self.longest}: let at least one token be written.")
+        if not 0 <= self.pauses <= ask.MOST_PAUSES:
+            raise ConfigError(f"{self.pauses} pauses: choose 0 to {ask.MOST_PAUSES}.")
+
+
+def protocol_of(name: str, judge: Judge | None) -> Protocol:
+    """Errors: ConfigError for a benchmark that isn't known, or one that needs a judge and has none."""
+    if name not in PROTOCOLS:
+        raise ConfigError(f"There is no benchmark {name!r}: choose one of {', '.join(PROTOCOLS)}.")
+    if PROTOCOLS[name].judged and judge is None:
+        raise ConfigError(f"{name} needs a judge: name a function of your own with --judge MODULE:FUNCTION.")
+    return PROTOCOLS[name]
+
+
+def sampling(model: ask.Model, name: str, given: Mapping[str, Any]) -> Sampling:
+    """How clips are looked at: as the model was trained, but for what is given. Others' models see images larger."""
+    usual = model.sampling
+    if name != "video-r1" and not model.taught:
+        usual = replace(usual, pixels=IMAGE_PIXELS)
+    return replace(usual, **given)
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """i/n -> (i, n): the i-th of n, from 1. Errors: ConfigError."""
+    part, _, whole = text.partition("/")
+    if not (part.isdecimal() and whole.isdecimal() and 1 <= int(part) <= int(whole)):
+        raise ConfigError(f"--shard {text}: write it as 1/4, the first of four.")
+    return int(part), int(whole)
+
+
+def judge_of(place: str) -> Judge:
+    """MODULE:FUNCTION -> the function. Errors: ConfigError."""
+    module, _, name = place.partition(":")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"--judge {place}: {error}. Write it as MODULE:FUNCTION, a module that Python finds."
+        ) from None
+    if not callable(found):
+        raise ConfigError(f"--judge {place} is no function.")
+    return found
+
+
+def examine(
+    model: ask.Model, exam: Examination, out: Path, shard: tuple[int, int] = (1, 1), resume: bool = False, batch: int = 8,
+    judge: Judge | None = None, say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Answers a shard's questions, and sums up: all of them if this was the last shard, else this one.
+
+    Errors: ConfigError for a file, a model or a folder that can't be used, before anything is answered; ValueError for a
+    judge that fails, behind what was answered until then.
+    """
+    protocol_of(exam.name, judge)
+    asked = questions(exam.name, exam.file, exam.media)[: exam.limit]
+    if exam.name == "video-r1" and any(each.kind == "free-form" for each in asked):
+        scores.rouge("", "")  # says what to install now rather than hours later
+    settings = described(exam, model.taught)
+    out.mkdir(parents=True, exist_ok=True)
+    place, (part, parts) = path(out, *shard), shard
+    if place.exists() and not resume:
+        raise ConfigError(f"{place} is there already: go on with --resume, or choose another --out.")
+    known = {name for name, line in begin(place, settings).items() if not line["problem"]}
+    waiting = [each for each in asked[part - 1 :: parts] if each.id not in known]
+    say(f"{exam.name}: {len(waiting)} questions to answer, {len(known)} answered before")
+    with place.open("a", encoding="utf-8") as file:
+        done = 0
+        for ready in batches(model, exam, waiting, batch):
+            for line in answered(model, exam, ready, judge):
+                file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            done += len(ready)
+            say(f"{exam.name}: {done} of {len(waiting)}")
+    return merged(exam.name, asked, out, settings, shard)
+
+
+def path(out: Path, part: int, parts: int) -> Path:
+    return out / f"answers-{part}-of-{parts}.jsonl"
+
+
+def described(exam: Examination, taught: bool) -> dict[str, Any]:
+    """What decides the answers, as JSON. The benchmark's file is known by its content, wherever it and its clips lie."""
+    content = hashlib.sha256(Path(exam.file).read_bytes()).hexdigest()[:16]
+    told = asdict(exam) | {"file": Path(exam.file).name, "content": content, "taught": taught}
+    return json.loads(json.dumps({name: value for name, value in told.items() if name != "media"}))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A shard's file. settings: None where its head isn't whole. lines: by question; of two the later. length: in bytes,
+    up to the end of the last whole line."""
+
+    settings: Mapping[str, Any] | None
+    lines: Mapping[str, Line]
+    length: int
+
+
+def kept(place: Path) -> Answers:
+    """What a shard's file holds, of one that another process is writing too. Errors: ConfigError."""
+    whole = place.read_bytes() if place.exists() else b""
+    whole = whole[: whole.rfind(b"\n") + 1]
+    if not whole:
+        return Answers(None, {}, 0)
+    try:
+        head, *lines = [json.loads(line) for line in whole.decode().split("\n")[:-1]]
+        return Answers(dict(head["settings"]), {line["id"]: line for line in lines}, len(whole))
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{place} is no file of answers: choose another --out.") from None
+
+
+def begin(place: Path, settings: Mapping[str, Any]) -> Mapping[str, Line]:
+    """Makes a shard's file ready to be added to: -> the answers that it holds.
+
+    A torn last line is cut off, so that the next one begins on a line of its own. Errors: ConfigError for other settings,
+    or a file that isn't ours.
+    """
+    found = kept(place)
+    if found.settings is None:
+        place.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
+        return {}
+    if other := [name for name in settings if settings[name] != found.settings.get(name)]:
+        theirs, ours = (repr(each.get(other[0]))[:60] for each in (found.settings, settings))
+        raise ConfigError(
+            f"{place} was answered with another {other[0]} ({theirs}, not {ours}): set it back, or choose another --out."
+        )
+    os.truncate(place, found.length)
+    return found.lines
+
+
+Ready = list[tuple[Question, Sample | str]]  # a batch: each question with its clip, or what is wrong with that
+
+
+def batches(model: ask.Model, exam: Examination, waiting: Sequence[Question], size: int) -> Iterator[Ready]:
+    """The questions with their clips, each batch read while the one before is answered."""
+    with TemporaryDirectory() as folder, ThreadPoolExecutor(1) as reader:
+        parts = [waiting[i : i + size] for i in range(0, len(waiting), size)]
+
+        def prepared(part: Sequence[Question]) -> Ready:
+            return [(each, seen(model, exam, each, Path(folder))) for each in part]
+
+        ahead = [reader.submit(prepared, part) for part in parts[:1]]
+        for number in range(len(parts)):
+            ready = ahead.pop().result()
+            ahead += [reader.submit(prepared, part) for part in parts[number + 1 : number + 2]]
+            yield ready
+
+
+def seen(model: ask.Model, exam: Examination, question: Question, folder: Path) -> Sample | str:
+    """The question as it is put to the model, its clip decoded and cut; or what is wrong with the clip."""
+    kind = question.kind if exam.hints else "as asked"
+    sample = ask.posed(model, None, question.text, question.options, kind, exam.mode == "explicit")
+    place = question.media
+    if place is None:
+        return sample
+    if isinstance(place, bytes):
+        held, place = place, folder / "picture"
+        place.write_bytes(held)
+    try:
+        return replace(sample, visual=model.backbone.see(Footage(place, exam.sampling, question.still)))
+    except (ValueError, OSError) as error:
+        return " ".join(str(error).split())
+    finally:
+        if isinstance(question.media, bytes):
+            with suppress(OSError):
+                place.unlink()
+
+
+def answered(model: ask.Model, exam: Examination, part: Ready, judge: Judge | None) -> Iterator[Line]:
+    """A line for each question. Errors: ValueError for a judge that fails."""
+    good = [(question, given) for question, given in part if isinstance(given, Sample)]
+    told = {}
+    if good:
+        how: Literal["silent", "explicit"] = "explicit" if exam.mode == "explicit" else "silent"
+        replies = respond(
+            model.backbone, [given for _, given in good], model.method, how, exam.pauses, model.companions,
+            exam.mode == "spoken", exam.longest,
+        )  # fmt: skip
+        told = {question.id: reply for (question, _), reply in zip(good, replies, strict=True)}
+    for question, given in part:
+        line: Line = {"id": question.id, "true": question.true, "kind": question.kind}
+        if isinstance(given, str):
+            yield line | {"problem": given, "score": 0.0}
+            continue
+        reply = told[question.id]
+        said = generate.answer_of(reply.text)
+        yield line | {
+            "problem": None, "answer": said, "score": PROTOCOLS[exam.name].score(said, question, judge),
+            **asdict(reply),
+        }  # fmt: skip
+
+
+def merged(
+    name: str, asked: Sequence[Question], out: Path, settings: Mapping[str, Any], shard: tuple[int, int]
+) -> dict[str, Any]:
+    """The summary of all shards if each is done, else of this one; the first is kept as `summary.json`.
+
+    Errors: ConfigError for a shard that was answered with other settings.
+    """
+    part, parts = shard
+    lines: dict[str, Line] = {}
+    for number in range(1, parts + 1):
+        found = kept(path(out, number, parts))
+        if found.settings not in (None, settings):
+            raise ConfigError(f"{path(out, number, parts)} was answered with other settings: choose another --out.")
+        lines |= found.lines
+    complete = all(question.id in lines for question in asked)
+    chosen = [question for question in (asked if complete else asked[part - 1 :: parts]) if question.id in lines]
+    good = [lines[question.id] for question in chosen if not lines[question.id]["problem"]]
+    told = summary(name, [Graded(question, lines[question.id]["score"]) for question in chosen]) | {
+        "complete": complete,
+        "shard": None if complete else f"{part}/{parts}",
+        "unread": len(chosen) - len(good),
+        **{figure: mean([line[figure] for line in good]) for figure in ("generated_tokens", "slots", "seconds")},
+        "settings": dict(settings),
+    }
+    if complete:
+        made = out / f"summary.json.{part}"
+        made.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        os.replace(made, out / "summary.json")
+    return told

@@ -1,0 +1,298 @@
+"""A trained model out of its run, as others take it: a folder that transformers loads, with a card that says what it is.
+
+A plain checkpoint: weights, tokenizer, greedy generation settings, what the base model's files say of its processor, and
+`sotto.json`. Or the adapter alone, for peft. Nothing leaves this machine unless a Hub repository is named.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import GenerationConfig
+
+from engine import adapters, ask
+from engine.backbones.base import Backbone
+from engine.backbones.load import load
+from engine.methods import from_description
+from engine.methods.method import COMPANIONS, META, Method
+from engine.methods.pause import PauseDistillation
+from engine.prompt import SERVED, prompt
+
+Form = Literal["merged", "adapter"]
+PROCESSOR = (
+    "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json", "chat_template.json",
+    "chat_template.jinja",
+)  # fmt: skip
+UNKEPT = ("README.md", "scores.json", adapters.CONFIG, adapters.WEIGHTS)
+SAMPLING = ("fps", "frames", "pixels")  # of a source of clips or images
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is exported. folder: with the model or its adapter; base: the model that an adapter is for; settings: the run's."""
+
+    folder: Path
+    base: str
+    settings: Mapping[str, Any]
+    meta: Mapping[str, Any]
+    scores: Mapping[str, Any]
+
+    @property
+    def adapter(self) -> bool:
+        return (self.folder / adapters.CONFIG).is_file()
+
+    @property
+    def method(self) -> Method:
+        if "method" in self.meta:
+            return from_description(dict(self.meta["method"]))
+        return PauseDistillation() if self.meta.get("pauses") else ask.Untaught()
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The run's data, by its source's name."""
+        return {name: value for name, value in self.settings.items() if name.endswith("Source")}
+
+
+def trained(source: str | Path, base: str = "") -> Trained:
+    """A run's folder (its best model), a model's, or an adapter's. Errors: ValueError."""
+    folder = Path(source)
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {folder}: name a run, a model or an adapter.")
+    if (folder / "best").is_dir():
+        folder = folder / "best"
+    run = folder.parent / "settings.json"
+    try:
+        settings = _json(run) if folder.name == "best" else {}
+        meta, scores = _json(folder / META), _json(folder / "scores.json")
+        held = _json(folder / adapters.CONFIG)
+    except ValueError as error:
+        raise ValueError(f"{folder} holds a broken file: {error}.") from None
+    if not held and not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds neither a model (config.json) nor an adapter ({adapters.CONFIG}).")
+    base = base or settings.get("training", {}).get("init", "") or held.get("base_model_name_or_path") or ""
+    if held and not base:
+        raise ValueError(f"{folder} doesn't say which model its adapter is for: name it with --base.")
+    return Trained(folder, base, settings, with_sampling(meta, settings), scores)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def with_sampling(meta: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Which frames, and how large, the model was trained on, where the run's data says so and the folder doesn't yet."""
+    found = [value for name, value in settings.items() if name.endswith("Source") and isinstance(value, dict)]
+    if "sampling" in meta or not found or "pixels" not in found[0]:
+        return dict(meta)
+    sampling: dict[str, Any] = {"pixels": found[0]["pixels"]}
+    if "fps" in found[0] and "frames" in found[0]:
+        fewest, most = found[0]["frames"]
+        sampling |= {"fps": found[0]["fps"], "min_frames": fewest, "max_frames": most}
+    return dict(meta) | {"sampling": sampling}
+
+
+def export(
+    source: str | Path, out: str | Path, form: Form | None = None, base: str = "", scores: Sequence[str] = ()
+) -> Path:
+    """Writes the folder. form: default is the source's own; merged makes an adapter part of its model's weights.
+
+    scores: `summary.json` files of benchmarks, for the card. Errors: ValueError.
+    """
+    found, target = trained(source, base), Path(out)
+    if form == "adapter" and not found.adapter:
+        raise ValueError(f"{found.folder} holds a whole model; only what was trained with LoRA has an adapter's form.")
+    if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
+        raise ValueError(f"{target} is there already: choose another folder.")
+    summaries = [_summary(Path(file)) for file in scores]
+    whole = not found.adapter or form == "merged"
+    text = ""
+    if whole:
+        backbone = plain(found)
+        text = silent_text(backbone, found)
+        backbone.save(target)
+    else:
+        target.mkdir(parents=True, exist_ok=True)
+        for name in (adapters.CONFIG, adapters.WEIGHTS):
+            shutil.copy2(found.folder / name, target / name)
+    beside(found, target, whole)
+    (target / META).write_text(json.dumps(found.meta, indent=1) + "\n", encoding="utf-8")
+    (target / "README.md").write_text(card(found, whole, text, summaries), encoding="utf-8")
+    return target
+
+
+def plain(found: Trained) -> Backbone:
+    """The model in the precision of its files, an adapter merged in, with settings under which `generate` is greedy."""
+    place = ask.local(found.base if found.adapter else found.folder)
+    kept = _json(place / "config.json")
+    name = str(kept.get("dtype") or kept.get("torch_dtype") or "float32")
+    backbone = load(place, dtype=getattr(torch, name), tokens=found.method.tokens)
+    if found.adapter:
+        adapters.merge(backbone.model, found.folder)
+    # A published model's own settings may sample, or punish repetition: then its answers were others than the engine's.
+    backbone.model.generation_config = GenerationConfig(
+        do_sample=False, eos_token_id=backbone.end, pad_token_id=backbone.pad, bos_token_id=None
+    )
+    return backbone
+
+
+def beside(found: Trained, target: Path, whole: bool) -> None:
+    """Copies what lies beside the weights and isn't written yet: companions, the tokenizer, what the page needs to know."""
+    for file in found.folder.iterdir():
+        weights = file.name.startswith("model") and ".safetensors" in file.name
+        if file.is_dir() and (file / adapters.CONFIG).is_file():
+            shutil.copytree(file, target / file.name, dirs_exist_ok=True)
+        elif file.is_file() and not weights and file.name not in UNKEPT and not (target / file.name).exists():
+            shutil.copy2(file, target / file.name)
+    if whole and found.base:
+        try:
+            original = ask.local(found.base)
+        except (
+            OSError,
+            ValueError,
+        ):  # a hub that can't be reached: the weights are here, and the card says what is missing
+            return
+        for name in PROCESSOR:
+            if (original / name).is_file() and not (target / name).exists():
+                shutil.copy2(original / name, target / name)
+
+
+def silent_text(backbone: Backbone, found: Trained) -> str:
+    """An example of the exact prompt; "" for a model that only the engine can answer silently with."""
+    pauses = tuple(found.meta["pauses"]) if found.meta.get("pauses") else None
+    model = ask.Model(backbone, "", pauses, ask.PUBLISHED_SAMPLING, None, found.method)
+    try:
+        return prompt(model, None, "Where is the ball at the end?", ["left", "middle", "right"]).text
+    except ValueError:
+        return ""
+
+
+def _summary(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {"name": found["settings"]["name"], "mode": found["settings"]["mode"], **found}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is no benchmark's summary.json: {error}.") from None
+
+
+def card(found: Trained, whole: bool, text: str, summaries: Sequence[Mapping[str, Any]]) -> str:
+    """The model card, in Markdown: method, data, configuration, scores, the exact prompt."""
+    method = dict(found.meta.get("method") or {})
+    name = str(method.pop("name", ""))
+    base = found.base if found.base and not Path(found.base).exists() else ""
+    head = ["---", f"library_name: {'transformers' if whole else 'peft'}", "pipeline_tag: image-text-to-text"]
+    head += [f"base_model: {base}"] * bool(base) + ["tags: [latent-reasoning, chain-of-thought, sotto]", "---", ""]
+    training = found.settings.get("training", {})
+    origin = _public(found.base)
+    title = Path(training.get("out") or "").name or found.meta.get("name") or name or "A model"
+    lines = [
+        *head,
+        f"# {title}",
+        "",
+        (f"Trained with Sotto by the method `{name}`" if name else "Its folder doesn't name the method that trained it")
+        + (f", from `{origin}`." if origin else "."),
+        "",
+        "## Method",
+        "",
+        *_listed(method),
+        *([f"- pauses in training: {' to '.join(map(str, found.meta['pauses']))}"] if found.meta.get("pauses") else []),
+        "",
+        "## Data",
+        "",
+        *([f"- {kind}: `{json.dumps(_public(value))}`" for kind, value in found.data.items()] or ["Not recorded."]),
+        "",
+        "## Training",
+        "",
+        *(_listed(training) or ["Not recorded."]),
+        *([f"- LoRA: `{json.dumps(found.settings['lora'])}`"] if "lora" in found.settings else []),
+        "",
+        "## Scores",
+        "",
+        *_scores(found.scores, summaries),
+        "",
+        "## Use",
+        "",
+        *_use(found, whole, text),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _listed(settings: Mapping[str, Any]) -> list[str]:
+    return [f"- {name}: `{json.dumps(_public(value))}`" for name, value in settings.items()]
+
+
+def _public(value: Any) -> Any:
+    """Settings as others may read them: of a path on this machine its last part alone."""
+    if isinstance(value, dict):
+        return {name: _public(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_public(each) for each in value]
+    own = isinstance(value, str) and value and (value.startswith((".", "/", "~")) or Path(value).exists())
+    return Path(value).name if own else value
+
+
+def _scores(own: Mapping[str, Any], summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [f"- validation, {name}: {value:.4g}" for name, value in own.items() if isinstance(value, float)]
+    if summaries:
+        lines += [
+            "",
+            "| benchmark | answers | score (95 % interval) | questions | generated tokens |",
+            "|---|---|---|---|---|",
+        ]
+    for each in summaries:
+        low, high = each["interval"]
+        score = f"{each['score']:.1%} ({low:.1%} to {high:.1%})"
+        part = "" if each["complete"] else f" (shard {each['shard']})"
+        lines.append(
+            f"| {each['name']}{part} | {each['mode']} | {score} | {each['n']} | {each['generated_tokens']:.1f} |"
+        )
+    return lines or ["None were measured."]
+
+
+def _use(found: Trained, whole: bool, text: str) -> list[str]:
+    if not whole:
+        return [
+            f"An adapter for `{_public(found.base)}`, with this folder's tokenizer: `python -m engine answer CLIP QUESTION "
+            f"--model {_public(found.base)} --adapter FOLDER`. `python -m engine export FOLDER OUT --merge` makes a plain checkpoint of it."
+        ]
+    own = ["With Sotto: `python -m engine answer CLIP QUESTION --model FOLDER`, or `python app.py --model FOLDER`."]
+    if not text:
+        return [
+            *own,
+            "",
+            f"Its slots are fed back, or read by modules of their own (`{COMPANIONS}`): it needs the engine.",
+        ]
+    return [
+        *own,
+        "",
+        "With transformers' own `generate`, or vLLM: a plain checkpoint, whose silent answer is what greedy decoding writes "
+        "behind this prompt (here without a clip; `python -m engine prompt CLIP QUESTION --model FOLDER` gives the one "
+        f"about a clip). {SERVED}",
+        "",
+        "```text",
+        text,
+        "```",
+    ]
+
+
+def push(folder: Path, repository: str, private: bool = False) -> str:
+    """Uploads the folder to the Hub -> its address. Errors: ValueError with one sentence, offline or not let in."""
+    from huggingface_hub import HfApi
+
+    hub = HfApi()
+    try:
+        name = hub.create_repo(repository, private=private, exist_ok=True).repo_id
+        hub.upload_folder(repo_id=name, folder_path=str(folder))
+    except (OSError, ValueError) as error:  # the Hub's own errors are of these kinds
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{folder} is written, but {repository} on the Hub couldn't be reached or written to ({reason}): log in with "
+            "`hf auth login`, or push the folder later."
+        ) from None
+    return f"https://huggingface.co/{name}"

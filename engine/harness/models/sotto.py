@@ -1,0 +1,114 @@
+"""lmms-eval's model interface over this engine. Only lmms-eval imports this file; it must be installed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from accelerate import Accelerator
+from lmms_eval.api.model import lmms
+from PIL import Image
+
+from engine import ask, generate
+from engine.data.samples import Sample
+from engine.evaluation import respond
+from engine.footage import Footage
+
+
+class Sotto(lmms):
+    """
+    pretrained, adapter: folders or Hub ids. mode: silent, or explicit for the written chain. pauses: slots of a silent
+    answer. fps, frames, pixels: how clips are looked at (default: as the model was trained). longest: most tokens of what
+    is written, chain included, so a task's own `max_new_tokens` doesn't count. Questions are asked as the tasks word them.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self, pretrained: str = "", adapter: str = "", mode: Literal["silent", "explicit"] = "silent",
+        pauses: int | None = None, fps: float | None = None, frames: int | None = None, pixels: int | None = None,
+        longest: int = 1024, device: str = "auto", batch_size: int | str = 1, max_batch_size: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if mode not in ("silent", "explicit"):
+            raise ValueError(f"mode={mode}: silent or explicit.")
+        self.accelerator = Accelerator()
+        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        if self.accelerator.num_processes > 1:
+            device = str(self.accelerator.device)
+        self.sotto = ask.load(pretrained or None, adapter or None, device)
+        self.mode, self.longest, self.size = mode, int(longest), int(batch_size)
+        self.pauses = self.sotto.usual_pauses if pauses is None else int(pauses)
+        given: dict[str, Any] = {"fps": fps, "frames": frames, "pixels": pixels}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        self.sampling = replace(self.sotto.sampling, **chosen)
+
+    @property
+    def batch_size(self) -> int:
+        return self.size
+
+    @property
+    def device(self) -> Any:
+        return self.sotto.backbone.device
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """Requests' args: (context, generation settings, doc_to_visual, doc_id, task, split) -> their answers, in order.
+
+        Errors: ValueError for sampling, for several images or other media, and for a clip that can't be read.
+        """
+        answers = list[str]()
+        waiting = iter(requests)
+        with TemporaryDirectory() as folder:
+            while part := list(islice(waiting, self.size)):
+                samples = [self.sample(request.args, Path(folder)) for request in part]
+                replies = respond(
+                    self.sotto.backbone, samples, self.sotto.method, self.mode, self.pauses, self.sotto.companions,
+                    longest=self.longest,
+                )  # fmt: skip
+                for request, reply in zip(part, replies, strict=True):
+                    context, settings = request.args[:2]
+                    answers.append(until(generate.answer_of(reply.text), settings))
+                    self.cache_hook.add_partial("generate_until", (context, settings), answers[-1])
+        return answers
+
+    def sample(self, args: tuple[Any, ...], folder: Path) -> Sample:
+        context, settings, doc_to_visual, doc, task, split = args
+        if settings.get("do_sample") or (settings.get("temperature") or 0) > 0 or (settings.get("num_beams") or 1) > 1:
+            raise ValueError(f"{task} asks for sampling or beams; this engine decodes greedily.")
+        given = doc_to_visual(self.task_dict[task][split][doc]) or []
+        if len(given) > 1:
+            raise ValueError(f"{task} shows {len(given)} images at once; this engine takes one image or one clip.")
+        sample = ask.posed(self.sotto, None, context.replace("<image>", "").strip(), (), "as asked")
+        if not given:
+            return sample
+        if isinstance(given[0], str):
+            place, still = Path(given[0]), False
+        elif isinstance(given[0], Image.Image):
+            place, still = folder / "picture.png", True
+            given[0].convert("RGB").save(place)
+        else:
+            raise ValueError(f"{task} shows a {type(given[0]).__name__}; this engine takes an image or a clip's path.")
+        return replace(sample, visual=self.sotto.backbone.see(Footage(place, self.sampling, still)))
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        raise NotImplementedError(
+            "Sotto's models are scored by what they write: choose a task of the kind generate_until."
+        )
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
+        raise NotImplementedError(
+            "Sotto's models answer one question at a time: choose a task of the kind generate_until."
+        )
+
+
+def until(answer: str, settings: dict[str, Any]) -> str:
+    """The answer up to the first of the task's stop words, but for blank lines, which answers may hold."""
+    words = settings.get("until") or []
+    for word in [words] if isinstance(words, str) else words:
+        if word and word.strip():
+            answer = answer.split(word)[0]
+    return answer.strip()

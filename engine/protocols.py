@@ -1,0 +1,445 @@
+"""Real benchmarks: how each one's published file becomes questions, how its answers score, how the scores are summed up.
+
+A file is a table: a JSON list, JSON lines, a JSON mapping of names to rows, or TSV with a head. Pictures lie in a folder, or
+in the table itself in base64, as VLMEvalKit ships them. Knows no model.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import binascii
+import csv
+import io
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine import scores
+from engine.config import ConfigError
+from engine.data.files import BadRow, said, text
+from engine.data.files import field as column
+from engine.data.samples import TYPE_HINTS, letter
+from engine.evaluation import mean, wilson
+from engine.generate import ANSWER
+from engine.scores import Judge
+
+Row = Mapping[str, Any]
+Entry = tuple[str, Any]  # where a row stands ("line 3"), and what stands there
+REFERENCE = 64  # characters: a shorter picture is the index of the row that holds it
+ROTATION = 10**6  # MMBench asks a question again, its options rotated, under its index plus a multiple of this
+
+
+@dataclass(frozen=True)
+class Question:
+    """kind: its type of problem. true: the true answer as `said` answers are held against it. groups: what figures are
+    broken down by; a question may belong to several of one. facts: what its score needs besides."""
+
+    id: str
+    text: str
+    options: tuple[str, ...]
+    kind: str
+    media: Path | bytes | None
+    still: bool
+    true: str
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Graded:
+    question: Question
+    score: float
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """
+    parse: a row -> its question. Errors: BadRow.
+    score: what was said -> 0 to 1, with the judge that the caller has.
+    summed: figures of this benchmark's own, over all questions.
+    judged: it can't be scored without a judge.
+    """
+
+    parse: Callable[[Row, Table], Question | None]
+    score: Callable[[str, Question, Judge | None], float]
+    summed: Callable[[Sequence[Graded]], dict[str, Any]] = lambda graded: {}
+    judged: bool = False
+
+
+# Tables and pictures
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a file, and the folder of its pictures and clips."""
+
+    path: Path
+    media: Path
+    rows: tuple[Entry, ...]
+    pictures: Mapping[str, str]  # those that stand in the table, by their rows' index
+
+    def file(self, name: str) -> Path:
+        """Errors: BadRow for a file that isn't there, so that no run ends over it hours later."""
+        path = self.media / name
+        if not path.is_file():
+            raise BadRow(f"names no file ({path})")
+        return path
+
+    def picture(self, row: Row) -> Path | bytes | None:
+        """A row's picture: a file of `image_path`, `image`, `imagename` or `filename`, or what stands in `image`.
+
+        None for a row without any. Errors: BadRow.
+        """
+        given = next((str(row[name]) for name in ("image_path", "image", "imagename", "filename") if row.get(name)), "")
+        if not given:
+            return None
+        if given.startswith("["):
+            raise BadRow("has several pictures; questions about one are what can be asked")
+        if given in self.pictures:
+            given = self.pictures[given]
+        if len(given) <= 512 and (self.media / given).is_file():
+            return self.media / given
+        if len(given) <= REFERENCE or Path(given[:256]).suffix:
+            raise BadRow(f"names no file ({self.media / given[:200]})")
+        try:
+            return base64.b64decode(given, validate=True)
+        except binascii.Error:
+            raise BadRow(f"holds neither a file's name nor a picture in base64: {given[:40]!r}") from None
+
+
+def table(path: Path, media: Path) -> Table:
+    """Errors: ConfigError for a file that can't be read, or is none of the forms above."""
+    try:
+        rows = _tsv(path) if path.suffix.lower() == ".tsv" else _json_table(path)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"Can't read {path}: {error}.") from None
+    if not rows:
+        raise ConfigError(f"{path} holds no question.")
+    held = {}
+    for _, row in rows:
+        if isinstance(row, dict) and len(str(row.get("image") or "")) > REFERENCE:
+            held[str(row.get("index"))] = row["image"]
+    return Table(path, media, tuple(rows), held)
+
+
+def _json_table(path: Path) -> list[Entry]:
+    """A list; a mapping of names to rows, which become their ids; or a row a line. Errors: ConfigError."""
+    whole = path.read_text(encoding="utf-8-sig")
+    try:
+        found = json.loads(whole)
+    except json.JSONDecodeError as error:
+        if path.suffix.lower() != ".jsonl" and not whole.lstrip().startswith("{"):
+            raise ConfigError(f"{path} is not valid JSON: {error}.") from None
+        return [
+            (f"line {place}", _json_line(path, place, line))
+            for place, line in enumerate(whole.split("\n"), 1)
+            if line.strip()
+        ]
+    if isinstance(found, list):
+        return [(f"sample {place}", row) for place, row in enumerate(found)]
+    if isinstance(found, dict) and all(isinstance(row, dict) for row in found.values()):
+        return [(f"sample {name}", {"id": name} | row) for name, row in found.items()]
+    return [("line 1", found)]
+
+
+def _json_line(path: Path, place: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}, line {place} is not valid JSON: {error}.") from None
+
+
+def _tsv(path: Path) -> list[Entry]:
+    before = csv.field_size_limit(sys.maxsize)  # of the whole process; a picture is longer than it allows
+    try:
+        lines = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), delimiter="\t")
+        return [(f"row {place}", row) for place, row in enumerate(lines, 1)]
+    finally:
+        csv.field_size_limit(before)
+
+
+def questions(name: str, file: str | Path, media: str | Path) -> list[Question]:
+    """All questions of a benchmark's file. Errors: ConfigError naming the file and the first row that can't be used."""
+    given = table(Path(file), Path(media))
+    found, bad = list[Question](), list[str]()
+    for where, row in given.rows:
+        try:
+            if not isinstance(row, dict):
+                raise BadRow(f"row must hold fields, not {row!r:.40}")
+            if question := PROTOCOLS[name].parse(row, given):
+                found.append(question)
+        except BadRow as problem:
+            bad.append(f"{file}, {where}: {problem}.")
+    if bad:
+        raise ConfigError(f"{bad[0]} {len(bad)} of its {len(given.rows)} rows can't be used.")
+    if len({each.id for each in found}) < len(found):
+        raise ConfigError(f"{file}: two rows have the same name; their answers couldn't be told apart.")
+    if not found:
+        raise ConfigError(f"{file} holds nothing that {name} asks.")
+    return found
+
+
+def _name(row: Row, *columns: str) -> str:
+    for each in columns:
+        if row.get(each) not in (None, ""):
+            return str(row[each])
+    raise BadRow(f"{columns[0]} missing")
+
+
+def _groups(row: Row, *columns: str) -> dict[str, tuple[str, ...]]:
+    return {name: (str(row[name]),) for name in columns if row.get(name) not in (None, "")}
+
+
+# Video-R1: MVBench, TempCompass, VideoMME, VideoMMMU, VSI-Bench and MMVU in its form
+
+
+def _video_r1(row: Row, given: Table) -> Question:
+    kind, data = text(row, "problem_type"), text(row, "data_type")
+    if kind not in TYPE_HINTS:
+        raise BadRow(f"unknown problem_type {kind!r}")
+    if data not in ("image", "video"):
+        raise BadRow(f"data_type must be image or video, not {data!r:.40}")
+    told = row.get("options") or []
+    if not isinstance(told, list) or (kind == "multiple choice" and not 2 <= len(told) <= 26):
+        raise BadRow(f"options must be a list, of 2 to 26 for a multiple choice, not {told!r:.40}")
+    options = tuple(re.sub(r"^[A-Z][.:)]\s*", "", said(each, "options")) for each in told)
+    answer = text(row, "solution")
+    found = ANSWER.search(answer)
+    groups = {"problem_type": (kind,)} | _groups(row, "data_source")
+    true = said(found[1] if found else answer, "solution")
+    media = given.file(text(row, "path"))
+    return Question(
+        _name(row, "problem_id", "id"), text(row, "problem"), options, kind, media, data == "image", true, groups
+    )
+
+
+def _video_r1_score(told: str, question: Question, judge: Judge | None) -> float:
+    rules = {
+        "multiple choice": scores.exact,
+        "numerical": scores.numerical,
+        "regression": scores.mean_relative_accuracy,
+        "OCR": scores.transcription,
+        "free-form": scores.rouge,
+    }
+    return rules[question.kind](told, question.true)
+
+
+def _video_r1_summed(graded: Sequence[Graded]) -> dict[str, Any]:
+    """Its two figures: mean relative accuracy of the regressions, accuracy of all else."""
+    regression = [each.score for each in graded if each.question.kind == "regression"]
+    rest = [each.score for each in graded if each.question.kind != "regression"]
+    return {"mean_acc": figures(rest) if rest else None, "mean_mra": figures(regression) if regression else None}
+
+
+# A-OKVQA
+
+
+def _aokvqa(row: Row, given: Table) -> Question:
+    place = column(row, "image_id")
+    if not isinstance(place, int):
+        raise BadRow(f"image_id must be a number, not {place!r:.40}")
+    name = f"{place:012d}.jpg"
+    inside = f"{row.get('split', 'val')}2017/{name}"  # as COCO's folders are called
+    media = given.file(inside if (given.media / inside).is_file() else name)
+    return Question(text(row, "question_id"), text(row, "question"), (), "free-form", media, True, "")
+
+
+def _aokvqa_choice(row: Row, given: Table) -> Question:
+    choices, right = column(row, "choices"), column(row, "correct_choice_idx")
+    if not isinstance(choices, list) or not 2 <= len(choices) <= 26:
+        raise BadRow(f"choices must be a list of 2 to 26, not {choices!r:.40}")
+    if not isinstance(right, int) or not 0 <= right < len(choices):
+        raise BadRow(f"correct_choice_idx must be one of 0 to {len(choices) - 1}, not {right!r:.40}")
+    options = tuple(said(choice, "choices") for choice in choices)
+    asked = _aokvqa(row, given)
+    return Question(asked.id, asked.text, options, "multiple choice", asked.media, True, letter(right))
+
+
+def _aokvqa_direct(row: Row, given: Table) -> Question | None:
+    """Questions that people found hard to answer without the choices are left out, as published."""
+    if row.get("difficult_direct_answer"):
+        return None
+    answers = column(row, "direct_answers")
+    answers = ast.literal_eval(answers) if isinstance(answers, str) and answers.startswith("[") else answers
+    if not isinstance(answers, list) or not answers:
+        raise BadRow(f"direct_answers must be a list, not {answers!r:.40}")
+    told = tuple(said(each, "direct_answers") for each in answers)
+    asked = _aokvqa(row, given)
+    facts = {"answers": told}
+    return Question(asked.id, asked.text, (), "free-form", asked.media, True, max(told, key=told.count), {}, facts)
+
+
+# VLMEvalKit's tables: MMStar, MMBench, AI2D with options, HallusionBench with yes and no
+
+
+def _optional(row: Row, given: Table) -> Question:
+    columns = [letter(i) for i in range(26)]
+    offered = [str(row[name]).strip() for name in columns if str(row.get(name) or "").strip() not in ("", "nan")]
+    true = str(row.get("answer") or "").strip().upper()
+    if not true:
+        raise BadRow("answer missing: a split whose answers aren't published can't be scored here")
+    if offered and true not in columns[: len(offered)]:
+        raise BadRow(f"answer must be one of its {len(offered)} options' letters, not {true!r:.20}")
+    hint = str(row.get("hint") or "").strip()
+    asked = text(row, "question")
+    asked = f"{hint}\n{asked}" if hint not in ("", "nan") else asked
+    groups = _groups(row, "category", "l2-category", "l2_category")
+    media = given.picture(row)
+    return Question(_name(row, "index", "id"), asked, tuple(offered), "multiple choice", media, True, true, groups)
+
+
+def _option_score(told: str, question: Question, judge: Judge | None) -> float:
+    """Where options stand within the question (MMStar's other form), they are four and only their letters count."""
+    offered = question.options or ("\0A", "\0B", "\0C", "\0D")
+    return float(scores.option_letter(told, offered) == question.true)
+
+
+def _rotated(graded: Sequence[Graded]) -> dict[str, Any]:
+    """MMBench's circular accuracy: a question is right where it is right in every rotation of its options."""
+    asked: dict[int, list[float]] = {}
+    for each in graded:
+        if each.question.id.isdigit():
+            asked.setdefault(int(each.question.id) % ROTATION, []).append(each.score)
+    return {"circular": figures([min(found) for found in asked.values()])} if asked else {}
+
+
+def _hallusion(row: Row, given: Table) -> Question:
+    """VLMEvalKit's table, whose index ends in set, figure and question; or the published JSON, with fields for them."""
+    if "gt_answer" in row:
+        places = [str(column(row, name)) for name in ("set_id", "figure_id", "question_id")]
+        part = (text(row, "category"), text(row, "subcategory"))
+        name, true = "_".join([*part, *places]), {"0": "No", "1": "Yes"}.get(str(row["gt_answer"]))
+        seen = str(row.get("visual_input", "1")) != "0"
+        media = given.picture(row) if seen else None
+    else:
+        name = _name(row, "index")
+        places = name.split("_")[3:6]
+        part = (text(row, "category"), text(row, "l2-category"))
+        true, media = scores.yes_or_no(str(row.get("answer") or "")) or None, given.picture(row)
+    if len(places) != 3:
+        raise BadRow(f"index must be like VD_figure_0_0_0_1, not {name!r:.40}")
+    if true is None:
+        raise BadRow("the answer must be yes or no (gt_answer: 1 or 0)")
+    groups = {"category": (part[0],), "subcategory": (part[1],)}
+    asked = f"{text(row, 'question')} Please answer yes or no."
+    facts = {"figure": (*part, places[0], places[1]), "asked": (*part, places[0], places[2])}
+    return Question(name, asked, (), "free-form", media, True, true, groups, facts)
+
+
+def _hallusion_summed(graded: Sequence[Graded]) -> dict[str, Any]:
+    """aAcc: all answers; fAcc: figures about which all was answered right; qAcc: questions right for every figure."""
+
+    def all_right(by: str) -> dict[str, Any]:
+        found: dict[Any, list[float]] = {}
+        for each in graded:
+            found.setdefault(each.question.facts[by], []).append(each.score)
+        return figures([min(part) for part in found.values()])
+
+    return {"aAcc": figures([g.score for g in graded]), "fAcc": all_right("figure"), "qAcc": all_right("asked")}
+
+
+# MathVista and MMVet
+
+
+def _mathvista(row: Row, given: Table) -> Question:
+    choices = row.get("choices") or []
+    if isinstance(choices, str):
+        try:
+            choices = ast.literal_eval(choices)
+        except (ValueError, SyntaxError):
+            raise BadRow(f"choices must be a list, not {choices!r:.40}") from None
+    if not isinstance(choices, list):
+        raise BadRow(f"choices must be a list, not {choices!r:.40}")
+    options = tuple(str(choice) for choice in choices)
+    kind = _name(row, "answer_type")
+    try:
+        precision = int(float(row.get("precision") or 0))
+    except (ValueError, OverflowError):
+        precision = 0  # "nan" in tables
+    true = _name(row, "answer")
+    if options and true not in options:
+        raise BadRow(f"answer must be one of its choices, not {true!r:.40}")
+    groups = _groups(row, "task", "question_type")
+    unit = str(row.get("unit") or "").strip()
+    asked = text(row, "question") + (f" (Unit: {unit})" if unit not in ("", "None", "nan") else "")
+    problem = "multiple choice" if options else "numerical" if kind in ("integer", "float") else "free-form"
+    facts = {"answer_type": kind, "precision": precision}
+    name = _name(row, "index", "pid", "id")
+    return Question(name, asked, options, problem, given.picture(row), True, true, groups, facts)
+
+
+def _mathvista_score(told: str, question: Question, judge: Judge | None) -> float:
+    """By rule; with a judge, what is neither choice nor number is judged."""
+    if judge and question.kind == "free-form":
+        return judged(told, question, judge)
+    found = scores.math_answer(told, question.options, question.facts["answer_type"], question.facts["precision"])
+    return scores.exact(found, question.true)
+
+
+def _mmvet(row: Row, given: Table) -> Question:
+    needs = row.get("capability") or row.get("category") or ()
+    parts = needs.split(",") if isinstance(needs, str) else needs
+    groups = {"capability": tuple(str(part).strip() for part in parts)}
+    name = _name(row, "index", "question_id", "id")
+    true = text(row, "answer")
+    return Question(name, text(row, "question"), (), "free-form", given.picture(row), True, true, groups)
+
+
+def judged(told: str, question: Question, judge: Judge | None) -> float:
+    """Errors: ValueError for a judge that fails, or says anything but 0 to 1."""
+    if judge is None:
+        raise ValueError("These answers need a judge: name a function of your own with --judge MODULE:FUNCTION.")
+    try:
+        score = float(judge(question.text, told, question.true))
+    except Exception as error:  # whatever the caller's own function raises
+        raise ValueError(f"The judge failed on {question.id}: {error or type(error).__name__}.") from error
+    if not 0 <= score <= 1:
+        raise ValueError(f"The judge gave {question.id} {score}; it must give 0 to 1.")
+    return score
+
+
+CHOSEN = Protocol(_optional, _option_score)
+PROTOCOLS: dict[str, Protocol] = {
+    "video-r1": Protocol(_video_r1, _video_r1_score, _video_r1_summed),
+    "aokvqa-choice": Protocol(_aokvqa_choice, _option_score),
+    "aokvqa-direct": Protocol(_aokvqa_direct, lambda told, q, judge: scores.direct_answer(told, q.facts["answers"])),
+    "mmstar": CHOSEN,
+    "ai2d": CHOSEN,
+    "mmbench": Protocol(_optional, _option_score, _rotated),
+    "hallusionbench": Protocol(
+        _hallusion, lambda told, q, judge: float(scores.yes_or_no(told) == q.true), _hallusion_summed
+    ),
+    "mathvista": Protocol(_mathvista, _mathvista_score),
+    "mmvet": Protocol(_mmvet, judged, judged=True),
+}
+
+
+# Figures
+
+
+def figures(found: Sequence[float]) -> dict[str, Any]:
+    """Mean, 95 % interval and count. Of shares of right answers the interval is Wilson's; of scores between, a normal one."""
+    share = mean(found)
+    if all(score in (0, 1) for score in found):
+        low, high = wilson(round(sum(found)), len(found))
+    else:
+        spread = math.sqrt(sum((score - share) ** 2 for score in found) / max(1, len(found) - 1) / len(found))
+        low, high = max(0.0, share - 1.959964 * spread), min(1.0, share + 1.959964 * spread)
+    return {"score": share, "interval": [low, high], "n": len(found)}
+
+
+def summary(name: str, graded: Sequence[Graded]) -> dict[str, Any]:
+    """All questions, the benchmark's own figures, and those of each group."""
+    by: dict[str, dict[str, list[float]]] = {}
+    for each in graded:
+        for group, values in each.question.groups.items():
+            for value in values:
+                by.setdefault(group, {}).setdefault(value, []).append(each.score)
+    whole = {group: {value: figures(found) for value, found in sorted(part.items())} for group, part in by.items()}
+    return figures([each.score for each in graded]) | PROTOCOLS[name].summed(graded) | {"by": whole}

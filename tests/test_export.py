@@ -1,0 +1,245 @@
+"""What leaves a run: plain checkpoints that transformers' own `generate` serves as the engine does, adapters, cards, the Hub."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
+
+from engine import adapters, ask, generate
+from engine.__main__ import main
+from engine.adapters import Lora
+from engine.ask import META
+from engine.export import export, push
+from engine.layout import Frames
+from engine.methods import described
+from engine.methods.coconut import Coconut
+from engine.methods.controls import Explicit
+from engine.methods.heima import Heima
+from engine.methods.pause import PauseDistillation
+from engine.prompt import AFTER_VIDEO, NOT_TEXT, prompt
+from tests.tiny import tiny_backbone, tiny_internvl, tiny_llama, tiny_qwen3vl
+
+QUESTION, OPTIONS = "Where is it?", ("left", "right")
+
+
+def saved(folder, method, made=tiny_backbone, **meta):
+    """A model's folder as training leaves one."""
+    backbone = made()
+    if missing := [t for t in method.tokens if t not in backbone.tokenizer.get_vocab()]:
+        backbone.tokenizer.add_tokens(missing, special_tokens=True)
+        backbone.model.resize_token_embeddings(len(backbone.tokenizer))
+    # As Qwen2.5-VL is published: these would change what `generate` writes.
+    backbone.model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=0.5,
+        repetition_penalty=1.3,
+        eos_token_id=[backbone.end, 5],
+        pad_token_id=backbone.pad,
+    )
+    backbone.save(folder)
+    (folder / META).write_text(json.dumps({"method": described(method), "pauses": list(method.slot_range), **meta}))
+    return folder
+
+
+def frames(count: int, still: bool = False) -> Frames:
+    pixels = np.random.default_rng(count).integers(0, 256, (count, 56, 84, 3), dtype=np.uint8)
+    return Frames(pixels, 2.0, still)  # two seconds between frames: positions in time outgrow height and width
+
+
+VISUALS = {"no picture": None, "an image": frames(1, still=True), "a video": frames(6)}
+
+
+def emitted(model, visual, pauses: int, how: str, limit: int = 12) -> list[int]:
+    """What the engine itself writes."""
+    sample = ask.posed(model, visual, QUESTION, OPTIONS, "multiple choice", how == "explicit")
+    if how == "explicit":
+        return generate.explicit(model.backbone, generate.think(model.backbone, [sample], ()), limit).ids[0]
+    thoughts = generate.think(model.backbone, [sample], model.method.thinking(pauses))
+    return generate.answer(model.backbone, thoughts, model.method.marks, limit).ids[0]
+
+
+def served(kind, folder, given, limit: int = 12) -> list[int]:
+    """What transformers writes behind the prompt, told nothing else."""
+    plain = kind.from_pretrained(folder)
+    whole = plain.generate(**given.inputs, max_new_tokens=limit)
+    return whole[0, len(given.ids) :].tolist()
+
+
+@pytest.mark.parametrize("method", [PauseDistillation(pauses=(4, 8)), Heima()], ids=["pause", "heima"])
+@pytest.mark.parametrize("how", ["silent", "explicit"])
+def test_generate_serves_an_exported_model_as_the_engine_does(tmp_path, method, how):
+    out = export(saved(tmp_path / "model", method), tmp_path / "out")
+    model = ask.load(out, device="cpu")
+    for visual in VISUALS.values():
+        given = prompt(model, visual, QUESTION, OPTIONS, 6, how)
+        expected = emitted(model, visual, 6, how)
+        assert len(set(expected)) > 3  # the model says something
+        assert served(AutoModelForImageTextToText, out, given) == expected
+
+
+def test_the_settings_and_positions_matter(tmp_path):
+    """The test above can fail: the source's own settings, or transformers' positions behind a video, give other tokens."""
+    method = PauseDistillation()
+    source = saved(tmp_path / "model", method)
+    out = export(source, tmp_path / "out")
+    model = ask.load(out, device="cpu")
+    given = prompt(model, VISUALS["a video"], QUESTION, OPTIONS, 6)
+    assert AFTER_VIDEO in given.notices
+    own = {name: value for name, value in given.inputs.items() if name != "position_ids"}
+    plain = AutoModelForImageTextToText.from_pretrained(out)
+    with torch.no_grad():
+        ours, theirs = plain(**given.inputs).logits[0, -1], plain(**own).logits[0, -1]
+    assert not torch.allclose(ours, theirs, atol=1e-3)
+    assert AutoModelForImageTextToText.from_pretrained(source).generation_config.do_sample
+    assert not plain.generation_config.do_sample
+
+
+@pytest.mark.parametrize("made", [tiny_internvl, tiny_qwen3vl, tiny_llama])
+def test_other_families(tmp_path, made):
+    out = export(saved(tmp_path / "model", PauseDistillation(), made), tmp_path / "out")
+    model = ask.load(out, device="cpu")
+    kind = AutoModelForCausalLM if made is tiny_llama else AutoModelForImageTextToText
+    for visual in [None] if made is tiny_llama else VISUALS.values():
+        given = prompt(model, visual, QUESTION, OPTIONS, 5)
+        assert served(kind, out, given) == emitted(model, visual, 5, "silent")
+
+
+def test_the_text_is_what_the_ids_say(tmp_path):
+    model = ask.load(saved(tmp_path / "model", PauseDistillation()), device="cpu")
+    given = prompt(model, VISUALS["a video"], QUESTION, OPTIONS, 4)
+    assert given.text.endswith("<|im_start|>assistant\n<pause><pause><pause><pause><ANS>")
+    assert given.text.count("<|vision_start|><|video_pad|><|vision_end|>") == 1
+    assert "Where is it? Options:\nA. left\nB. right" in given.text
+    alone = prompt(model, None, QUESTION, OPTIONS, 4)
+    assert model.backbone.tokenizer.encode(alone.text, add_special_tokens=False) == alone.ids
+    assert NOT_TEXT not in alone.notices
+    assert NOT_TEXT in prompt(model, None, "What is <pause>?", (), 4).notices
+    assert len(prompt(model, None, QUESTION, OPTIONS).ids) == len(alone.ids) + 4  # the usual eight
+    assert prompt(model, None, QUESTION, (), 4, "explicit").text.endswith("<|im_start|>assistant\n")
+
+
+def test_slots_that_are_fed_back_need_the_engine(tmp_path):
+    model = ask.load(saved(tmp_path / "model", Coconut()), device="cpu")
+    with pytest.raises(ValueError, match="fed back"):
+        prompt(model, None, QUESTION, OPTIONS, 6)
+    card = (export(tmp_path / "model", tmp_path / "out") / "README.md").read_text()
+    assert "it needs the engine" in card
+
+
+def run_folder(tmp_path, lora: bool):
+    """What a run leaves: settings beside `best`."""
+    method = PauseDistillation(pauses=(4, 8))
+    base, run = tmp_path / "base", tmp_path / "run"
+    saved(base, Explicit())
+    (base / META).unlink()
+    (base / "preprocessor_config.json").write_text('{"patch_size": 14}')
+    settings = {
+        "training": {"init": str(base), "out": str(run), "lr": 1e-4}, "method": described(method),
+        "VideoR1Source": {"file": "/data/secret/place/train.json", "fps": 1.0, "frames": [2, 8], "pixels": 6272},
+    }  # fmt: skip
+    run.mkdir()
+    backbone = ask.load(base, device="cpu").backbone
+    if lora:
+        settings["lora"] = {"r": 4}
+        adapted = adapters.attach(backbone, Lora(r=4, alpha=8, targets=("attention",)))
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.3)
+        adapters.save(run / "best", backbone, torch.nn.ModuleDict(), {adapters.MAIN: adapted}, False)
+    else:
+        adapters.save(run / "best", backbone, torch.nn.ModuleDict(), {}, False)
+    (run / "settings.json").write_text(json.dumps(settings))
+    (run / "best" / META).write_text(json.dumps({"method": described(method), "pauses": [4, 8]}))
+    (run / "best" / "scores.json").write_text(json.dumps({"step": 40, "silent": 0.625}))
+    return base, run
+
+
+def test_adapter_and_merged_forms_answer_alike(tmp_path):
+    base, run = run_folder(tmp_path, lora=True)
+    alone, merged = export(run, tmp_path / "alone"), export(run, tmp_path / "merged", "merged")
+    assert (alone / adapters.WEIGHTS).is_file()
+    assert not list(alone.glob("model*.safetensors"))
+    assert not (merged / adapters.WEIGHTS).exists()
+    assert (merged / "preprocessor_config.json").read_text() == '{"patch_size": 14}'  # the base model's own
+    two, one, plain = ask.load(base, alone, "cpu"), ask.load(merged, device="cpu"), ask.load(base, device="cpu")
+    assert two.trained_pauses == one.trained_pauses == (4, 8)
+    assert (one.sampling.fps, one.sampling.max_frames, one.sampling.pixels) == (1.0, 8, 6272)
+    assert emitted(two, VISUALS["an image"], 4, "silent") == emitted(one, VISUALS["an image"], 4, "silent")
+    changed = replace(plain, method=one.method)
+    assert emitted(changed, VISUALS["an image"], 4, "silent") != emitted(one, VISUALS["an image"], 4, "silent")
+
+
+def test_the_card_says_what_the_model_is(tmp_path):
+    _, run = run_folder(tmp_path, lora=False)
+    scores = {
+        "settings": {"name": "mmstar", "mode": "silent"}, "score": 0.5, "interval": [0.4, 0.6], "n": 100, "complete": True,
+        "generated_tokens": 4.0, "shard": None,
+    }  # fmt: skip
+    (tmp_path / "summary.json").write_text(json.dumps(scores))
+    card = (export(run, tmp_path / "out", scores=[str(tmp_path / "summary.json")]) / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers")
+    for said in ("`pause.PauseDistillation`", "- distil: `10.0`", "4 to 8", "- lr: `0.0001`", "validation, silent: 0.625",
+                 "| mmstar | silent | 50.0% (40.0% to 60.0%) | 100 | 4.0 |", "<pause><ANS>", "train.json"):  # fmt: skip
+        assert said in card
+    assert "secret" not in card  # nor anything else of where things lie on this machine
+    assert str(tmp_path) not in card
+
+
+def test_mistakes_are_said_before_anything_is_written(tmp_path, capsys):
+    _, run = run_folder(tmp_path, lora=False)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    (tmp_path / "empty").mkdir()
+    capsys.readouterr()  # the progress of writing the run
+    for words, sentence in [
+        ([tmp_path / "none", tmp_path / "out"], "no folder"),
+        ([tmp_path / "empty", tmp_path / "out"], "neither a model"),
+        ([run, tmp_path / "out", "--adapter"], "trained with LoRA"),
+        ([run, tmp_path / "full"], "there already"),
+        ([run, tmp_path / "out", "--scores", tmp_path / "none.json"], "no benchmark's summary"),
+    ]:
+        assert main(["export", *map(str, words)]) == 2
+        told = capsys.readouterr()
+        assert sentence in told.err
+        assert len(told.err.strip().splitlines()) == 1
+        assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_pushed_unless_asked(tmp_path, capsys, monkeypatch):
+    calls = []
+
+    class Hub:
+        def create_repo(self, name, private, exist_ok):
+            calls.append((name, private))
+            return type("Repo", (), {"repo_id": name})
+
+        def upload_folder(self, repo_id, folder_path):
+            calls.append((repo_id, folder_path))
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    _, run = run_folder(tmp_path, lora=False)
+    assert main(["export", str(run), str(tmp_path / "quiet")]) == 0
+    assert json.loads(capsys.readouterr().out)["hub"] is None
+    assert calls == []
+    assert main(["export", str(run), str(tmp_path / "loud"), "--push", "me/it", "--private"]) == 0
+    assert json.loads(capsys.readouterr().out)["hub"] == "https://huggingface.co/me/it"
+    assert calls == [("me/it", True), ("me/it", str(tmp_path / "loud"))]
+
+
+def test_a_hub_that_is_not_there_is_said_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="me/it on the Hub couldn't be reached") as told:
+        push(tmp_path, "me/it")
+    assert "push the folder later" in str(told.value)
+
+
+def test_the_prompt_command(tmp_path, capsys):
+    folder = saved(tmp_path / "model", PauseDistillation(pauses=(4, 8)))
+    assert main(["prompt", "-", QUESTION, "--option", "left", "--option", "right", "--model", str(folder)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    given = prompt(ask.load(folder, device="cpu"), None, QUESTION, OPTIONS)
+    assert (told["text"], told["ids"], told["stop"]) == (given.text, given.ids, given.stop)
+    assert main(["prompt", "-", " ", "--model", str(folder)]) == 2

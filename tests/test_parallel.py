@@ -1,0 +1,127 @@
+"""What processes tell each other, the launch files, and training as they say on GPUs. Two processes: tests/test_two.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin, is_deepspeed_available
+
+from engine import latents
+from engine.backbones.base import add_tokens
+from engine.config import ConfigError
+from engine.latents import segments_of, stepped
+from engine.layout import pack
+from engine.methods.coconut import Coconut
+from engine.training import Training, train
+from tests import tiny
+from tests.serve import ROOT
+from tests.test_latents import layouts_of
+
+LAUNCH = ROOT / "train" / "launch"
+COCONUT = Coconut(c_thought=2, epochs_per_stage=1, max_latent_stage=3, pad_latent_to_max=False)
+
+
+@pytest.mark.parametrize(("file", "kind"), [("ddp", "MULTI_GPU"), ("fsdp2", "FSDP"), ("zero3", "DEEPSPEED")])
+def test_accelerate_reads_the_launch_files(file: str, kind: str) -> None:
+    found = load_config_from_file(str(LAUNCH / f"{file}.yaml"))
+    assert found.distributed_type.value == kind
+    assert found.num_machines == 1
+
+
+def test_accelerates_plugins_take_their_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    zero = load_config_from_file(str(LAUNCH / "zero3.yaml")).deepspeed_config
+    plugin = DeepSpeedPlugin(hf_ds_config=zero["deepspeed_config_file"], zero3_init_flag=zero["zero3_init_flag"])
+    assert plugin.zero_stage == 3
+    assert plugin.zero3_save_16bit_model
+    assert not plugin.zero3_init_flag
+    assert plugin.gradient_accumulation_steps == 1
+    assert plugin.is_auto("bf16.enabled")
+    fsdp = load_config_from_file(str(LAUNCH / "fsdp2.yaml")).fsdp_config
+    assert FullyShardedDataParallelPlugin(**fsdp).fsdp_version == 2
+
+
+def test_a_model_that_is_shared_needs_several_processes(tmp_path: Path) -> None:
+    tiny.tiny_gpt2().save(tmp_path / "start")
+    config = Training(init=str(tmp_path / "start"), out=str(tmp_path / "out"), parallel="fsdp2", batch=4, device="cpu")
+    with pytest.raises(ConfigError, match="torchrun"):
+        train(config, Coconut(), lambda index: tiny.chains(tiny.tiny_gpt2())[2], lambda *_: {"accuracy": 0.0})
+    with pytest.raises(ConfigError, match="muon"):
+        train(
+            Training(init="x", out=str(tmp_path), parallel="fsdp2", optimizer="muon"), Coconut(), lambda _: None, dict
+        )
+
+
+@pytest.mark.parametrize("epoch", [0, 4])
+def test_more_segments_change_no_result(epoch: int) -> None:
+    model = tiny.tiny_gpt2()
+    add_tokens(model.model, model.tokenizer, COCONUT.tokens)
+    packed = pack(layouts_of(COCONUT, tiny.chains(model), epoch), model.encode, model.pad)
+    needed, length = segments_of(packed), packed.ids.shape[1]
+    assert (needed == 1) == (epoch == 0)
+    calls: list[int] = []
+    model.model.transformer.h[0].register_forward_pre_hook(lambda _, given: calls.append(given[0].shape[1]))
+    with torch.no_grad():
+        once = latents.forward(model, packed)
+        assert len(calls) == needed
+        for wanted in (needed + 1, needed + 5, length):
+            calls.clear()
+            again = latents.forward(model, packed, segments=wanted)
+            assert len(calls) == wanted
+            assert sum(calls) == length
+            for ours, theirs in zip(again, once, strict=True):
+                torch.testing.assert_close(ours[packed.node >= 0], theirs[packed.node >= 0], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="segments"):
+        stepped([], length, length + 1)
+
+
+SCRIPT = """
+import json, sys
+from engine.methods.pause import PauseDistillation
+from engine.training import Training, train
+from tests.two import CASES
+case = next(case for case in CASES if case.name == "pause")
+train(Training(**json.loads(sys.argv[1])), case.method, case.source, lambda *_: {"accuracy": 0.5}, True)
+"""
+
+
+def trained_on_gpu(tmp_path: Path, launch: list[str], out: str, processes: int, **changes: object) -> dict[int, float]:
+    values = {
+        "init": str(tmp_path / "start"), "out": str(tmp_path / out), "steps": 4, "batch": 4 // processes, "accumulate": 2,
+        "warmup": 2, "schedule": "constant", "workers": 0, "log_every": 1, "validate_every": 2, "save_every": 2, "gradient_checkpointing": True,
+    }  # fmt: skip
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [*launch, str(tmp_path / "script.py"), json.dumps(values | changes)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert run.returncode == 0, run.stderr[-3000:]
+    lines = [json.loads(line) for line in (tmp_path / out / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+@pytest.mark.parametrize("file", ["ddp", "fsdp2", "zero3"])
+def test_a_gpu_learns_what_a_cpu_learns(tmp_path: Path, file: str) -> None:
+    """As many GPUs as there are, up to two; resumed half-way."""
+    if file == "zero3" and not is_deepspeed_available():
+        pytest.skip("deepspeed isn't installed")
+    tiny.tiny_backbone().save(tmp_path / "start")
+    processes = min(2, torch.cuda.device_count())
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    accelerate = [
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / f"{file}.yaml"),
+        "--num_processes", str(processes),
+    ]  # fmt: skip
+    launch = accelerate if file == "zero3" else torchrun
+    changes = {} if file == "zero3" else {"parallel": file}
+    expected = trained_on_gpu(tmp_path, [sys.executable], "cpu", 1, device="cpu")
+    trained_on_gpu(tmp_path, launch, file, processes, steps=2, **changes)
+    got = trained_on_gpu(tmp_path, launch, file, processes, **changes)
+    assert got == pytest.approx(expected, rel=2e-3)

@@ -1,0 +1,182 @@
+"""A plan against a tiny model's true counts, and published sizes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from engine import adapters
+from engine.adapters import Lora
+from engine.backbones import qwen2_5_vl
+from engine.backbones.load import load
+from engine.config import ConfigError
+from engine.data.samples import Sample
+from engine.layout import Frames, pack
+from engine.methods.codi import Codi
+from engine.methods.method import Method, run
+from engine.methods.pause import PauseDistillation
+from engine.methods.steps import StepSupervision
+from engine.plan import CARDS, SHAPES, Plan, largest_frames, outline, outlined_companions, plan, shape
+from engine.recompute import recompute_layers
+from engine.training import Training, optimizers
+from tests import tiny
+from tests.serve import ROOT
+from train.command import main
+
+PUBLISHED = {  # parameters, by their authors or the hub
+    "openai-community/gpt2": 124_439_808,
+    "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
+    "meta-llama/Llama-3.2-3B-Instruct": 3_212_749_824,
+    "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
+    "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
+    "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
+    "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
+    "Qwen/Qwen2.5-VL-72B-Instruct": 73_410_777_344,
+    "OpenGVLab/InternVL3-1B-hf": 938_193_024,
+    "meta-llama/Llama-3.2-11B-Vision-Instruct": 10_670_220_835,
+}
+
+
+class Untouched(Method):
+    tokens = ()
+
+
+def test_known_shapes_have_the_published_sizes() -> None:
+    others = {"Xkev/Llama-3.2V-11B-cot", "llava-hf/llava-v1.6-vicuna-7b-hf"}
+    assert set(json.loads(SHAPES.read_text())) == {*PUBLISHED, *others}
+    for name, count in PUBLISHED.items():
+        assert sum(parameter.numel() for parameter in outline(name, Untouched()).model.parameters()) == count, name
+
+
+def test_an_unknown_shape_is_refused_and_a_file_is_taken(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="openai-community/gpt2"):
+        shape("nobody/nothing")
+    (tmp_path / "mine.json").write_text(json.dumps({"model_type": "gpt2", "n_layer": 2}))
+    assert shape(str(tmp_path / "mine.json")).n_layer == 2
+
+
+CASES = {
+    "pause": (PauseDistillation(pauses=(2, 2), steps=StepSupervision(layers=1)), tiny.tiny_backbone, None),
+    "lora": (PauseDistillation(pauses=(2, 2)), tiny.tiny_backbone, Lora(r=2)),
+    "codi": (Codi(num_latent=3, prj_dim=16), tiny.tiny_gpt2, None),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def planned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Method, Lora]:
+    method, made, lora = CASES[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    made().save(folder)
+    config = Training(init=str(folder), batch=2, accumulate=1)
+    backbone = outline(str(folder), method)
+    assert all(parameter.device.type == "meta" for parameter in backbone.model.parameters())
+    layouts = [method.layout(sample, np.random.default_rng(0)) for sample in tiny.chains(made())[2:4]]
+    companions = outlined_companions(backbone, method)
+    return plan(config, method, lora, backbone, companions, pack(layouts, backbone.encode, backbone.pad)), method, lora
+
+
+def real(planned: tuple[Plan, Method, Lora]) -> tuple[Plan, Method]:
+    """The same with weights."""
+    made, method, lora = planned
+    backbone = load(made.config.init, tokens=method.tokens)
+    companions = method.companions(backbone)
+    adapters.for_training(backbone, companions, lora, method.frozen, "", method.tokens)
+    backbone.model.train()
+    return replace(made, backbone=backbone, companions=companions.train()), method
+
+
+def loss(made: Plan, method: Method) -> Tensor:
+    return method.loss(run(made.backbone, made.passed, method.feedback(made.companions), made.companions))[0]
+
+
+def test_parameters_and_optimizer_are_the_true_ones(planned: tuple[Plan, Method, Lora]) -> None:
+    made, (true, method) = planned[0], real(planned)
+    assert made.total == true.total
+    assert made.trained == true.trained
+    chosen = optimizers(made.config, true.modules)
+    loss(true, method).backward()
+    for optimizer in chosen:
+        optimizer.step()
+    held = sum(t.nbytes for o in chosen for s in o.state.values() for t in s.values() if t.dim())
+    stepped = sum(p.numel() for p in true.modules.parameters() if p.grad is not None)
+    assert held == 8 * stepped
+    assert made.optimizer_bytes == 8 * made.trained
+
+
+def test_flops_are_those_that_are_computed(planned: tuple[Plan, Method, Lora], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention for every pair of rows, as on a GPU, and by matrix products, which can be counted."""
+    monkeypatch.setattr(qwen2_5_vl, "ROWS", 10**6)
+    for again in (False, True):
+        true, method = real(planned)
+        made = replace(planned[0], config=replace(planned[0].config, gradient_checkpointing=again))
+        if again:
+            recompute_layers(true.modules)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+            loss(true, method).backward()
+        assert made.flops == pytest.approx(counted.get_total_flops(), rel=0.1)
+
+
+def test_activations_are_about_what_is_kept(planned: tuple[Plan, Method, Lora]) -> None:
+    made, (true, method) = planned[0], real(planned)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in true.modules.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        total = loss(true, method)
+    assert total.requires_grad
+    assert 0.5 < made.activations(False) / sum(kept.values()) < 1.6
+    assert made.activations(True) < 0.7 * made.activations(False)
+
+
+def test_shared_models_need_less_of_each_gpu() -> None:
+    method = PauseDistillation()
+    backbone = outline("Qwen/Qwen2.5-VL-7B-Instruct", method)
+    clip = Frames(np.zeros((16, 308, 308, 3), np.uint8), 0.5)
+    sample = Sample(backbone.see(clip), "w" * 200, (), ("w" * 800,), "B", "free-form")
+    packed = pack([method.layout(sample, np.random.default_rng(0))], backbone.encode, backbone.pad)
+    config = Training(init="x", batch=2, accumulate=2, precision="bf16", gradient_checkpointing=True)
+    made = plan(config, method, None, backbone, torch.nn.ModuleDict(), packed)
+    assert made.tokens["seen"] == 8 * 11 * 11
+    assert made.tokens["slots"] == 8
+    whole = made.memory(1, False)
+    assert whole["weights"] == 4 * made.total
+    assert whole["optimizer"] == 2 * whole["gradients"] == 8 * made.total
+    for gpus in (4, 8):
+        assert made.memory(gpus, True)["optimizer"] == whole["optimizer"] / gpus
+        assert made.memory(gpus, False) == whole
+    assert sum(made.memory(4, True).values()) < 80e9 < sum(whole.values())
+    # Six FLOPs a weight and token, and two more for what is computed again.
+    assert made.flops == pytest.approx(8 * 7.0e9 * made.computed, rel=0.35)
+    assert made.seconds(CARDS["H100"], 0.4) < made.seconds(CARDS["A100"], 0.4) < made.seconds(CARDS["A100"], 0.2)
+
+
+def test_the_largest_frame_of_so_many_pixels() -> None:
+    assert largest_frames(128 * 28 * 28, 28) == (8 * 28, 16 * 28)
+    assert largest_frames(28 * 28, 28) == (28, 28)
+
+
+def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture) -> None:
+    """Without data and weights."""
+    config = ["--config", str(ROOT / "train/configs/qwen2_5_vl_7b_video_r1.yaml"), "--plan"]
+    assert main("", PauseDistillation, config) == 0
+    told = capsys.readouterr().out
+    assert "8,292,166,656" in told
+    assert all(f"{gpus} x H100" in told for gpus in (1, 4, 8))
+    assert main("", PauseDistillation, [*config, "--card", "abacus"]) == 2
+    assert "H200" in capsys.readouterr().err
+    assert main("", PauseDistillation, [*config, "--shape", "nobody/nothing"]) == 2
+    assert main("", PauseDistillation, [*config, "--peak-share", "40"]) == 2

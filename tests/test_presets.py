@@ -1,0 +1,100 @@
+"""Every preset of a published recipe says what can be run, with the papers' settings, and what it would cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.config import build, read_yaml
+from engine.methods.coconut import Coconut
+from engine.methods.codi import Codi
+from engine.methods.heima import Heima
+from engine.methods.method import Method
+from engine.methods.pause import PauseDistillation
+from tests.serve import ROOT
+from train import heima, planned
+from train.command import Asked, Run
+
+CONFIGS = ROOT / "train" / "configs"
+METHODS: dict[str, type[Method]] = {
+    **{file: Codi for file in (
+        "text/gsm8k_codi", "text/gsm8k_codi_llama", "text/gsm8k_codi_simcot", "text/gsm8k_codi_simcot_llama_1b",
+        "text/gsm8k_codi_simcot_llama_3b", "text/gsm8k_codi_simcot_llama_8b",
+    )},
+    **{file: Coconut for file in (
+        "text/gsm8k_cot", "text/gsm8k_coconut", "text/gsm8k_coconut_simcot", "text/prosqa_coconut", "aokvqa/cot",
+        "aokvqa/coconut",
+    )},
+    **{file: Heima for file in (
+        "heima/llava_cot", "heima/llama_vision", "heima/llava_next_vicuna", "heima/without_progressive",
+        "heima/without_recovering",
+    )},
+    "qwen2_5_vl_7b_video_r1": PauseDistillation,
+}  # fmt: skip
+SHAPES = {"runs/aokvqa-cot/best": "OpenGVLab/InternVL3-1B-hf"}  # what earlier stages leave
+
+
+def runs(file: str) -> list[tuple[Run, Method]]:
+    values = read_yaml(CONFIGS / f"{file}.yaml")
+    if METHODS[file] is Heima:
+        return [(stage.run, stage.method) for stage in heima.plan(values)]
+    run = build(Run, values)
+    return [(run, build(METHODS[file], run.method, "method."))]
+
+
+def test_no_preset_is_forgotten() -> None:
+    named = [path for path in CONFIGS.glob("**/*.yaml") if path.parent.name in ("heima", "aokvqa", "configs")]
+    named += [path for path in (CONFIGS / "text").glob("*.yaml") if path.name.startswith(("gsm8k", "prosqa"))]
+    assert {str(path.relative_to(CONFIGS).with_suffix("")) for path in named} == set(METHODS)
+
+
+@pytest.mark.parametrize("file", METHODS)
+def test_a_preset_can_be_planned(file: str) -> None:
+    assert (CONFIGS / f"{file}.yaml").read_text().startswith("# ")
+    for run, method in runs(file):
+        config = run.training
+        init = "openai-community/gpt2" if config.init.startswith("runs/gsm8k") else SHAPES.get(config.init, "")
+        said: list[str] = []
+        planned.show(run, method, Asked({}, False, True, "H100", 0.4, init), said.append)
+        assert "8 x H100" in said[1]
+        if run.lora:
+            assert "trained" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("file", "step", "lr", "latents", "width"),
+    [
+        ("text/gsm8k_codi_simcot", 128, 3e-3, 6, 768),
+        ("text/gsm8k_codi_simcot_llama_1b", 128, 8e-4, 6, 2048),
+        ("text/gsm8k_codi_llama", 128, 8e-4, 6, 2048),
+    ],
+)
+def test_codis_published_settings(file: str, step: int, lr: float, latents: int, width: int) -> None:
+    ((run, method),) = runs(file)
+    config = run.training
+    assert (config.batch, config.lr, method.num_latent, method.prj_dim) == (step, lr, latents, width)
+    assert (run.lora.r, run.lora.alpha, run.lora.dropout) == (128, 32, 0.1)
+    assert (config.weight_decay, config.clip, config.schedule) == (0.1, 2.0, "cosine")
+    assert config.warmup == pytest.approx(0.03 * config.steps, abs=1)
+
+
+def test_heimas_published_stages() -> None:
+    stages = runs("heima/llama_vision")
+    assert [method.compressed for _, method in stages] == [1, 2, 3, 3, 3]
+    assert [run.training.lr for run, _ in stages] == [1e-4, 1e-4, 1e-4, 1e-5, 5e-4]
+    assert [run.training.batch for run, _ in stages] == [6, 6, 6, 8, 6]
+    assert stages[-1][1].interpreter == "meta-llama/Llama-3.1-8B-Instruct"
+    assert all((run.lora.r, run.lora.alpha, run.lora.vision) == (16, 32, False) for run, _ in stages)
+
+
+def test_multimodal_coconuts_published_settings() -> None:
+    ((cot, plain),) = runs("aokvqa/cot")
+    ((run, method),) = runs("aokvqa/coconut")
+    assert plain.mode == "cot"
+    assert run.training.init == f"{cot.training.out}/best"
+    assert (method.c_thought, method.max_latent_stage, method.epochs_per_stage, method.uniform_prob) == (2, 4, 5, 0.1)
+    for config, epochs, batch in ((cot.training, 20, 16), (run.training, 40, 8)):
+        assert (config.batch, config.lr, config.weight_decay) == (batch, 1e-5, 0.01)
+        assert config.steps * config.batch == pytest.approx(epochs * config.epoch, rel=1e-3)
+    assert Path(run.training.out).name == "aokvqa-coconut"

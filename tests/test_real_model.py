@@ -1,0 +1,216 @@
+"""The page and the command line on a model that others published: never trained for pauses, it is asked in words and says so."""
+
+import importlib.util
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from engine import adapters, ask, generate, worlds
+from engine.__main__ import main
+from engine.adapters import Lora
+from engine.ask import META
+from engine.methods import described
+from engine.methods.pause import PauseDistillation
+from engine.video import Sampling, read
+from tests.tiny import tiny_backbone
+
+ROOT = Path(__file__).resolve().parents[1]
+QUESTION, OPTIONS = "Where is the ball at the end?", ["left", "middle", "right"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """As a published model's: weights and tokenizer, and nothing of ours."""
+    made = tmp_path_factory.mktemp("published")
+    tiny_backbone().save(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    made = tmp_path_factory.mktemp("clip") / "cups.mp4"
+    worlds.write(worlds.make("cups", 1, 3, "fresh"), made)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def short_chains(monkeypatch):
+    """An untrained model never ends its turn."""
+    monkeypatch.setattr(ask, "LONGEST_CHAIN", 24)
+    monkeypatch.setattr(ask, "PUBLISHED_SAMPLING", Sampling(fps=2.0, min_frames=2, max_frames=2, pixels=56 * 84))
+
+
+@pytest.fixture(scope="module")
+def app():
+    return opened("app_alone")
+
+
+def opened(name: str):
+    """app.py as a module of its own."""
+    described_ = importlib.util.spec_from_file_location(name, ROOT / "app.py")
+    module = importlib.util.module_from_spec(described_)
+    sys.modules[name] = module
+    described_.loader.exec_module(module)
+    return module
+
+
+def test_it_is_asked_in_words(folder, clip):
+    """No token of ours stands in its prompts, and the chain's prompt asks for the steps."""
+    model = ask.load(folder, device="cpu")
+    assert not model.taught
+    assert (model.trained_pauses, model.usual_pauses) == (None, 0)
+    ours = {model.backbone.token(name) for name in model.method.tokens}
+    for chain in (False, True):
+        sample = ask.posed(model, None, QUESTION, OPTIONS, "multiple choice", chain)
+        encoded = model.backbone.encode(generate.context(sample))
+        text = model.backbone.decode(encoded.ids)
+        assert not ours & set(encoded.ids)
+        assert "B. middle" in text
+        assert "<answer> </answer>" in text
+        assert ("step by step" in text) is chain
+
+
+def test_it_says_so_and_offers_the_chain(folder, clip):
+    model = ask.load(folder, device="cpu")
+    reply = ask.ask(model, read(clip, model.sampling), QUESTION, OPTIONS)
+    assert ask.UNTAUGHT in reply.notices
+    assert reply.slots == 0
+    assert reply.thoughts == ""
+    assert reply.explicit is not None
+    assert reply.explicit.generated_tokens > 0
+    assert sum(option.probability for option in reply.options) == pytest.approx(1, abs=1e-4)
+
+
+def test_its_chain_is_what_it_writes_behind_its_own_prompt(folder, clip):
+    model = ask.load(folder, device="cpu")
+    seen = read(clip, model.sampling)
+    reply = ask.ask(model, seen, QUESTION, OPTIONS)
+    sample = ask.posed(model, ask._frames(seen), QUESTION, OPTIONS, "multiple choice", chain=True)
+    written = generate.explicit(model.backbone, generate.think(model.backbone, [sample], ()), ask.LONGEST_CHAIN)
+    assert reply.explicit.text == generate.thoughts_of(written.text[0])
+
+
+def test_slots_can_still_be_tried(folder, clip):
+    model = ask.load(folder, device="cpu")
+    reply = ask.ask(model, read(clip, model.sampling), QUESTION, OPTIONS, pauses=3, write_chain=False)
+    assert reply.slots == 3
+    assert ask.UNTAUGHT in reply.notices
+
+
+def test_the_command_line_says_so(folder, clip, capsys):
+    capsys.readouterr()
+    words = [
+        "answer",
+        str(clip),
+        QUESTION,
+        "--model",
+        str(folder),
+        "--device",
+        "cpu",
+        "--frames",
+        "2",
+        "--pixels",
+        "3136",
+    ]
+    assert main(words) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert ask.UNTAUGHT in told["notices"]
+    assert (told["slots"], told["explicit"] is None) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("said", "letter"),
+    [("B", "B"), ("B. middle", "B"), ("middle", "B"), ("(C)", "C"), ("left or right", ""), ("Z", "")],
+)
+def test_options_are_recognised_in_words(said, letter):
+    assert ask.meant(said, OPTIONS) == letter
+
+
+def test_the_page(app, folder, clip):
+    model = ask.load(folder, device="cpu")
+    page = app.Page(model)
+    told = page.think(str(clip), QUESTION, "\n".join(OPTIONS), 0, True)
+    assert told["answer"] in OPTIONS
+    assert ask.UNTAUGHT in told["notices"]
+    assert told["explicit"]["generated_tokens"] > 0
+    demo = page.build()
+    parts = {block.elem_id: block for block in demo.blocks.values() if block.elem_id}
+    assert "never trained" in parts["pauses"].info
+    assert parts["pauses"].value == 0
+    assert parts["chain"].value is True
+    assert "written chain" in parts["notices"].value
+    *_, last = page.on_think(str(clip), QUESTION, "\n".join(OPTIONS), 2, True, "", 1, app.Visit())
+    results = dict(zip(app.RESULTS, last, strict=True))
+    assert "trained for pauses" in results["notices"]
+    assert results["visit"].reply.slots == 2
+
+
+def test_the_page_on_an_adapter(app, folder, clip, tmp_path):
+    """A pause model's adapter on the published one: it is taught, and the slider starts at what it was trained with."""
+    backbone = ask.load(folder, device="cpu").backbone
+    adapted = adapters.attach(backbone, Lora(r=4, targets=("attention",)))
+    adapters.save(tmp_path / "made", backbone, torch.nn.ModuleDict(), {adapters.MAIN: adapted}, False)
+    meta = {"method": described(PauseDistillation(pauses=(3, 5))), "pauses": [3, 5]}
+    (tmp_path / "made" / META).write_text(json.dumps(meta))
+    model = ask.load(folder, tmp_path / "made", "cpu")
+    assert model.taught
+    parts = {block.elem_id: block for block in app.Page(model).build().blocks.values() if block.elem_id}
+    assert (parts["pauses"].value, parts["notices"].value) == (5, "")
+    assert "Trained with 3 to 5" in parts["pauses"].info
+
+
+def test_a_space_names_model_and_adapter(app, monkeypatch):
+    monkeypatch.setenv("MODEL_ID", "some/model")
+    monkeypatch.setenv("ADAPTER_ID", "some/adapter")
+    given = app.parser().parse_args([])
+    assert (given.model, given.adapter) == ("some/model", "some/adapter")
+    assert app.parser().parse_args(["--model", "other"]).model == "other"
+
+
+def test_zerogpu_decorates_where_the_environment_says_so(monkeypatch):
+    """A stand-in of `spaces`: it is used on ZeroGPU, and left alone elsewhere, be it installed or not."""
+    lent = []
+
+    def gpu(duration):
+        def decorated(work):
+            lent.append((work, duration))
+            return work
+
+        return decorated
+
+    stand_in = types.ModuleType("spaces")
+    stand_in.GPU = gpu
+    monkeypatch.setitem(sys.modules, "spaces", stand_in)
+    for value in ("", "false"):
+        monkeypatch.setenv("SPACES_ZERO_GPU", value)
+        app = opened("app_elsewhere")
+        assert app.on_gpu(len) is len
+    assert lent == []
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    app = opened("app_zero")
+    assert app.on_gpu(len) is len
+    assert lent == [(len, app.GPU_SECONDS)]
+    monkeypatch.setitem(sys.modules, "spaces", None)  # as if it weren't installed
+    assert opened("app_without").spaces is None
+
+
+def test_precision(tmp_path, monkeypatch):
+    """Weights that fit twice over in float32 stay exact on a CPU; larger ones take half. 1,000 numbers are 4,000 bytes."""
+    save_file({"a": torch.zeros(25, 20, dtype=torch.bfloat16), "b": torch.zeros(500)}, tmp_path / "model.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 20)
+    assert ask.parameters(tmp_path) == 1000
+    free = types.SimpleNamespace(available=8000)
+    monkeypatch.setattr(ask.psutil, "virtual_memory", lambda: free)
+    assert ask.precision("cpu", tmp_path) == torch.float32
+    free.available = 7999
+    assert ask.precision("cpu", tmp_path) == torch.bfloat16
+    assert ask.precision("cuda", tmp_path) == torch.bfloat16
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *version: version == (13, 0))
+    assert ask.precision("mps", tmp_path) == torch.float32
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *version: True)
+    assert ask.precision("mps", tmp_path) == torch.bfloat16
