@@ -68,7 +68,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     from pathlib import Path
 
-    from engine import ask, examination
+    from engine import ask
+    from engine.exams import examination
 
     quiet()
     shard = examination.shard_of(options.shard)
@@ -89,7 +90,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
 
 def prompt(options: argparse.Namespace) -> dict[str, Any]:
     from engine import ask
-    from engine import prompt as written
+    from engine.exchange import prompt as written
     from engine.layout import Frames
     from engine.video import read
 
@@ -107,7 +108,7 @@ def prompt(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def export(options: argparse.Namespace) -> dict[str, Any]:
-    from engine import export as exported
+    from engine.exchange import export as exported
 
     quiet()
     form: exported.Form | None = "merged" if options.merge else "adapter" if options.adapter else None
@@ -150,7 +151,7 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
 def import_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
     from pathlib import Path
 
-    from engine import imports
+    from engine.exchange import imports
 
     quiet()
     places = {}

@@ -27,6 +27,7 @@ from engine.backbones.base import Backbone
 from engine.backbones.load import load as load_backbone
 from engine.config import ConfigError, build
 from engine.data.samples import TYPE_HINTS, Sample, letter, with_options
+from engine.exams.scores import option_letter
 from engine.familiarity import Familiarity
 from engine.insight import inside
 from engine.insight.inside import Inside
@@ -36,7 +37,6 @@ from engine.layout import Frames, Layout, Segment, Special, slots
 from engine.methods import from_description
 from engine.methods.method import META, Method
 from engine.methods.pause import PauseDistillation
-from engine.scores import option_letter
 from engine.video import Clip, Sampling
 
 SMALL = Path(__file__).parent.parent / "assets" / "small"

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from engine import ask, examination, worlds
+from engine import ask, worlds
 from engine.__main__ import main
 from engine.ask import META
 from engine.config import ConfigError
 from engine.evaluation import Response
-from engine.examination import Examination, examine
+from engine.exams import examination
+from engine.exams.examination import Examination, examine
 from engine.video import Sampling
 from tests.test_protocols import VIDEO_R1, wrote
 from tests.tiny import tiny_backbone

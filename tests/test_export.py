@@ -12,14 +12,14 @@ from engine import adapters, ask, generate
 from engine.__main__ import main
 from engine.adapters import Lora
 from engine.ask import META
-from engine.export import export, push
+from engine.exchange.export import export, push
+from engine.exchange.prompt import AFTER_VIDEO, NOT_TEXT, prompt
 from engine.layout import Frames
 from engine.methods import described
 from engine.methods.coconut import Coconut
 from engine.methods.controls import Explicit
 from engine.methods.heima import Heima
 from engine.methods.pause import PauseDistillation
-from engine.prompt import AFTER_VIDEO, NOT_TEXT, prompt
 from tests.tiny import tiny_backbone, tiny_internvl, tiny_llama, tiny_qwen3vl
 
 QUESTION, OPTIONS = "Where is it?", ("left", "right")

@@ -90,7 +90,7 @@ def harness(monkeypatch):
         vars(module).update(contents)
         monkeypatch.setitem(sys.modules, name, module)
     yield
-    sys.modules.pop("engine.harness.models.sotto", None)
+    sys.modules.pop("engine.exams.harness.models.sotto", None)
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +108,10 @@ def folder(tmp_path_factory):
 
 
 def found_as_lmms_eval_finds_it() -> type:
-    """LMMS_EVAL_PLUGINS=engine.harness: `<plugin>.models` says a model's name and class, which is in the file of that name."""
-    plugin = importlib.import_module("engine.harness.models")
+    """LMMS_EVAL_PLUGINS=engine.exams.harness: `<plugin>.models` says a model's name and class, which is in the file of that name."""
+    plugin = importlib.import_module("engine.exams.harness.models")
     ((name, kind),) = plugin.AVAILABLE_MODELS.items()
-    return getattr(importlib.import_module(f"engine.harness.models.{name}"), kind)
+    return getattr(importlib.import_module(f"engine.exams.harness.models.{name}"), kind)
 
 
 def requests(folder, *docs, settings=None):
@@ -130,8 +130,8 @@ def requests(folder, *docs, settings=None):
 
 
 def test_the_engine_itself_never_imports_lmms_eval():
-    importlib.import_module("engine.harness")
-    importlib.import_module("engine.harness.models")
+    importlib.import_module("engine.exams.harness")
+    importlib.import_module("engine.exams.harness.models")
     assert "lmms_eval" not in sys.modules
 
 
@@ -139,7 +139,7 @@ def test_both_ways_of_naming_it_reach_the_class(harness):
     kind = found_as_lmms_eval_finds_it()
     assert issubclass(kind, Lmms)
     assert kind.is_simple
-    manifest = importlib.import_module("engine.harness").manifest()
+    manifest = importlib.import_module("engine.exams.harness").manifest()
     module, _, name = manifest.simple_class_path.rpartition(".")
     assert (manifest.model_id, getattr(importlib.import_module(module), name)) == ("sotto", kind)
 
@@ -184,4 +184,4 @@ def test_what_it_cannot_do_is_said(harness, folder):
 )
 def test_stop_words(harness, answer, stops, cut):
     found_as_lmms_eval_finds_it()
-    assert sys.modules["engine.harness.models.sotto"].until(answer, {"until": stops}) == cut
+    assert sys.modules["engine.exams.harness.models.sotto"].until(answer, {"until": stops}) == cut

@@ -17,7 +17,7 @@ from engine.adapters import load_companions
 from engine.backbones.base import Backbone
 from engine.backbones.load import load
 from engine.config import ConfigError
-from engine.imports import imported, in_halves, stored
+from engine.exchange.imports import imported, in_halves, stored
 from engine.methods import from_description
 from engine.methods.coconut import LATENT, START, STOP
 from engine.methods.codi import PROJECTOR

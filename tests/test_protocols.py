@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from engine.config import ConfigError
-from engine.protocols import PROTOCOLS, Graded, figures, questions, summary, table
+from engine.exams.protocols import PROTOCOLS, Graded, figures, questions, summary, table
 
 
 def picture(side: int = 56) -> bytes:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine import scores
+from engine.exams import scores
 
 
 @pytest.mark.parametrize(

@@ -20,14 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine import scores
 from engine.config import ConfigError
 from engine.data.files import BadRow, said, text
 from engine.data.files import field as column
 from engine.data.samples import TYPE_HINTS, letter
 from engine.evaluation import mean, wilson
+from engine.exams import scores
+from engine.exams.scores import Judge
 from engine.generate import ANSWER
-from engine.scores import Judge
 
 Row = Mapping[str, Any]
 Entry = tuple[str, Any]  # where a row stands ("line 3"), and what stands there

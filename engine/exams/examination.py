@@ -19,13 +19,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from engine import ask, generate, scores
+from engine import ask, generate
 from engine.config import ConfigError
 from engine.data.samples import Sample
 from engine.evaluation import mean, respond
+from engine.exams import scores
+from engine.exams.protocols import PROTOCOLS, Graded, Protocol, Question, questions, summary
+from engine.exams.scores import Judge
 from engine.footage import Footage
-from engine.protocols import PROTOCOLS, Graded, Protocol, Question, questions, summary
-from engine.scores import Judge
 from engine.video import Sampling
 
 IMAGE_PIXELS = 1024 * 28 * 28

@@ -19,10 +19,10 @@ from transformers import GenerationConfig
 from engine import adapters, ask
 from engine.backbones.base import Backbone
 from engine.backbones.load import load
+from engine.exchange.prompt import SERVED, prompt
 from engine.methods import from_description
 from engine.methods.method import COMPANIONS, META, Method
 from engine.methods.pause import PauseDistillation
-from engine.prompt import SERVED, prompt
 
 Form = Literal["merged", "adapter"]
 PROCESSOR = (

@@ -1,0 +1,3 @@
+"""What LMMS_EVAL_PLUGINS=engine.exams.harness offers: a model's name, which is its file's, and its class."""
+
+AVAILABLE_MODELS = {"sotto": "Sotto"}
