@@ -1,4 +1,4 @@
-"""One training loop on accelerate: schedule, logs, checkpoints, exact resume. Knows neither methods nor data formats.
+"""One training loop on accelerate: settings, schedule, optimizers, exact resume. Knows neither methods nor data formats.
 
 A step is decided by (seed, step) alone: which samples, how many pauses, what learning rate. So a run that is killed and
 resumed gives the losses of one that was not.
@@ -8,32 +8,30 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
-import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
 from engine import adapters
 from engine.adapters import Lora
 from engine.backbones.base import Backbone
 from engine.backbones.load import load
+from engine.batches import SPARES, Batches, Unread, batches, epoch_of, unread_before
 from engine.config import ConfigError
-from engine.data.samples import Sample, looked_at
+from engine.data.samples import Sample
+from engine.folders import Journal, checkpoints, jot, replace_folder, restore, save, tells_its_end
 from engine.latents import segments_of
-from engine.layout import Packed, pack, packed_length
+from engine.layout import Packed
 from engine.methods import described
 from engine.methods.method import COMPANIONS, META, Method, Tokens, run, shared, tokens_of
 from engine.parallel import Learnt, Replicas, Together, gathered, spread
@@ -121,189 +119,13 @@ def optimizers(config: Training, modules: nn.Module) -> list[torch.optim.Optimiz
     return chosen
 
 
-SPARES = 7  # clips that are tried in the place of one
-BEYOND = 2**40  # the first index of those: further than any run comes
-
-
-@dataclass(frozen=True)
-class Unread:
-    """A clip that couldn't be read, whose place in the round another has taken."""
-
-    sample: int  # index
-    why: str
-
-
-@dataclass(frozen=True)
-class Batches(Dataset):
-    """The samples of one step, packed into `passes` forwards. Made in worker processes; the same on every machine.
-
-    Samples are sorted by length before they are divided, so that little is padding. `spares`: where a clip can't be read,
-    so many others are tried, and which they are is decided by the sample's index: a step has as many samples as any other.
-    """
-
-    source: Callable[[int], Sample]
-    method: Method
-    backbone: Backbone
-    size: int
-    passes: int
-    seed: int
-    epoch: int = 0
-    rank: int = 0
-    ranks: int = 1
-    spares: int = 0
-
-    def __getitem__(self, step: int) -> list[Packed]:
-        return self.made(step)[0]
-
-    def made(self, step: int) -> tuple[list[Packed], list[Unread]]:
-        """The passes, and which samples others stand in for. Errors: VideoError for a clip, and its spares, that can't be read."""
-        first = (step * self.ranks + self.rank) * self.size
-        indices = range(first, first + self.size)
-        epoch = epoch_of(step, self.size * self.ranks, self.epoch)
-        unread: list[Unread] = []
-        samples = [self.readable(i, unread) for i in indices]
-        layouts = [
-            self.method.layout(sample, np.random.default_rng([self.seed, i, 1]), epoch)
-            for i, sample in zip(indices, samples, strict=True)
-        ]
-        lengths = [packed_length(layout, self.backbone.encode) for layout in layouts]
-        order = sorted(range(self.size), key=lengths.__getitem__)
-        part = self.size // self.passes
-        parts = [order[i : i + part] for i in range(0, self.size, part)]
-        return [pack([layouts[i] for i in p], self.backbone.encode, self.backbone.pad) for p in parts], unread
-
-    def readable(self, index: int, unread: list[Unread]) -> Sample:
-        """A sample with its clip cut for the model; to `unread` is added what couldn't be read before it."""
-        for place in (index, *range(BEYOND + index * self.spares, BEYOND + (index + 1) * self.spares)):
-            try:
-                return looked_at(self.source(place), self.backbone.see)
-            except VideoError as error:
-                if not self.spares:
-                    raise
-                unread.append(Unread(index, str(error)))
-        raise VideoError(f"{self.spares + 1} clips in a row can't be read, which is more than chance. {unread[-1].why}")
-
-
-def epoch_of(step: int, samples: int, epoch: int) -> int:
-    """The epoch of a step of `samples` samples, where one has `epoch` of them."""
-    return step * samples // epoch if epoch else 0
-
-
-@dataclass(frozen=True)
-class _Made(Dataset):
-    """What a worker hands over. Sentences for the user come back as they are: raised there, they'd bring a traceback."""
-
-    batches: Batches
-
-    def __getitem__(self, step: int) -> tuple[list[Packed], list[Unread]] | ConfigError | VideoError:
-        try:
-            return self.batches.made(step)
-        except (ConfigError, VideoError) as error:
-            return error
-
-
-def _first(items: list[Any]) -> Any:
-    return items[0]
-
-
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)
-
-
-def batches(
-    dataset: Batches, start: int, stop: int, workers: int, report: Callable[[int, list[Unread]], None] | None = None
-) -> Iterator[list[Packed]]:
-    """The steps' passes. report: is told the step, and what couldn't be read for it, when the step's turn comes."""
-    loader = DataLoader(
-        _Made(dataset),
-        batch_size=1,
-        sampler=range(start, stop),
-        collate_fn=_first,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread,
-    )
-    for step, made in enumerate(loader, start):
-        if isinstance(made, Exception):
-            raise made
-        passes, unread = made
-        if unread and report:
-            report(step, unread)
-        yield passes
-
-
-def _replace_folder(made: Path, place: Path) -> None:
-    """Moves a finished folder into place; what stood there is removed only once the new one stands."""
-    old = place.with_name(place.name + ".old")
-    if place.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(place, old)
-    os.replace(made, place)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _restore(place: Path) -> None:
-    """Puts a folder back that a kill found moved away, and removes what it left of others."""
-    old = place.with_name(place.name + ".old")
-    if old.exists() and not place.exists():
-        os.replace(old, place)
-    for left in (old, place.with_name(place.name + ".unfinished")):
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def checkpoints(out: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
-    found = [p for p in (out / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
-
-
-def _note(out: Path, told: dict[str, Any]) -> None:
-    """Adds a line to a run's log, in place of one that a kill or a full disk has torn."""
-    with (out / "log.jsonl").open("ab+") as log:
-        log.seek(0)
-        log.truncate(log.read().rfind(b"\n") + 1)
-        log.write(json.dumps(told).encode() + b"\n")
-
-
-def unread_before(log: Path, step: int) -> set[tuple[int, Unread]]:
-    """What a run's log says couldn't be read up to a step. Steps that a kill undid are taken again, and stand there twice."""
-    found = set()
-    for line in log.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):  # torn by a kill
-            told = json.loads(line)
-            if "unreadable" in told and told["step"] <= step:
-                found.add((told["step"], Unread(told["sample"], told["unreadable"])))
-    return found
-
-
-P = ParamSpec("P")
-
-
-def _tells_its_end(run: Callable[Concatenate[Training, P], Path]) -> Callable[Concatenate[Training, P], Path]:
-    """Why a run ended early stands in its log."""
-
-    @wraps(run)
-    def told(config: Training, *given: P.args, **named: P.kwargs) -> Path:
-        try:
-            return run(config, *given, **named)
-        except ConfigError:
-            raise
-        except BaseException as error:
-            with suppress(OSError):
-                free = shutil.disk_usage(config.out).free >> 20
-                _note(Path(config.out), {"stopped": f"{type(error).__name__}: {error}", "free_megabytes": free})
-            raise
-
-    return told
-
-
 def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
-@_tells_its_end
+@tells_its_end
 def train(
     config: Training,
     method: Method,
@@ -331,15 +153,15 @@ def train(
 
     start, best = 0, -1.0
     if leads:
-        _restore(out / "best")
+        restore(out / "best")
     if resume and (found := checkpoints(out)):
         team.load(found[-1])
         state = json.loads((found[-1] / "progress.json").read_text())
         start, best = state["step"], state["best"]
         if leads:
-            _note(out, {"resumed": start})
+            jot(out, {"resumed": start})
     out.mkdir(parents=True, exist_ok=True)
-    journal = _Journal(out, rank)
+    journal = Journal(out, rank)
     if leads:
         settings = {"training": asdict(config), "processes": ranks, "method": described(method), **(note or {})}
         settings |= {"lora": asdict(lora)} if lora else {}
@@ -405,7 +227,7 @@ def train(
                 if leads:
                     _keep_best(out, method, {"step": done, **scores}, backbone, companions, added, weights)
         if done % config.save_every == 0 or done == config.steps:
-            _save(out, {"step": done, "best": best}, config.keep, team)
+            save(out, {"step": done, "best": best}, config.keep, team)
     journal.close()
     return out / "best"
 
@@ -513,51 +335,4 @@ def _keep_best(
     pauses = list(method.slot_range) if method.silent else None
     (made / META).write_text(json.dumps({"method": described(method), "pauses": pauses}))
     (made / "scores.json").write_text(json.dumps(scores, indent=1))
-    _replace_folder(made, out / "best")
-
-
-def _save(out: Path, progress: dict[str, float], keep: int, team: Replicas) -> None:
-    """A checkpoint, which every process writes its part of; older ones than the last `keep` go."""
-    place = out / "checkpoints" / f"step-{progress['step']:07d}"
-    made = place.with_name("unfinished")
-    wait, leads = team.accelerator.wait_for_everyone, team.accelerator.is_main_process
-    if leads:
-        shutil.rmtree(made, ignore_errors=True)
-    wait()
-    team.save(made)
-    wait()
-    if leads:
-        (made / "progress.json").write_text(json.dumps(progress))
-        _replace_folder(made, place)
-        for old in checkpoints(out)[:-keep]:
-            os.replace(old, made)  # half removed, it would pass for whole under its own name
-            shutil.rmtree(made)
-    wait()
-
-
-class _Journal:
-    """A run's log: a line of JSON each, and what is drawn of it. The first process's, whose numbers are everybody's; the
-    others write down their own mishaps."""
-
-    def __init__(self, out: Path, rank: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.path = out / (f"log-{rank}.jsonl" if rank else "log.jsonl")
-        self.file = self.path.open("a", encoding="utf-8")
-        self.board = None if rank else SummaryWriter(str(out / "tensorboard"))
-
-    def write(self, told: dict[str, Any]) -> None:
-        self.file.write(json.dumps(told) + "\n")
-        self.file.flush()
-
-    def record(self, step: int, values: dict[str, float]) -> None:
-        if self.board is None:
-            return
-        self.write({"step": step, **values})
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self.file.close()
-        if self.board:
-            self.board.close()
+    replace_folder(made, out / "best")

@@ -33,8 +33,9 @@ from engine.backbones.base import Backbone
 from engine.backbones.load import load
 from engine.data.samples import Sample
 from engine.data.worlds import WorldsSource
+from engine.folders import checkpoints
 from engine.methods.pause import PauseDistillation
-from engine.training import Training, checkpoints, train
+from engine.training import Training, train
 from engine.video import VideoError
 from tests.tiny import tiny_backbone
 

@@ -20,9 +20,10 @@ from engine.backbones.base import Backbone, add_tokens
 from engine.backbones.load import load
 from engine.config import ConfigError
 from engine.data.worlds import WorldsSource
+from engine.folders import checkpoints
 from engine.methods.codi import PROJECTOR, Codi
 from engine.methods.heima import Heima, Interpreters
-from engine.training import Training, checkpoints, train
+from engine.training import Training, train
 from engine.video import Sampling, read
 from tests import tiny
 

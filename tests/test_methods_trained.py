@@ -12,12 +12,13 @@ from engine.backbones.base import add_tokens
 from engine.config import ConfigError, build
 from engine.data.text_worlds import TextWorldsSource
 from engine.data.text_worlds import sample as problem
+from engine.folders import checkpoints
 from engine.layout import pack
 from engine.methods.coconut import Coconut
 from engine.methods.codi import Codi
 from engine.methods.method import COMPANIONS, run
 from engine.methods.steps import StepSupervision
-from engine.training import Training, checkpoints, train
+from engine.training import Training, train
 from tests.tiny import tiny_llama
 from train import codi
 from train.__main__ import run as by_name

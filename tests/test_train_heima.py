@@ -12,9 +12,9 @@ import yaml
 from safetensors.torch import load_file
 
 from engine.config import ConfigError, read_yaml
+from engine.folders import checkpoints
 from engine.methods.heima import Heima, Interpreters
 from engine.methods.scorers import Scorers
-from engine.training import checkpoints
 from tests import tiny
 from train.heima import main, plan
 

@@ -10,13 +10,15 @@ import torch
 from safetensors.torch import load_file
 
 from engine.backbones.load import load
+from engine.batches import Batches
 from engine.config import ConfigError
 from engine.data.worlds import WorldsSource
+from engine.folders import checkpoints
 from engine.methods.controls import Explicit, Silent
 from engine.methods.method import COMPANIONS
 from engine.methods.pause import PauseDistillation
 from engine.methods.steps import StepSupervision
-from engine.training import Batches, Training, checkpoints, learning_rate, optimizers, train
+from engine.training import Training, learning_rate, optimizers, train
 from tests.tiny import tiny_backbone
 
 
@@ -96,7 +98,7 @@ def test_companions_go_on_from_those_beside_the_model(start, tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_step_is_decided_by_seed_and_step_alone(start, workers):
     from engine.backbones.qwen2_5_vl import Qwen25VL
-    from engine.training import batches
+    from engine.batches import batches
 
     dataset = Batches(SOURCE, PauseDistillation(pauses=(1, 9)), Qwen25VL.load(start), 4, 2, seed=3)
     late = next(iter(batches(dataset, 2, 3, workers)))

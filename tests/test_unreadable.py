@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.batches import Batches, Unread, batches, unread_before
 from engine.config import build
 from engine.data.jsonl import JsonlSource
 from engine.methods.controls import Explicit
-from engine.training import Batches, Training, Unread, batches, train, unread_before
+from engine.training import Training, train
 from engine.video import VideoError
 from tests.media import write
 from tests.tiny import tiny_backbone

@@ -29,11 +29,12 @@ from engine.backbones.base import Backbone, add_tokens
 from engine.backbones.load import load
 from engine.data.samples import Sample
 from engine.data.worlds import WorldsSource
+from engine.folders import checkpoints
 from engine.methods.coconut import Coconut
 from engine.methods.method import Method
 from engine.methods.pause import PauseDistillation
 from engine.methods.steps import StepSupervision
-from engine.training import Training, checkpoints, train
+from engine.training import Training, train
 from tests.kill import ended, forked
 from tests.tiny import chains, tiny_backbone, tiny_gpt2, tiny_llama
 

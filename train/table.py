@@ -29,11 +29,11 @@ from engine.data.samples import Sample, context
 from engine.data.text_worlds import TextWorldsSource
 from engine.data.worlds import WorldsSource
 from engine.evaluation import How, evaluate, mean
+from engine.folders import checkpoints
 from engine.insight.similarity import collapse
 from engine.layout import Layout, pack
 from engine.methods import described, find
 from engine.methods.method import Method
-from engine.training import checkpoints
 from engine.video import VideoError
 from train.command import Run, opened, trained
 from train.fresh import make

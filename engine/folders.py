@@ -1,0 +1,129 @@
+"""A run's folder: its log, its checkpoints, its best model, each whole at any moment, whenever the run is killed.
+
+What is written stands beside its place until it is finished, and is then moved there. Knows nothing of losses.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from engine.config import ConfigError
+from engine.parallel import Replicas
+
+P = ParamSpec("P")
+
+
+class Placed(Protocol):
+    """Settings that say where a run writes."""
+
+    @property
+    def out(self) -> str: ...
+
+
+C = TypeVar("C", bound=Placed)
+
+
+def replace_folder(made: Path, place: Path) -> None:
+    """Moves a finished folder into place; what stood there is removed only once the new one stands."""
+    old = place.with_name(place.name + ".old")
+    if place.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(place, old)
+    os.replace(made, place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def restore(place: Path) -> None:
+    """Puts a folder back that a kill found moved away, and removes what it left of others."""
+    old = place.with_name(place.name + ".old")
+    if old.exists() and not place.exists():
+        os.replace(old, place)
+    for left in (old, place.with_name(place.name + ".unfinished")):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    found = [p for p in (out / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
+def jot(out: Path, told: dict[str, Any]) -> None:
+    """Adds a line to a run's log, in place of one that a kill or a full disk has torn."""
+    with (out / "log.jsonl").open("ab+") as log:
+        log.seek(0)
+        log.truncate(log.read().rfind(b"\n") + 1)
+        log.write(json.dumps(told).encode() + b"\n")
+
+
+def tells_its_end(run: Callable[Concatenate[C, P], Path]) -> Callable[Concatenate[C, P], Path]:
+    """Why a run ended early stands in its log."""
+
+    @wraps(run)
+    def told(config: C, *given: P.args, **named: P.kwargs) -> Path:
+        try:
+            return run(config, *given, **named)
+        except ConfigError:
+            raise
+        except BaseException as error:
+            with suppress(OSError):
+                free = shutil.disk_usage(config.out).free >> 20
+                jot(Path(config.out), {"stopped": f"{type(error).__name__}: {error}", "free_megabytes": free})
+            raise
+
+    return told
+
+
+def save(out: Path, progress: dict[str, float], keep: int, team: Replicas) -> None:
+    """A checkpoint, which every process writes its part of; older ones than the last `keep` go."""
+    place = out / "checkpoints" / f"step-{progress['step']:07d}"
+    made = place.with_name("unfinished")
+    wait, leads = team.accelerator.wait_for_everyone, team.accelerator.is_main_process
+    if leads:
+        shutil.rmtree(made, ignore_errors=True)
+    wait()
+    team.save(made)
+    wait()
+    if leads:
+        (made / "progress.json").write_text(json.dumps(progress))
+        replace_folder(made, place)
+        for old in checkpoints(out)[:-keep]:
+            os.replace(old, made)  # half removed, it would pass for whole under its own name
+            shutil.rmtree(made)
+    wait()
+
+
+class Journal:
+    """A run's log: a line of JSON each, and what is drawn of it. The first process's, whose numbers are everybody's; the
+    others write down their own mishaps."""
+
+    def __init__(self, out: Path, rank: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = out / (f"log-{rank}.jsonl" if rank else "log.jsonl")
+        self.file = self.path.open("a", encoding="utf-8")
+        self.board = None if rank else SummaryWriter(str(out / "tensorboard"))
+
+    def write(self, told: dict[str, Any]) -> None:
+        self.file.write(json.dumps(told) + "\n")
+        self.file.flush()
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        if self.board is None:
+            return
+        self.write({"step": step, **values})
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.file.close()
+        if self.board:
+            self.board.close()
