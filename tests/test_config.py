@@ -77,7 +77,7 @@ def test_the_small_models_configurations_load():
 
     methods = {
         **dict.fromkeys(("short", "silent", "pause"), "pause"), **dict.fromkeys(("answer_only", "filler"), "controls.Silent"),
-        "explicit": "controls.Explicit", "lookup": "lookup",
+        "explicit": "controls.Explicit", "lookup": "lookup", "coconut": "coconut", "codi": "codi",
     }  # fmt: skip
     configs = Path(__file__).parent.parent / "train" / "configs"
     for path in sorted((configs / "text").glob("table*.yaml")):
