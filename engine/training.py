@@ -236,6 +236,8 @@ def _checked(config: Training, resume: bool) -> Path:
     """The folder to write to. Errors: ConfigError for settings that can't work."""
     if not config.init or not config.out:
         raise ConfigError("Say what to start from (init) and where to write (out).")
+    if config.init.count("/") > 1 and not Path(config.init).is_dir():  # else it may be a Hub id
+        raise ConfigError(f"There is no folder {config.init} to start from (init).")
     if config.batch % config.accumulate:
         raise ConfigError(f"batch {config.batch} can't be divided among {config.accumulate} passes.")
     if config.optimizer == "muon" and config.parallel == "fsdp2":

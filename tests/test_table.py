@@ -201,3 +201,36 @@ def test_the_video_worlds_have_tables_too(tmp_path):
     cell = json.loads((tmp_path / "clips.json").read_text())["cells"][0]
     assert (cell["world"], cell["problems"], cell["slots"]) == ("tally", 3, 2)
     assert 1 <= cell["held"]["effective_rank"] <= 2
+
+
+def test_adapters_and_real_problems(place, capsys):
+    """Rows may train adapters of one model, which stays as it is; what they learnt is tried on a file's problems too."""
+    (place / "gsm8k.txt").write_text(
+        "Two hens and 3 more?||<<2+3=5>> #### 5\nOne hen, doubled, and 1?||<<1*2=2>> <<2+1=3>> #### 3\n"
+    )
+    before = (place / "start" / "model.safetensors").read_bytes()
+    rows = json.loads(Path(config(place)).read_text())["rows"]
+    rows = [row | {"seeds": 1, "changes": row["changes"] | {"lora": {"r": 2, "train_embeddings": True, "targets": ["mlp"]}}} for row in rows]  # fmt: skip
+    file = config(place, rows=rows, base=None, gsm8k={"file": str(place / "gsm8k.txt")})
+    assert main(["--config", file]) == 0, capsys.readouterr().err
+    assert (place / "start" / "model.safetensors").read_bytes() == before
+    for run in ("answer-only-1", "thoughts-1"):
+        assert (place / "runs" / run / "best" / "adapter_model.safetensors").is_file()
+    whole = json.loads((place / "runs" / "table.json").read_text())
+    cells = {(c["method"], c["world"], c["k"]): c for c in whole["cells"]}
+    assert whole["samples_tested"] == 8 + 2
+    for name in ("answer only", "thoughts"):
+        assert [cells[name, "GSM8K", k]["problems"] for k in ("all", "1", "2")] == [2, 1, 1]
+        assert cells[name, "arithmetic", "all"]["problems"] == 4
+    assert len(cells["thoughts", "GSM8K", "all"]["lead"]) == 3
+    assert "## GSM8K" in (place / "runs" / "table.md").read_text()
+
+    other = [row | {"changes": row["changes"] | {"lora": {"r": 4}}} for row in rows]
+    assert main(["--config", config(place, rows=other, base=None)]) == 2
+    assert "was made with another lora.r" in capsys.readouterr().err
+
+
+def test_real_problems_are_read_before_anything_is_trained(place, capsys):
+    assert main(["--config", config(place, gsm8k={"file": str(place / "none.txt")})]) == 2
+    assert "Can't read" in capsys.readouterr().err
+    assert not (place / "runs").exists()

@@ -171,7 +171,10 @@ def test_the_learning_rate_rises_and_falls():
     assert learning_rate(config, 100) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize(("change", "word"), [({"batch": 3}, "divided"), ({"init": ""}, "start from")])
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"batch": 3}, "divided"), ({"init": ""}, "start from"), ({"init": "no/such/folder"}, "no folder")],
+)
 def test_impossible_settings_are_refused(start, tmp_path, change, word):
     with pytest.raises(ConfigError, match=word):
         train(settings(start, tmp_path, 2, **change), Explicit(), SOURCE, accuracy)

@@ -15,7 +15,7 @@ from pathlib import Path
 from engine.benchmark import Benchmark, measure
 
 CONFIGS = Path(__file__).parent / "configs" / "small"
-STAGES = ("short", "silent", "pause")
+STAGES = ("short", "silent", "tally", "pause")
 CONTROLS = {"explicit": "explicit", "answer-only": "silent", "filler": "silent"}  # model -> script
 SHIPPED = ("pause", *CONTROLS)
 EXPECTED = Path(__file__).parent.parent / "assets" / "small" / "scores.json"

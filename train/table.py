@@ -25,10 +25,11 @@ from engine import latents
 from engine.backbones.base import Backbone
 from engine.config import ConfigError, build, read_yaml
 from engine.curriculum import step_groups
+from engine.data.gsm8k_icot import Gsm8kIcotSource
 from engine.data.samples import Sample, context
 from engine.data.text_worlds import TextWorldsSource
 from engine.data.worlds import WorldsSource
-from engine.evaluation import How, evaluate, mean
+from engine.evaluation import How, Outcome, evaluate, mean
 from engine.folders import checkpoints
 from engine.insight.similarity import collapse
 from engine.layout import Layout, pack
@@ -73,6 +74,7 @@ class Table:
     """A table's file. `shared`: what all rows change in their presets (the budget, the data).
 
     fresh, base: the model that all rows start from, made and trained first; without them, what the presets name.
+    gsm8k: problems of a file, to test on besides: what was learnt on the worlds, on real ones.
     """
 
     out: str
@@ -82,6 +84,7 @@ class Table:
     base: Row | None = None
     samples: int = 1200  # to test on, about as many of every world and number of steps
     batch: int = 100
+    gsm8k: Gsm8kIcotSource | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,7 @@ def finished(stage: Planned) -> bool:
         "training": asdict(stage.run.training),
         "method": described(stage.method),
         type(data).__name__: asdict(data),
+        "lora": asdict(stage.run.lora) if stage.run.lora else {},
     }
     for name, settings in json.loads(json.dumps(wanted)).items():
         if other := [key for key in differing(saved.get(name, {}), settings) if key not in INDIFFERENT]:
@@ -185,30 +189,47 @@ def finish(wanted: Trial) -> None:
             trained(stage.run, stage.method, stage.validate, resume=True)
 
 
-def tested(wanted: Trial, count: int, batch: int) -> dict[str, Any]:
-    """What a finished run answers to the test problems: as its folder says, or asked now."""
+def real_problems(table: Table) -> list[Sample]:
+    """GSM8K's, where the table names a file. Errors: ConfigError for one that can't be read."""
+    if table.gsm8k is None:
+        return []
+    source = replace(table.gsm8k, split="test")
+    return [source(i) for i in range(len(source))]
+
+
+def tested(wanted: Trial, count: int, batch: int, real: Sequence[Sample]) -> dict[str, Any]:
+    """What a finished run answers to the test problems, and to real ones: as its folder says, or asked now."""
     final, place = wanted.final, wanted.folder / RESULT
     state = {"best": json.loads((final.best / "scores.json").read_text()), "samples": count}
+    if real:
+        state["gsm8k"] = len(real)
     if place.exists() and (known := json.loads(place.read_text()))["state"] == state:
         return known
     source, method = final.run.source, final.method
     if not isinstance(source, WorldsSource | TextWorldsSource):
         raise ConfigError(f"{wanted.row.name}: a table is made on the worlds, not on files.")
     test = replace(source, split="test", seed=0)
-    records, samples = [test.record(i) for i in range(count)], [test(i) for i in range(count)]
+    records = [test.record(i) for i in range(count)]
+    asked = [(record.family, record.difficulty, test(i)) for i, record in enumerate(records)]
     base, adapter = (final.run.training.init, str(final.best)) if final.run.lora else (str(final.best), "")
     backbone, companions = opened(base, adapter, method, final.best)
     how: How = "silent" if method.silent else "explicit"
-    results = evaluate(backbone, samples, method, how, method.trained_slots, companions, batch)
+
+    def answered(samples: Sequence[Sample]) -> list[Outcome]:
+        return evaluate(backbone, samples, method, how, method.trained_slots, companions, batch)
+
+    results = answered([sample for *_, sample in asked])
+    if real:
+        asked += [("GSM8K", len(sample.steps), sample) for sample in real]
+        results += answered(real)
     answers = [
-        {"world": record.family, "k": record.difficulty, "correct": each.correct, "seconds": each.seconds,
-         "generated_tokens": each.generated_tokens}
-        for record, each in zip(records, results, strict=True)
+        {"world": world, "k": k, "correct": each.correct, "seconds": each.seconds, "generated_tokens": each.generated_tokens}
+        for (world, k, _), each in zip(asked, results, strict=True)
     ]  # fmt: skip
     held = {}
     if method.trained_slots > 1:
         for world in test.families:
-            chosen = [sample for sample, record in zip(samples, records, strict=True) if record.family == world]
+            chosen = [sample for own, _, sample in asked if own == world]
             held[world] = what_slots_hold(backbone, companions, method, chosen, batch)
     took = sum(seconds(Path(s.run.training.out)) for s in wanted.stages if not s.method.frozen)
     found = {"state": state, "slots": results[0].slots, "training_seconds": took, "held": held, "answers": answers}
@@ -275,7 +296,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         table = build(Table, read_yaml(options.config))
-        made = trials(table, options.config.parent)
+        made, real = trials(table, options.config.parent), real_problems(table)
         if options.finished:
             made = [each for each in made if all(map(finished, each.stages))]
         else:
@@ -284,9 +305,9 @@ def main(argv: list[str] | None = None) -> int:
                 finish(each)
         if not made:
             raise ConfigError("No run is finished: start the command without --finished.")
-        results = [(each.row.name, tested(each, table.samples, table.batch)) for each in made]
+        results = [(each.row.name, tested(each, table.samples, table.batch, real)) for each in made]
         whole = tabulate({row.name: row.against for row in table.rows}, results)
-        said = {"samples_seen": made[0].seen, "samples_tested": table.samples, "batch": table.batch}
+        said = {"samples_seen": made[0].seen, "samples_tested": len(results[0][1]["answers"]), "batch": table.batch}
         write(Path(table.out) / options.config.stem, said, whole)
     except (ConfigError, VideoError, FloatingPointError) as error:
         print(error, file=sys.stderr)

@@ -11,7 +11,6 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -52,16 +51,20 @@ def prepare(out: str | os.PathLike[str]) -> Path:
     source = packaged()
     carried = AutoModelForCausalLM.from_pretrained(source, gguf_file=WEIGHTS)
     settings = carried.config.to_dict()
-    del settings["quantization_config"]  # with which it wouldn't be saved
+    del settings["quantization_config"], settings["_model_name_or_path"]  # with the first it wouldn't be saved
     model = LlamaForCausalLM(LlamaConfig(**settings))
     model.load_state_dict(carried.state_dict())
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=WEIGHTS, model_max_length=model.config.max_position_embeddings)
+    tokenizer = AutoTokenizer.from_pretrained(
+        source, gguf_file=WEIGHTS, model_max_length=model.config.max_position_embeddings
+    )
     # The file names its rule ("smollm"), which transformers doesn't know: a digit is always a token of its own, so that spaces
     # before it aren't divided differently.
-    tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+    )
     made = target.with_name(target.name + ".unfinished")
     shutil.rmtree(made, ignore_errors=True)
-    model.to(torch.bfloat16).save_pretrained(made)
+    model.bfloat16().save_pretrained(made)
     tokenizer.save_pretrained(made)
     (made / "README.md").write_text(CARD.format(weights=WEIGHTS), encoding="utf-8")
     os.replace(made, target)
