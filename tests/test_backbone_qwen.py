@@ -14,7 +14,8 @@ from engine import masks
 from engine.backbones import small
 from engine.backbones.base import SPECIAL_TOKENS
 from engine.backbones.load import load
-from engine.backbones.qwen2_5_vl import CLIP_MEAN, CLIP_STD, Qwen25VL, cut_patches, rotary_positions
+from engine.backbones.pixels import CLIP_MEAN, CLIP_STD
+from engine.backbones.qwen2_5_vl import Qwen25VL, cut_patches, rotary_positions
 from engine.data.samples import Sample, context, user_turn
 from engine.layout import Frames, Layout, Packed, Segment, Special, Visual, marker, pack, slots
 from tests import tiny

@@ -289,15 +289,20 @@ class Backbone:
         With a cache, its entries come first and the new ones are added to it. sight: for families whose deeper layers
         look too; its rows are those of past + length.
         """
-        out = self.model.get_decoder()(
+        out = self.decoded(embeds, positions[0], mask, cache)
+        return States(out.hidden_states, cache, out.attentions)
+
+    def decoded(self, embeds: Tensor, positions: Tensor, mask: Any, cache: Cache | None, **more: Any) -> Any:
+        """What transformers' decoder gives for inputs of its own form, with every layer's states."""
+        return self.model.get_decoder()(
             inputs_embeds=embeds,
-            position_ids=positions[0],
+            position_ids=positions,
             attention_mask=mask,
             past_key_values=cache,
             use_cache=cache is not None,
             output_hidden_states=True,
+            **more,
         )
-        return States(out.hidden_states, cache, out.attentions)
 
 
 def pretrained(kind: Any, path: str | Path, **settings: Any) -> Any:

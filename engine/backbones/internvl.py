@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import InternVLForConditionalGeneration
 
 from engine.backbones.base import Backbone, without
+from engine.backbones.pixels import normalised, tiles
 from engine.layout import Frames, Special, Visual, Written
 from engine.video import Sampling, resize
 
@@ -50,8 +51,11 @@ class InternVL(Backbone):
 
     def encode_patches(self, patches: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """uint8 tiles of all visuals of a batch [tiles, 3, side, side], in one vision pass -> [visual tokens, dim]."""
-        mean, std = (torch.tensor(x, device=patches.device).reshape(3, 1, 1) for x in (MEAN, STD))
-        return self.encode_pixels((patches.float() / 255 - mean) / std)
+        return self.encode_pixels(self.pixels(patches))
+
+    def pixels(self, patches: Tensor) -> Tensor:
+        """Normalised tiles."""
+        return normalised(patches, MEAN, STD)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Normalised tiles [tiles, 3, side, side] -> [visual tokens, dim]."""
@@ -100,9 +104,7 @@ def cut_tiles(frames: Frames, side: int = SIDE, most: int = MOST_TILES) -> Visua
         pixels = pixels[:1]
         rows, columns = tile_grid(pixels.shape[1], pixels.shape[2], side, most)
     pictures = resize(pixels, rows * side, columns * side)
-    # [frames, row, y, column, x, 3] -> [frames, row, column, 3, y, x]
-    blocks = torch.from_numpy(pictures).reshape(-1, rows, side, columns, side, 3).permute(0, 1, 3, 5, 2, 4)
-    tiles = blocks.reshape(-1, 3, side, side)
+    cut = tiles(pictures, side)
     if rows * columns > 1:
-        tiles = torch.cat([tiles, torch.from_numpy(resize(pixels, side, side)).permute(0, 3, 1, 2)])
-    return Visual(tiles.contiguous(), (len(pixels), rows, columns), frames.seconds, frames.still)
+        cut = torch.cat([cut, tiles(resize(pixels, side, side), side)])
+    return Visual(cut, (len(pixels), rows, columns), frames.seconds, frames.still)

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import LlavaNextForConditionalGeneration, LlavaNextVideoForConditionalGeneration
 
 from engine.backbones.base import Backbone, without
-from engine.backbones.qwen2_5_vl import CLIP_MEAN, CLIP_STD
+from engine.backbones.pixels import normalised, tiles
 from engine.layout import Frames, Opening, Visual, Written
 from engine.video import Sampling, resize
 
@@ -61,8 +61,7 @@ class LlavaNext(Backbone):
 
     def pixels(self, patches: Tensor) -> Tensor:
         """Normalised tiles."""
-        mean, std = (torch.tensor(x, device=patches.device).reshape(3, 1, 1) for x in (CLIP_MEAN, CLIP_STD))
-        return ((patches.float() / 255 - mean) / std).to(self.model.dtype)
+        return normalised(patches).to(self.model.dtype)
 
     def encode_images(self, pixels: Tensor, sizes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """Normalised tiles [tiles, 3, side, side] of pictures of these (height, width) -> a [visual tokens, dim] each."""
@@ -186,10 +185,8 @@ def cut_tiles(frames: Frames, side: int, known: Sequence[Sequence[int]]) -> Visu
     top, left = (tall - inner[0]) // 2, (wide - inner[1]) // 2
     canvas = np.zeros((tall, wide, 3), np.uint8)
     canvas[top : top + inner[0], left : left + inner[1]] = resize(picture, *inner)[0]
-    blocks = torch.from_numpy(canvas).reshape(tall // side, side, wide // side, side, 3).permute(0, 2, 4, 1, 3)
-    whole = torch.from_numpy(resize(picture, side, side)).permute(0, 3, 1, 2)
-    tiles = torch.cat([whole, blocks.reshape(-1, 3, side, side)])
-    return Visual(tiles.contiguous(), (1, height, width), frames.seconds, still=True)
+    cut = torch.cat([tiles(resize(picture, side, side), side), tiles(canvas[None], side)])
+    return Visual(cut, (1, height, width), frames.seconds, still=True)
 
 
 def cut_frames(pixels: np.ndarray, side: int) -> Tensor:
@@ -199,4 +196,4 @@ def cut_frames(pixels: np.ndarray, side: int) -> Tensor:
     tall, wide = int(side * height / shorter), int(side * width / shorter)
     top, left = (tall - side) // 2, (wide - side) // 2
     frames = resize(pixels, tall, wide)[:, top : top + side, left : left + side]
-    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).contiguous()
+    return tiles(np.ascontiguousarray(frames), side)

@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from engine import masks
 from engine.backbones.base import WORDS, Backbone, Sight, States, without
-from engine.backbones.qwen2_5_vl import CLIP_MEAN, CLIP_STD
+from engine.backbones.pixels import normalised, tiles
 from engine.layout import Frames, Opening, Packed, Visual
 from engine.video import Sampling, resize
 
@@ -82,16 +82,15 @@ class Mllama(Backbone):
     def encode_patches(self, patches: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """uint8 tiles of all visuals of a batch [tiles, 3, side, side], in one vision pass -> [visual tokens, dim]: those
         of the padding to the largest number of tiles too."""
-        mean, std = (torch.tensor(x, device=patches.device).reshape(3, 1, 1) for x in (CLIP_MEAN, CLIP_STD))
-        return self.encode_pixels((patches.float() / 255 - mean) / std, grids).flatten(0, 1)
+        return self.encode_pixels(normalised(patches), grids).flatten(0, 1)
 
     def encode_pixels(self, pixels: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """Normalised tiles [tiles, 3, side, side] -> [visuals, patches, dim]."""
         model, config = self.model.model, self.model.config.vision_config
         counts = [rows * columns for _, rows, columns in grids]
         padded = pixels.new_zeros(len(grids), 1, config.max_num_tiles, *pixels.shape[1:])
-        for picture, tiles in zip(padded, pixels.split(counts), strict=True):
-            picture[0, : len(tiles)] = tiles
+        for picture, own in zip(padded, pixels.split(counts), strict=True):
+            picture[0, : len(own)] = own
         shapes = [1 + config.supported_aspect_ratios.index([rows, columns]) for _, rows, columns in grids]
         out = model.vision_model(
             pixel_values=padded,
@@ -173,15 +172,7 @@ class Mllama(Backbone):
             cache.layers.extend(DynamicLayer() for _ in range(self.kept_layers - len(cache.layers)))
             own, others = iter(cache.layers), iter(kept)
             every = Cache(layers=[next(others) if each else next(own) for each in crosses])
-        out = self.model.model.language_model(
-            inputs_embeds=embeds,
-            position_ids=positions[0],
-            attention_mask=mask,
-            past_key_values=every,
-            use_cache=every is not None,
-            output_hidden_states=True,
-            **given,
-        )
+        out = self.decoded(embeds, positions[0], mask, every, **given)
         hidden, attentions = out.hidden_states, out.attentions
         if not given:  # a layer that was left out gives what it got
             told = iter(hidden)
@@ -237,5 +228,4 @@ def cut_tiles(frames: Frames, side: int, most: int) -> Visual:
         wide = min(math.floor(width * (tall / height)) or 1, wide)
     canvas = np.zeros((rows * side, columns * side, 3), np.uint8)
     canvas[:tall, :wide] = resize(frames.pixels[:1], tall, wide, "bilinear")[0]
-    blocks = torch.from_numpy(canvas).reshape(rows, side, columns, side, 3).permute(0, 2, 4, 1, 3)
-    return Visual(blocks.reshape(-1, 3, side, side).contiguous(), (1, rows, columns), frames.seconds, still=True)
+    return Visual(tiles(canvas[None], side), (1, rows, columns), frames.seconds, still=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,14 +20,12 @@ from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from engine.backbones.base import SPECIAL_TOKENS, Backbone, Sight, States, without
+from engine.backbones.pixels import normalised
 from engine.layout import Encoded, Frames, Segment, Special, Visual, Written
 from engine.video import Sampling
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def rotary_positions(grid: tuple[int, int, int], merge: int, interval: float) -> tuple[Tensor, int]:
@@ -42,21 +39,6 @@ def rotary_positions(grid: tuple[int, int, int], merge: int, interval: float) ->
     axes = torch.meshgrid(t, torch.arange(height), torch.arange(width), indexing="ij")
     positions = torch.stack(axes).reshape(3, -1)
     return positions, int(positions.max()) + 1
-
-
-def normalised(
-    patches: Tensor, temporal: int, side: int, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
-) -> Tensor:
-    """uint8 patches -> float32, as the published models expect them: (x / 255 - mean) / std."""
-    scale, shift = _normalisation(temporal * side * side, tuple(mean), tuple(std))
-    return patches.to(torch.float32).mul_(scale.to(patches.device)).add_(shift.to(patches.device))
-
-
-@lru_cache(maxsize=8)
-def _normalisation(count: int, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """Per patch column, `count` a channel: (scale, shift), so that uint8 x scale + shift = (x / 255 - mean) / std."""
-    means, stds = (torch.tensor(each).repeat_interleave(count) for each in (mean, std))
-    return 1 / (255 * stds), -means / stds
 
 
 def slices_attention(module, query, key, value, attention_mask, slice_length: int = 0, **kwargs):  # noqa: ANN001, ANN003, ANN201
@@ -144,7 +126,7 @@ class Qwen25VL(Backbone):
 
     def pixels(self, patches: Tensor) -> Tensor:
         """Normalised patches."""
-        return normalised(patches, self.vision_config.temporal_patch_size, self.vision_config.patch_size)
+        return normalised(patches)
 
     def encode_pixels(self, pixels: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """Normalised patches [patches, columns] -> [visual tokens, dim]."""
@@ -199,14 +181,7 @@ class Qwen25VL(Backbone):
     def forward(
         self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: Cache | None = None, sight: Sight | None = None
     ) -> States:
-        out = self.model.model.language_model(
-            inputs_embeds=embeds,
-            position_ids=positions,
-            attention_mask={"full_attention": mask},
-            past_key_values=cache,
-            use_cache=cache is not None,
-            output_hidden_states=True,
-        )
+        out = self.decoded(embeds, positions, {"full_attention": mask}, cache)
         return States(out.hidden_states, cache, out.attentions)
 
 

@@ -17,7 +17,8 @@ from transformers import Qwen3VLForConditionalGeneration
 from transformers.cache_utils import Cache
 
 from engine.backbones.base import Sight, States
-from engine.backbones.qwen2_5_vl import Qwen25VL, cut_patches, normalised
+from engine.backbones.pixels import normalised
+from engine.backbones.qwen2_5_vl import Qwen25VL, cut_patches
 from engine.layout import Frames, Packed, Visual, Written
 from engine.video import resize, smart_size
 
@@ -48,7 +49,7 @@ class Qwen3VL(Qwen25VL):
         return replace(visual, moments=tuple((first + end) / 2 * frames.seconds for first, end in slices))
 
     def pixels(self, patches: Tensor) -> Tensor:
-        return normalised(patches, self.vision_config.temporal_patch_size, self.vision_config.patch_size, MEAN, STD)
+        return normalised(patches, MEAN, STD)
 
     def encode_pixels(self, pixels: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
         return self.seen(pixels, grids).pooler_output
@@ -94,13 +95,5 @@ class Qwen3VL(Qwen25VL):
             where[sight.sample[here], sight.row[here] - past] = True
             if bool(here.any()):
                 deep = {"visual_pos_masks": where, "deepstack_visual_embeds": [level[here] for level in sight.deeper]}
-        out = self.model.model.language_model(
-            inputs_embeds=embeds,
-            position_ids=positions,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            output_hidden_states=True,
-            **deep,
-        )
+        out = self.decoded(embeds, positions, mask, cache, **deep)
         return States(out.hidden_states, cache, out.attentions)

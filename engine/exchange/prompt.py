@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.ask import Model, posed
 from engine.backbones.base import Backbone
-from engine.backbones.internvl import MEAN, STD, InternVL
+from engine.backbones.internvl import InternVL
 from engine.backbones.qwen2_5_vl import Qwen25VL
 from engine.data.samples import context
 from engine.layout import Frames, Layout, Packed, marker, pack
@@ -97,6 +97,5 @@ def inputs(backbone: Backbone, packed: Packed) -> dict[str, Tensor]:
             names = ("pixel_values_videos", "video_grid_thw") if video.any() else ("pixel_values", "image_grid_thw")
             seen = dict(zip(names, (pixels, grid), strict=True))
     elif isinstance(backbone, InternVL) and packed.grids:
-        mean, std = (torch.tensor(each).reshape(3, 1, 1) for each in (MEAN, STD))
-        seen = {"pixel_values": (packed.patches.float() / 255 - mean) / std}
+        seen = {"pixel_values": backbone.pixels(packed.patches)}
     return {name: each.to(backbone.device) for name, each in (given | seen).items()}

@@ -100,7 +100,8 @@ def cutting() -> list[dict[str, Any]]:
     from PIL import Image
     from transformers import Qwen2VLImageProcessorPil
 
-    from engine.backbones.qwen2_5_vl import cut_patches, normalised
+    from engine.backbones.pixels import normalised
+    from engine.backbones.qwen2_5_vl import cut_patches
     from engine.layout import Frames
     from engine.video import resize, smart_size
     from tests.bench.measure import medians
@@ -111,7 +112,7 @@ def cutting() -> list[dict[str, Any]]:
     height, width = smart_size(SIZE[1], SIZE[0], 28, PIXELS)
 
     def ours() -> torch.Tensor:
-        return normalised(cut_patches(Frames(resize(frames, height, width), 0.5), 14, 2, 2).patches, 2, 14)
+        return normalised(cut_patches(Frames(resize(frames, height, width), 0.5), 14, 2, 2).patches)
 
     mine, theirs = medians(ours, lambda: processor(images=pictures, return_tensors="pt"), rounds=4)
     return [line("video", "16 decoded 1080p frames to patches: processor over ours", mine, theirs, None, "seconds", frames_per_second=FRAMES / mine)]  # fmt: skip
