@@ -32,6 +32,7 @@ from engine.data.samples import Sample
 from engine.folders import Journal, checkpoints, jot, replace_folder, restore, save, tells_its_end
 from engine.latents import segments_of
 from engine.layout import Packed
+from engine.loop import looped, unrolled
 from engine.methods import described
 from engine.methods.method import COMPANIONS, META, Method, Tokens, run, shared, tokens_of
 from engine.parallel import Learnt, Replicas, Together, gathered, spread
@@ -70,6 +71,9 @@ class Training:
     clip: float = setting(1.0, "largest gradient norm")
     seed: int = setting(0, "decides samples and pauses")
     precision: Literal["no", "bf16"] = setting("no", "bf16 autocast, or none")
+    looped: tuple[int, int] = setting(
+        (0, 0), "first and last of the layers that share one set of weights while they learn, from 1 (0, 0: none do)"
+    )
     gradient_checkpointing: bool = setting(False, "recompute layers in the backward pass to save memory")
     parallel: Literal["auto", "ddp", "fsdp2"] = setting(
         "auto", "several processes: a model each (ddp), or one that they share (fsdp2); auto: as the launch file says"
@@ -242,6 +246,8 @@ def _checked(config: Training, resume: bool) -> Path:
         raise ConfigError(f"batch {config.batch} can't be divided among {config.accumulate} passes.")
     if config.optimizer == "muon" and config.parallel == "fsdp2":
         raise ConfigError("muon turns whole matrices, which fsdp2 divides: choose adamw, or parallel: ddp.")
+    if config.looped != (0, 0) and config.parallel == "fsdp2":
+        raise ConfigError("looped layers share weights that fsdp2 would divide layer by layer: choose parallel: ddp.")
     out = Path(config.out)
     if checkpoints(out) and not resume:
         raise ConfigError(f"{out} holds a run already: add --resume to go on with it, or choose another folder.")
@@ -264,6 +270,8 @@ def made_ready(
                 f"{Path(config.init) / COMPANIONS} belongs to another method: remove it to start anew."
             ) from None
         companions.train()
+    if config.looped != (0, 0):
+        looped(backbone, *config.looped)
     if config.gradient_checkpointing:
         recompute_layers(companions)
         if not method.frozen:
@@ -333,7 +341,7 @@ def _keep_best(
 ) -> None:  # fmt: skip
     made = out / "best.unfinished"
     shutil.rmtree(made, ignore_errors=True)
-    adapters.save(made, backbone, companions, added, method.frozen, weights)
+    adapters.save(made, unrolled(backbone), companions, added, method.frozen, weights)
     pauses = list(method.slot_range) if method.silent else None
     (made / META).write_text(json.dumps({"method": described(method), "pauses": pauses}))
     (made / "scores.json").write_text(json.dumps(scores, indent=1))
