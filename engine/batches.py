@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from engine.backbones.base import Backbone
 from engine.config import ConfigError
 from engine.data.samples import Sample, looked_at
-from engine.layout import Packed, pack, packed_length
+from engine.layout import Packed, pack, packed_length, remembered
 from engine.methods.method import Method
 from engine.video import VideoError
 
@@ -68,11 +68,12 @@ class Batches(Dataset):
             self.method.layout(sample, np.random.default_rng([self.seed, i, 1]), epoch)
             for i, sample in zip(indices, samples, strict=True)
         ]
-        lengths = [packed_length(layout, self.backbone.encode) for layout in layouts]
+        encode = remembered(self.backbone.encode)
+        lengths = [packed_length(layout, encode) for layout in layouts]
         order = sorted(range(self.size), key=lengths.__getitem__)
         part = self.size // self.passes
         parts = [order[i : i + part] for i in range(0, self.size, part)]
-        return [pack([layouts[i] for i in p], self.backbone.encode, self.backbone.pad) for p in parts], unread
+        return [pack([layouts[i] for i in p], encode, self.backbone.pad) for p in parts], unread
 
     def readable(self, index: int, unread: list[Unread]) -> Sample:
         """A sample with its clip cut for the model; to `unread` is added what couldn't be read before it."""

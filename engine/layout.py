@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -153,6 +154,16 @@ class Encoded:
 
 
 Encode = Callable[[Segment], Encoded]
+
+
+def remembered(encode: Encode) -> Encode:
+    """`encode`, called once for all segments of the same pieces, which alone decide what it gives."""
+
+    @cache
+    def encoded(pieces: tuple[Piece, ...]) -> Encoded:
+        return encode(Segment("context", pieces))
+
+    return lambda segment: encoded(segment.pieces)
 
 
 @dataclass(frozen=True)
@@ -303,23 +314,24 @@ def pack(layouts: Sequence[Layout], encode: Encode, pad: int) -> Packed:
     width = max(len(nodes) for nodes, _ in trees)
     axes = trees[0][0][0].encoded.positions.shape[0]
 
-    ids = torch.full((batch, length), pad, dtype=torch.long)
-    positions = torch.zeros(axes, batch, length, dtype=torch.long)
-    node_of = torch.full((batch, length), -1, dtype=torch.long)
-    sees = torch.zeros(batch, width, width, dtype=torch.bool)
-    fed_back = torch.zeros(batch, length, dtype=torch.bool)
+    # Filled as arrays: a tensor takes many times as long for a few numbers.
+    ids = np.full((batch, length), pad, dtype=np.int64)
+    positions = np.zeros((axes, batch, length), dtype=np.int64)
+    node_of = np.full((batch, length), -1, dtype=np.int64)
+    sees = np.zeros((batch, width, width), dtype=bool)
+    fed_back = np.zeros((batch, length), dtype=bool)
     slot_rows: list[tuple[int, int]] = []
     visuals: list[Visual] = []
     visual_rows: list[tuple[int, int]] = []
-    supervised: dict[str, list[tuple[int, int, int, int]]] = {}
+    supervised: dict[str, tuple[list[int], ...]] = {}  # a branch's samples, rows, targets and names
     names: dict[str, list[str]] = {}
 
     for b, ((nodes, paths), shift) in enumerate(zip(trees, shifts, strict=True)):
         for index, node in enumerate(nodes):
             count, start = len(node.encoded.ids), shift + node.row
             span = slice(start, start + count)
-            ids[b, span] = torch.tensor(node.encoded.ids, dtype=torch.long)
-            positions[:, b, span] = node.encoded.positions + node.position
+            ids[b, span] = node.encoded.ids
+            positions[:, b, span] = node.encoded.positions.numpy() + node.position
             node_of[b, span] = index
             sees[b, index, list(node.visible)] = True
             fed_back[b, span] = node.segment.role == "latents"
@@ -329,7 +341,8 @@ def pack(layouts: Sequence[Layout], encode: Encode, pad: int) -> Packed:
                 visuals.append(visual)
                 visual_rows += [(b, start + r) for r in rows]
         for branch, path in paths.items():
-            table, known = supervised.setdefault(branch, []), names.setdefault(branch, [])
+            known = names.setdefault(branch, [])
+            samples, rows, targets, labels = supervised.setdefault(branch, ([], [], [], []))
             for before, index in zip([None, *path], path, strict=False):
                 node = nodes[index]
                 if node.segment.role != "target":
@@ -338,27 +351,23 @@ def pack(layouts: Sequence[Layout], encode: Encode, pad: int) -> Packed:
                     raise ValueError(f"branch {branch!r} begins with a target: put a context before it")
                 if node.segment.name not in known:
                     known.append(node.segment.name)
-                label = known.index(node.segment.name)
-                before_it = (
-                    shift + nodes[before].last_row
-                )  # predicts the first token; each later one has its forerunner
-                for offset, token in enumerate(node.encoded.ids):
-                    table.append((b, before_it, token, label))
-                    before_it = shift + node.row + offset
-
-    def columns(table: Sequence[tuple[int, ...]], width: int) -> list[Tensor]:
-        return list(torch.tensor(table, dtype=torch.long).reshape(-1, width).unbind(1))
+                count, start = len(node.encoded.ids), shift + node.row
+                samples += [b] * count
+                rows += [shift + nodes[before].last_row, *range(start, start + count - 1)][:count]  # a row before each
+                targets += node.encoded.ids
+                labels += [known.index(node.segment.name)] * count
 
     branches = {}
     for branch, table in supervised.items():
-        sample, row, predicted, name = columns(table, 4)
+        sample, row, predicted, name = torch.tensor(table, dtype=torch.long).unbind(0)
         branches[branch] = Rows(sample, row, predicted, tuple(names[branch]), name)
-    slot_sample, slot_row = columns(slot_rows, 2)
-    visual_sample, visual_row = columns(visual_rows, 2)
+    slot_sample, slot_row = torch.tensor(slot_rows, dtype=torch.long).reshape(-1, 2).unbind(1)
+    visual_sample, visual_row = torch.tensor(visual_rows, dtype=torch.long).reshape(-1, 2).unbind(1)
     readings = _pack_readings(layouts, [nodes for nodes, _ in trees], shifts, encode, pad)
     patches = torch.cat([v.patches for v in visuals]) if visuals else torch.zeros(0, 0, dtype=torch.uint8)
     grids = tuple(v.grid for v in visuals)
+    tensor = torch.from_numpy
     return Packed(
-        ids, positions, node_of, sees, branches, fed_back, slot_sample, slot_row, patches, grids, visual_sample,
-        visual_row, readings,
+        tensor(ids), tensor(positions), tensor(node_of), tensor(sees), branches, tensor(fed_back), slot_sample, slot_row,
+        patches, grids, visual_sample, visual_row, readings,
     )  # fmt: skip

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Qwen2VLImageProcessorPil, ViTConfig
 
 from engine import masks
@@ -15,7 +16,7 @@ from engine.backbones import small
 from engine.backbones.base import SPECIAL_TOKENS
 from engine.backbones.load import load
 from engine.backbones.pixels import CLIP_MEAN, CLIP_STD
-from engine.backbones.qwen2_5_vl import Qwen25VL, cut_patches, rotary_positions
+from engine.backbones.qwen2_5_vl import Qwen25VL, WholePatches, cut_patches, rotary_positions
 from engine.data.samples import Sample, context, user_turn
 from engine.layout import Frames, Layout, Packed, Segment, Special, Visual, marker, pack, slots
 from tests import tiny
@@ -196,6 +197,23 @@ def test_a_loaded_models_attention_over_slices_is_the_usual_one(
     assert usual_grads.keys() == sliced_grads.keys() != set()
     for name, grad in usual_grads.items():
         torch.testing.assert_close(sliced_grads[name], grad, rtol=2e-4, atol=2e-4 * float(grad.abs().max()), msg=name)
+
+
+def test_a_loaded_models_product_over_patches_is_the_usual_convolution(model: Qwen25VL, loaded: Qwen25VL) -> None:
+    usual, product = (backbone.model.model.visual.patch_embed for backbone in (model, loaded))
+    patches = torch.rand(20, product.proj.weight[0].numel()) * 4 - 2
+    results = []
+    for embed in (usual, product):
+        embed.zero_grad()
+        embedded = embed(patches)
+        (embedded * torch.linspace(-1, 1, embedded.numel()).reshape(embedded.shape)).sum().backward()
+        results.append((embedded.detach(), embed.proj.weight.grad))
+    assert [type(embed.proj) for embed in (usual, product)] == [nn.Conv3d, WholePatches]
+    for theirs, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6 * float(theirs.abs().max()))
+    copied = copy.deepcopy(loaded.model).model.visual.patch_embed
+    assert torch.equal(copied(patches), product(patches))
+    assert copied.proj.weight is not product.proj.weight
 
 
 def test_a_loaded_models_attention_over_rows_is_the_usual_one(model: Qwen25VL, loaded: Qwen25VL) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.layout import Encoded, Layout, Packed, Segment, Special, marker, pack, slots, target
+from engine.layout import Encoded, Layout, Packed, Segment, Special, marker, pack, remembered, slots, target
 from engine.masks import additive, visible
 from tests.rows import branch_rows
 
@@ -226,3 +226,20 @@ def test_everything_moves_to_a_device() -> None:
     tensors += [x for rows in moved.branches.values() for x in vars(rows).values() if isinstance(x, torch.Tensor)]
     assert len(tensors) >= 20
     assert all(x.device.type == "meta" for x in tensors)
+
+
+def test_segments_of_the_same_pieces_are_encoded_once():
+    asked = []
+
+    def counted(segment: Segment) -> Encoded:
+        asked.append(segment.pieces)
+        return encode(segment)
+
+    layouts = [three_branches(), three_branches(answer="b")]
+    once = pack(layouts, remembered(counted), PAD)
+    pieces = {segment.pieces for layout in layouts for path in layout.branches.values() for segment in path}
+    assert sorted(asked, key=str) == sorted(pieces, key=str)
+    each = pack(layouts, encode, PAD)
+    for name in ("ids", "positions", "node", "sees", "slot_sample", "slot_row"):
+        assert torch.equal(getattr(once, name), getattr(each, name))
+    assert all(torch.equal(once.branches[name].target, each.branches[name].target) for name in each.branches)

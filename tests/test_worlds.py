@@ -208,6 +208,15 @@ def test_frames_rest_between_steps_and_move_within(family):
             assert all((frame == hidden[0]).all() for frame in hidden)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_moments_drawn_together_are_as_each_alone(family):
+    """Pictures share what is at rest, and none may be painted over by another."""
+    record = make(family, 3, 4, "train")
+    times = np.random.default_rng(0).permutation(np.arange(0, record.duration, 0.2))
+    alone = [draw(record, [time], HEIGHT, WIDTH)[0] for time in times]
+    assert (draw(record, times, HEIGHT, WIDTH) == np.stack(alone)).all()
+
+
 @pytest.mark.parametrize("family", ["cups", "relay"])
 def test_the_ball_and_the_star_are_seen_at_the_start_only(family):
     """Two clips that differ in the hiding place alone look the same from the first step on."""

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
 from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -57,6 +58,14 @@ def slices_attention(module, query, key, value, attention_mask, slice_length: in
     return out.reshape(1, length, *out.shape[2:]), weights
 
 
+class WholePatches(nn.Conv3d):
+    """A convolution that takes each patch whole, its kernel as large as the patch: one matrix product."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[patches, channels, frames, height, width] -> [patches, dim, 1, 1, 1]"""
+        return F.linear(input.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None, None]
+
+
 ROWS = 64  # a block of queries
 
 
@@ -69,19 +78,17 @@ def rows_attention(module, query, key, value, attention_mask, **kwargs):  # noqa
     """
     if query.device.type != "cpu":
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    rows, past, dtype = query.shape[2], key.shape[2] - query.shape[2], value.dtype
+    length, stop, dtype = key.shape[2], key.shape[2] - query.shape[2], value.dtype
     if torch.is_autocast_enabled("cpu"):
         query, key, value, attention_mask = query.float(), key.float(), value.float(), attention_mask.float()
     blocks = []
     with torch.autocast("cpu", enabled=False):
-        for start in range(0, rows, ROWS):
-            stop = min(start + ROWS, rows)
-            seen = (
-                key[:, :, : past + stop],
-                value[:, :, : past + stop],
-                attention_mask[:, :, start:stop, : past + stop],
-            )
-            blocks.append(sdpa_attention_forward(module, query[:, :, start:stop], *seen, **kwargs)[0])
+        for rows, mask in zip(query.split(ROWS, dim=2), attention_mask.split(ROWS, dim=2), strict=True):
+            stop += rows.shape[2]
+            seen = (key, value, mask)
+            if stop < length:  # a part's gradient is copied into one of the whole's size
+                seen = (key[:, :, :stop], value[:, :, :stop], mask[..., :stop])
+            blocks.append(sdpa_attention_forward(module, rows, *seen, **kwargs)[0])
     return torch.cat(blocks, dim=1).to(dtype), None
 
 
@@ -99,7 +106,9 @@ class Qwen25VL(Backbone):
     ) -> Self:  # fmt: skip
         AttentionInterface.register("slices", slices_attention)
         AttentionInterface.register("rows", rows_attention)
-        return super().load(path, device, dtype, tokens)
+        backbone = super().load(path, device, dtype, tokens)
+        backbone.model.model.visual.patch_embed.proj.__class__ = WholePatches  # same weights, same names
+        return backbone
 
     # Vision
 
@@ -160,21 +169,27 @@ class Qwen25VL(Backbone):
         ids: list[int] = []
         positions: list[Tensor] = []
         visuals: list[tuple[Visual, list[int]]] = []
-        start = 0
+        start = told = 0  # the next position; the tokens that have theirs
+
+        def text() -> None:
+            """Positions for the words since the last visual: 0, 1, 2 ... on all axes."""
+            nonlocal start, told
+            stop = start + len(ids) - told
+            positions.append(torch.arange(start, stop).expand(3, -1))
+            start, told = stop, len(ids)
+
         for piece in self.written_out(segment):
             if isinstance(piece, Visual):
+                text()
                 relative, extent = rotary_positions(piece.grid, merge, self.interval(piece))
-                new = [config.image_token_id if piece.still else config.video_token_id] * relative.shape[1]
-                visuals.append((piece, list(range(len(ids), len(ids) + len(new)))))
+                visuals.append((piece, list(range(told, told + relative.shape[1]))))
+                ids += [config.image_token_id if piece.still else config.video_token_id] * relative.shape[1]
+                positions.append(relative + start)
+                start, told = start + extent, len(ids)
             else:
-                new = self.piece_ids(piece)
-                extent = len(new)
-                relative = torch.arange(extent).expand(3, -1)
-            ids += new
-            positions.append(relative + start)
-            start += extent
-        relative = torch.cat(positions, dim=1) if positions else torch.zeros(3, 0, dtype=torch.long)
-        return Encoded(ids, relative, start, visuals)
+                ids += self.piece_ids(piece)
+        text()
+        return Encoded(ids, torch.cat(positions, dim=1), start, visuals)
 
     # Forward
 
@@ -199,9 +214,12 @@ def cut_patches(frames: Frames, side: int, merge: int, temporal: int) -> Visual:
     elif short := -len(pixels) % temporal:
         pixels = np.concatenate([pixels, np.repeat(pixels[-1:], short, axis=0)])
     time, rows, columns = len(pixels) // temporal, height // side, width // side
-    blocks = torch.from_numpy(pixels).reshape(
-        time, temporal, rows // merge, merge, side, columns // merge, merge, side, 3
+    planes = np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+    # A patch's row of one colour lies together there, and moves as one: [channel, time, frame in slice, block row, row in
+    # block, y, block column, column in block] -> [time, block row, block column, row, column, channel, frame, y]
+    runs = planes.view(np.dtype((np.void, side))).reshape(
+        3, time, temporal, rows // merge, merge, side, columns // merge, merge
     )
-    # -> [time, block row, block column, row in block, column in block, channel, frame in slice, y, x]
-    patches = blocks.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(time * rows * columns, 3 * temporal * side * side)
-    return Visual(patches.contiguous(), (time, rows, columns), frames.seconds * temporal, frames.still)
+    ordered = np.ascontiguousarray(runs.transpose(1, 3, 6, 4, 7, 0, 2, 5)).view(np.uint8)
+    patches = torch.from_numpy(ordered.reshape(time * rows * columns, 3 * temporal * side * side))
+    return Visual(patches, (time, rows, columns), frames.seconds * temporal, frames.still)

@@ -95,8 +95,10 @@ def _frames(record: Record, times: Iterable[float], height: int, width: int) -> 
     double = height < 200
     view = View(2 * height, 2 * width) if double else View(height, width)
     canvas_at = _WORLDS[record.family].painter(record.scene, view)
+    drawn: np.ndarray | None = None
     for time in times:
         canvas = canvas_at(float(time))
-        if double:
-            canvas = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
-        yield np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
+        if canvas is not drawn:  # moments that look alike share one
+            small = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA) if double else canvas
+            drawn, picture = canvas, np.clip(small + 0.5, 0, 255).astype(np.uint8)
+        yield picture

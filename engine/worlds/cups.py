@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import combinations, product
 from math import cos, pi, sin
 
 import numpy as np
 
-from engine.worlds.paint import Colour, Sprite, View, ease, glow, mix, smooth, stamp
+from engine.worlds.paint import Colour, Placed, Sprite, View, ease, glow, mix, placed, smooth, stamp
 from engine.worlds.record import carry, phase
 
 QUESTION = "Where is the ball at the end?"
@@ -118,43 +118,59 @@ def tell(scene: Cups, rng: np.random.Generator) -> tuple[str, list[str], list[st
 
 
 def painter(scene: Cups, view: View) -> Callable[[float], np.ndarray]:
-    """A function from a time (seconds) to the canvas at that time."""
+    """A function from a time (seconds) to the canvas at that time, which is to be left as it is."""
     look = LOOKS[scene.look]
     cup, ball, shadow = _cup(look, view), _ball(look, view), _shadow(view)
     table = _table(look, view)
     homes = [0.75 + (place - (scene.cups - 1) / 2) * SPACING[scene.cups] for place in range(scene.cups)]
 
     def put(canvas: np.ndarray, x: float, y: float, size: float = 1.0, lift: float = 0.0) -> None:
-        stamp(canvas, shadow, view.pixel(x, y), size * (1 + 0.5 * lift), 1 - lift)
-        stamp(canvas, cup, view.pixel(x, y - lift), size)
+        stamp(canvas, view, shadow, view.pixel(x, y), size * (1 + 0.5 * lift), 1 - lift)
+        stamp(canvas, view, cup, view.pixel(x, y - lift), size)
+
+    @cache
+    def standing(place: int) -> tuple[Placed, ...]:
+        """A cup at rest and its shadow."""
+        both = [placed(view, sprite, view.pixel(homes[place], BASE)) for sprite in (shadow, cup)]
+        return tuple(each for each in both if each)
+
+    def leave(canvas: np.ndarray, place: int) -> None:
+        for each in standing(place):
+            each.lay(canvas)
 
     rest = table.copy()
-    for home in homes:
-        put(rest, home, BASE)
+    for place in range(scene.cups):
+        leave(rest, place)
 
-    def intro(time: float) -> np.ndarray:
-        lift = 0.29 * (1 - ease((time - 0.5) / 0.45))
+    @lru_cache(maxsize=1)
+    def shown(lift: float) -> np.ndarray:
         canvas = table.copy()
         for place, home in enumerate(homes):
             if place == scene.start:
-                stamp(canvas, ball, view.pixel(home, BASE))
-            put(canvas, home, BASE, lift=lift if place == scene.start else 0.0)
+                stamp(canvas, view, ball, view.pixel(home, BASE))
+                put(canvas, home, BASE, lift=lift)
+            else:
+                leave(canvas, place)
         return canvas
 
     def canvas_at(time: float) -> np.ndarray:
         event, share = phase(time, len(scene.swaps))
         if event < 0:
-            return intro(time)
+            return shown(0.29 * (1 - ease((time - 0.5) / 0.45)))
         if share == 0:
-            return rest.copy()
+            return rest
         swap, turn = scene.swaps[event], pi * ease(share)
         middle, half = (homes[swap.left] + homes[swap.right]) / 2, (homes[swap.right] - homes[swap.left]) / 2
         swing = (0.10 + 0.05 * swap.reach / (REACHES - 1)) * sin(turn) * (1 if swap.left_in_front else -1)
         moving = {swap.left: (middle - half * cos(turn), swing), swap.right: (middle + half * cos(turn), -swing)}
-        places = [moving.get(place, (home, 0.0)) for place, home in enumerate(homes)]
+        depths = {place: moving[place][1] if place in moving else 0.0 for place in range(scene.cups)}
         canvas = table.copy()
-        for x, depth in sorted(places, key=lambda place: place[1]):
-            put(canvas, x, BASE + depth, 1 + 1.3 * depth)
+        for place in sorted(depths, key=depths.__getitem__):
+            if place in moving:
+                x, depth = moving[place]
+                put(canvas, x, BASE + depth, 1 + 1.3 * depth)
+            else:
+                leave(canvas, place)
         return canvas
 
     return canvas_at

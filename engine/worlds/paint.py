@@ -4,8 +4,11 @@ The scene is 1.5 wide and 1 high, y pointing down; a view maps it to pixels. Col
 float32 [height, width, 3]. Knows nothing of what is drawn.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil, floor
 
 import numpy as np
 
@@ -45,45 +48,76 @@ class Sprite:
         height = self.origin[1] + int(np.ceil(bottom * view.scale)) + 1
         self.x = ((np.arange(width, dtype=np.float32) + 0.5 - self.origin[0]) / view.scale)[None]  # [1, width]
         self.y = ((np.arange(height, dtype=np.float32) + 0.5 - self.origin[1]) / view.scale)[:, None]  # [height, 1]
-        self.paint = np.zeros((height, width, 3), np.float32)  # colour, already times opacity
-        self.keep = np.ones((height, width, 3), np.float32)  # how much of what lies below is seen; alike in all colours
+        self.pixels = np.zeros((height, width, 4), np.float32)  # colour, already times opacity; then how much
+        self.pixels[..., 3] = 1  # of what lies below is seen
 
     def cover(self, distance: np.ndarray) -> np.ndarray:
         """Coverage [height, width], 0 to 1, of the places where the distance (scene units) is negative."""
         return np.clip(0.5 - distance * self.scale, 0, 1)
 
-    def add(self, colour: Colour | np.ndarray, cover: np.ndarray) -> "Sprite":
+    def add(self, colour: Colour | np.ndarray, cover: np.ndarray) -> Sprite:
         """Lay a colour (one, or [height, width, 3]) over what is there."""
-        cover = np.broadcast_to(cover, self.keep.shape[:2])[..., None]
-        self.paint *= 1 - cover
-        self.paint += np.asarray(colour, np.float32) * cover
-        self.keep *= 1 - cover
+        cover = np.broadcast_to(cover, self.pixels.shape[:2])[..., None]
+        self.pixels *= 1 - cover
+        self.pixels[..., :3] += np.asarray(colour, np.float32) * cover
         return self
 
 
-def stamp(canvas: np.ndarray, sprite: Sprite, at: tuple[float, float], size: float = 1.0, opacity: float = 1.0) -> None:
-    """Lay a sprite on the canvas, in place, with its origin at the pixel position `at` (fractions count)."""
+@dataclass(frozen=True)
+class Placed:
+    """A sprite where it belongs on a canvas, sampled at the canvas's pixels; it may be laid there many times."""
+
+    top: int
+    left: int
+    paint: np.ndarray  # float32 [height, width, 3]
+    keep: np.ndarray  # float32 [height, width, 3], alike in all colours
+
+    def lay(self, canvas: np.ndarray) -> None:
+        """In place."""
+        height, width, _ = self.paint.shape
+        region = canvas[self.top : self.top + height, self.left : self.left + width]
+        region *= self.keep
+        region += self.paint
+
+
+def placed(
+    view: View, sprite: Sprite, at: tuple[float, float], size: float = 1.0, opacity: float = 1.0
+) -> Placed | None:
+    """A sprite with its origin at the pixel position `at` (fractions count); None where nothing of it is on the view."""
     import cv2
 
-    height, width = sprite.keep.shape[:2]
-    left, top = int(np.floor(at[0] - sprite.origin[0] * size)), int(np.floor(at[1] - sprite.origin[1] * size))
-    right, bottom = left + int(np.ceil(width * size)) + 1, top + int(np.ceil(height * size)) + 1
+    height, width = sprite.pixels.shape[:2]
+    left, top = floor(at[0] - sprite.origin[0] * size), floor(at[1] - sprite.origin[1] * size)
+    right, bottom = left + ceil(width * size) + 1, top + ceil(height * size) + 1
     left, top = max(left, 0), max(top, 0)
-    right, bottom = min(right, canvas.shape[1]), min(bottom, canvas.shape[0])
+    right, bottom = min(right, view.width), min(bottom, view.height)
     if left >= right or top >= bottom:
-        return
+        return None
     shift_x = (left + 0.5 - at[0]) / size + sprite.origin[0] - 0.5
     shift_y = (top + 0.5 - at[1]) / size + sprite.origin[1] - 0.5
     inverse = np.array([[1 / size, 0, shift_x], [0, 1 / size, shift_y]])
     shape, flags = (right - left, bottom - top), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    paint = cv2.warpAffine(sprite.paint, inverse, shape, flags=flags)
-    keep = cv2.warpAffine(sprite.keep, inverse, shape, flags=flags, borderValue=(1, 1, 1))
+    pixels = cv2.warpAffine(sprite.pixels, inverse, shape, flags=flags, borderValue=(0, 0, 0, 1))
+    paint, keep = cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB), in_every_colour(cv2.extractChannel(pixels, 3))
     if opacity < 1:
         paint = paint * opacity
         keep = 1 - opacity * (1 - keep)
-    region = canvas[top:bottom, left:right]
-    region *= keep
-    region += paint
+    return Placed(top, left, paint, keep)
+
+
+def stamp(
+    canvas: np.ndarray, view: View, sprite: Sprite, at: tuple[float, float], size: float = 1.0, opacity: float = 1.0
+) -> None:
+    """Lay a sprite on the view's canvas, in place."""
+    if found := placed(view, sprite, at, size, opacity):
+        found.lay(canvas)
+
+
+def in_every_colour(plane: np.ndarray) -> np.ndarray:
+    """[height, width] -> [height, width, 3]. Products of equal shapes take numpy a tenth of the time of broadcast ones."""
+    import cv2
+
+    return cv2.cvtColor(plane, cv2.COLOR_GRAY2RGB)
 
 
 def mix(first: Colour | np.ndarray, second: Colour | np.ndarray, share: float | np.ndarray) -> np.ndarray:
@@ -94,7 +128,7 @@ def mix(first: Colour | np.ndarray, second: Colour | np.ndarray, share: float | 
 
 def smooth(value: np.ndarray | float, low: float, high: float) -> np.ndarray:
     """0 below `low`, 1 above `high`, without a kink between."""
-    share = np.clip((value - low) / (high - low), 0, 1)
+    share = np.minimum(np.maximum((value - low) / (high - low), 0), 1)  # np.clip takes ten times as long for one number
     return share * share * (3 - 2 * share)
 
 

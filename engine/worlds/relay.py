@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import combinations, product
 from math import cos, hypot, pi, sin
 
 import numpy as np
 
-from engine.worlds.paint import Colour, Sprite, View, ease, glow, mix, smooth, stamp
+from engine.worlds.paint import Colour, Placed, Sprite, View, ease, glow, mix, placed, smooth, stamp
 from engine.worlds.record import carry, phase
 
 QUESTION = "Who holds the star at the end?"
@@ -94,7 +94,7 @@ def tell(scene: Relay, rng: np.random.Generator) -> tuple[str, list[str], list[s
 
 
 def painter(scene: Relay, view: View) -> Callable[[float], np.ndarray]:
-    """A function from a time (seconds) to the canvas at that time."""
+    """A function from a time (seconds) to the canvas at that time, which is to be left as it is."""
     places = LAYOUTS[len(scene.colours)][scene.layout]
     board, star, flash = _board(LOOKS[scene.look], view), _star(view), _flash(view)
     sprites = [_shape(shape, COLOURS[colour], view) for shape, colour in zip(scene.shapes, scene.colours, strict=True)]
@@ -105,31 +105,37 @@ def painter(scene: Relay, view: View) -> Callable[[float], np.ndarray]:
             after[touch.first], after[touch.second] = after[touch.second], after[touch.first]
         homes.append(tuple(after))
 
-    def at_rest(home: tuple[int, ...]) -> np.ndarray:
+    @cache
+    def standing(number: int, place: int) -> Placed | None:
+        return placed(view, sprites[number], view.pixel(*places[place]))
+
+    @lru_cache(maxsize=2)
+    def at_rest(home: tuple[int, ...], away: tuple[int, ...] = ()) -> np.ndarray:
         canvas = board.copy()
-        for sprite, place in zip(sprites, home, strict=True):
-            stamp(canvas, sprite, view.pixel(*places[place]))
+        for number, place in enumerate(home):
+            if number not in away and (shape := standing(number, place)):
+                shape.lay(canvas)
+        return canvas
+
+    @lru_cache(maxsize=1)
+    def starred(opacity: float) -> np.ndarray:
+        canvas = at_rest(homes[0]).copy()
+        stamp(canvas, view, star, view.pixel(*places[scene.start]), opacity=opacity)
         return canvas
 
     def canvas_at(time: float) -> np.ndarray:
         event, share = phase(time, len(scene.touches))
         if event < 0 or share == 0:
-            canvas = at_rest(homes[max(event, 0)])
             fade = 1 - float(smooth(time, 0.6, 0.95))
-            if fade > 0:
-                stamp(canvas, star, view.pixel(*places[scene.start]), opacity=fade)
-            return canvas
+            return starred(fade) if fade > 0 else at_rest(homes[max(event, 0)])
         touch, home = scene.touches[event], homes[event]
-        canvas = board.copy()
-        for number, sprite in enumerate(sprites):
-            if number not in (touch.first, touch.second):
-                stamp(canvas, sprite, view.pixel(*places[home[number]]))
+        canvas = at_rest(home, (touch.first, touch.second)).copy()
         spots, middle = _meeting(places, home, homes[event + 1], touch, share)
         for number, spot in zip((touch.first, touch.second), spots, strict=True):
-            stamp(canvas, sprites[number], view.pixel(*spot))
+            stamp(canvas, view, sprites[number], view.pixel(*spot))
         bright = 0.65 * float(smooth(share, 0.36, 0.46) * (1 - smooth(share, 0.54, 0.64)))
         if bright > 0:
-            stamp(canvas, flash, view.pixel(*middle), opacity=bright)
+            stamp(canvas, view, flash, view.pixel(*middle), opacity=bright)
         return canvas
 
     return canvas_at

@@ -5,12 +5,13 @@ The digits are scikit-learn's bundled `load_digits`; the pictures of one split a
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import product
+from math import ceil, floor
 
 import numpy as np
 
-from engine.worlds.paint import Colour, Sprite, View, glow, mix, smooth, stamp
+from engine.worlds.paint import Colour, View, glow, in_every_colour, mix, smooth
 from engine.worlds.record import phase
 
 QUESTION = (
@@ -112,17 +113,27 @@ def tell(scene: Tally, rng: np.random.Generator) -> tuple[str, list[str], list[s
 
 
 def painter(scene: Tally, view: View) -> Callable[[float], np.ndarray]:
-    """A function from a time (seconds) to the canvas at that time."""
+    """A function from a time (seconds) to the canvas at that time, which is to be left as it is."""
     card = _card(LOOKS[scene.look], view)
-    shown = [_digit(flash, view) for flash in scene.flashes]
+
+    @cache
+    def ink_of(event: int) -> tuple[int, int, np.ndarray]:
+        return _ink(scene.flashes[event].picture, view)
+
+    @lru_cache(maxsize=1)
+    def flashed(event: int, strength: float) -> np.ndarray:
+        canvas = card.copy()
+        top, left, ink = ink_of(event)
+        share = in_every_colour(strength * ink)
+        region = canvas[top : top + ink.shape[0], left : left + ink.shape[1]]
+        region *= 1 - share
+        region += np.asarray(INKS[scene.flashes[event].colour], np.float32) * share
+        return canvas
 
     def canvas_at(time: float) -> np.ndarray:
         event, share = phase(time, len(scene.flashes))
-        canvas = card.copy()
-        ink = float(smooth(share, 0.06, 0.2) * (1 - smooth(share, 0.8, 0.94)))
-        if ink > 0:
-            stamp(canvas, shown[event], view.pixel(0.75, 0.5), opacity=ink)
-        return canvas
+        strength = float(smooth(share, 0.06, 0.2) * (1 - smooth(share, 0.8, 0.94)))
+        return flashed(event, strength) if strength > 0 else card
 
     return canvas_at
 
@@ -152,18 +163,31 @@ def stroke(picture: np.ndarray, size: tuple[int, int], step: float, start: tuple
 
     A pixel is `step` points of the picture wide, the first pixel's centre lies at the point `start` (x, y).
     """
-    import cv2
-
-    inverse = np.array([[step, 0, start[0] + 1], [0, step, start[1] + 1]])
-    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-    ink = cv2.warpAffine(np.pad(picture, 1), inverse, size[::-1], flags=flags)
+    rows, columns = (_cubic(count, step, first) for count, first in zip(size, start[::-1], strict=True))
+    ink = rows @ picture @ columns.T
     dense = 0.6 + 0.4 * smooth(ink, 0.45, 0.95)  # thin strokes are paler, so that small holes stay open
     return smooth(ink, 0.32, 0.48) * dense
 
 
-def _digit(flash: Flash, view: View) -> Sprite:
-    sprite = Sprite(view, -SIDE / 2, -SIDE / 2, SIDE / 2, SIDE / 2)
-    step = 10 / (SIDE * view.scale)
-    start = (3.5 + (0.5 - sprite.origin[0]) * step, 3.5 + (0.5 - sprite.origin[1]) * step)
-    ink = stroke(digits()[0][flash.picture], sprite.keep.shape[:2], step, start)
-    return sprite.add(INKS[flash.colour], ink)
+@lru_cache(maxsize=8)
+def _cubic(count: int, step: float, start: float) -> np.ndarray:
+    """How much each of a picture's eight points gives to each of `count` pixels along one axis: float32 [count, 8]."""
+    import cv2
+
+    bars = np.zeros((10, 10, 8), np.float32)  # picture i is one bar across, all else empty
+    bars[np.arange(1, 9), :, np.arange(8)] = 1
+    inverse = np.array([[0, 0, 4.5], [0, step, start + 1]])
+    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+    return np.stack(
+        [cv2.warpAffine(bar, inverse, (1, count), flags=flags)[:, 0] for bar in np.moveaxis(bars, 2, 0)], axis=1
+    )
+
+
+def _ink(picture: int, view: View) -> tuple[int, int, np.ndarray]:
+    """The first row and column that a digit takes of the canvas, and its ink there, 0 to 1."""
+    middle = view.pixel(0.75, 0.5)
+    side, step = ceil(SIDE * view.scale) + 2, 10 / (SIDE * view.scale)
+    left, top = (max(floor(at - side / 2), 0) for at in middle)
+    size = (min(side, view.height - top), min(side, view.width - left))
+    start = (3.5 + (left + 0.5 - middle[0]) * step, 3.5 + (top + 0.5 - middle[1]) * step)
+    return top, left, stroke(digits()[0][picture], size, step, start)

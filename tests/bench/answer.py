@@ -16,7 +16,7 @@ from engine import ask, generate
 from engine.data.samples import Sample, context
 from engine.layout import Frames, Layout, pack
 from engine.video import Clip, read
-from tests.bench.measure import line, medians
+from tests.bench.measure import heavy, line, medians
 
 EXAMPLES = Path(__file__).parents[2] / "assets" / "examples"
 
@@ -28,12 +28,11 @@ def bench() -> list[dict[str, Any]]:
     for name in ("cups-3-2", "cups-5-4"):
         truth = json.loads((EXAMPLES / f"{name}.json").read_text())
         rows += of(model, EXAMPLES / f"{name}.mp4", truth["question"], truth["options"])
-    return rows
+    return [*rows, model_alone(model, "1,008 video tokens", heavy(model.backbone))]
 
 
 def of(model: ask.Model, path: Path, question: str, options: list[str]) -> list[dict[str, Any]]:
     backbone, method = model.backbone, model.method
-    slots = method.trained_slots
 
     def look() -> Clip:
         return read(path, model.sampling)
@@ -41,38 +40,45 @@ def of(model: ask.Model, path: Path, question: str, options: list[str]) -> list[
     def sample(clip: Clip) -> Sample:
         return Sample(Frames(clip.frames, clip.seconds_per_frame), question, tuple(options), (), "")
 
-    def think(asked: Sample) -> generate.Thoughts:
-        return generate.think(backbone, [asked], method.thinking(slots), method.feedback(model.companions))
-
-    def silent(asked: Sample) -> generate.Written:
-        return generate.answer(backbone, think(asked), method.marks, method.longest)
-
-    def explicit(asked: Sample) -> generate.Written:
-        return generate.explicit(backbone, generate.think(backbone, [asked], ()))
-
     asked = sample(look())
-    said, written = silent(asked).tokens[0], explicit(asked).tokens[0]
-    thoughts = think(asked)
-    whole, chain, silent_only, explicit_only = medians(
-        lambda: silent(sample(look())), lambda: explicit(sample(look())), lambda: silent(asked), lambda: explicit(asked)
-    )
+    said, written = silent(model, asked).tokens[0], explicit(model, asked).tokens[0]
+    thoughts = think(model, asked)
+    whole, chain = medians(lambda: silent(model, sample(look())), lambda: explicit(model, sample(look())))
     packed = pack([Layout({"think": (context(asked),)})], backbone.encode, backbone.pad)
     reading, cutting, seeing, before, thinking, answering = medians(
         look,
         lambda: pack([Layout({"think": (context(asked),)})], backbone.encode, backbone.pad),
         lambda: backbone.encode_patches(packed.patches, packed.grids),
         lambda: generate.think(backbone, [asked], ()),
-        lambda: think(asked),
+        lambda: think(model, asked),
         lambda: generate.answer(backbone, thoughts, method.marks, method.longest),
     )
     parts = {
         "reading the file": reading, "cutting and packing": cutting, "vision": seeing, "prefill": before - cutting - seeing,
         "slots": thinking - before, "answer": answering,
     }  # fmt: skip
-    limit = written / said
     rows = [
-        line("answer", f"{path.stem}, end to end: written chain over silent", whole, chain, limit, f"seconds; {written} tokens over {said}"),
-        line("answer", f"{path.stem}, model alone: written chain over silent", silent_only, explicit_only, limit, f"seconds; {written} tokens over {said}"),
+        line("answer", f"{path.stem}, end to end: written chain over silent", whole, chain, written / said, f"seconds; {written} tokens over {said}"),
+        model_alone(model, path.stem, asked),
     ]  # fmt: skip
-    shares = [line("answer", f"{path.stem}: whole silent answer over {part}", taken, whole, None, "seconds") for part, taken in parts.items()]  # fmt: skip
+    shares = [line("answer", f"{path.stem}: whole silent answer over {part}", taken, whole, None, "seconds", share=taken / whole) for part, taken in parts.items()]  # fmt: skip
     return rows + shares
+
+
+def model_alone(model: ask.Model, size: str, asked: Sample) -> dict[str, Any]:
+    said, written = silent(model, asked).tokens[0], explicit(model, asked).tokens[0]
+    ours, other = medians(lambda: silent(model, asked), lambda: explicit(model, asked))
+    return line("answer", f"{size}, model alone: written chain over silent", ours, other, written / said, f"seconds; {written} tokens over {said}")  # fmt: skip
+
+
+def think(model: ask.Model, asked: Sample) -> generate.Thoughts:
+    slots = model.method.thinking(model.method.trained_slots)
+    return generate.think(model.backbone, [asked], slots, model.method.feedback(model.companions))
+
+
+def silent(model: ask.Model, asked: Sample) -> generate.Written:
+    return generate.answer(model.backbone, think(model, asked), model.method.marks, model.method.longest)
+
+
+def explicit(model: ask.Model, asked: Sample) -> generate.Written:
+    return generate.explicit(model.backbone, generate.think(model.backbone, [asked], ()))

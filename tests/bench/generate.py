@@ -13,19 +13,18 @@ from typing import Any
 import torch
 
 from engine import generate, masks
-from engine.backbones import small
 from engine.backbones.qwen2_5_vl import Qwen25VL
 from engine.data.samples import Sample, context
-from engine.data.worlds import WorldsSource, texts
+from engine.data.worlds import WorldsSource
 from engine.layout import Layout, Packed, pack
-from tests.bench.measure import growth, heavy, line, medians, tokens_work, vision_work
+from tests.bench.measure import growth, heavy, line, medians, tokens_work, untrained, vision_work
 
 TOKENS = 64
 UNIT = f"seconds for {TOKENS} tokens"
 
 
 def bench() -> list[dict[str, Any]]:
-    backbone = small.fresh(small.tokenizer(texts(300)), layers=12)
+    backbone = untrained()
     source = WorldsSource(difficulties=(6, 6))
     clips = [source(i) for i in range(16)]
     video = heavy(backbone)

@@ -12,22 +12,21 @@ from typing import Any
 import torch
 
 from engine import generate
-from engine.backbones import small
 from engine.backbones.qwen2_5_vl import Qwen25VL
 from engine.data.samples import Sample, context
-from engine.data.worlds import WorldsSource, texts
+from engine.data.worlds import WorldsSource
 from engine.insight import replace as matter
 from engine.layout import Layout, Packed, marker, pack
 from engine.methods.controls import Silent
 from engine.methods.method import run
-from tests.bench.measure import heavy, line, medians, tokens_work, work
+from tests.bench.measure import heavy, line, medians, tokens_work, untrained, work
 
 METHOD = Silent(8)
 LETTERS = ("A", "B")
 
 
 def bench() -> list[dict[str, Any]]:
-    backbone = small.fresh(small.tokenizer(texts(300)), layers=12)
+    backbone = untrained()
     clip = WorldsSource(difficulties=(6, 6))(0)
     samples = {"embedded clip of 6 steps": clip, "1,008 video tokens": heavy(backbone)}
     return [made for size, sample in samples.items() for made in (*replacement(backbone, size, sample), sweep(backbone, size, sample))]  # fmt: skip

@@ -1,20 +1,35 @@
-"""What the benchmarks share: medians of tasks run in turns, multiply-adds, the samples, the growth with a size."""
+"""What the benchmarks share: the model, medians of tasks run in turns, peak memory, multiply-adds, the samples, the growth
+with a size.
+"""
 
 from __future__ import annotations
 
 import math
+import multiprocessing
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from engine.backbones import small
+from engine.backbones.base import SPECIAL_TOKENS
 from engine.backbones.qwen2_5_vl import Qwen25VL
 from engine.data.samples import Sample
+from engine.data.worlds import texts
 from engine.layout import Frames, Packed
 
 ROUNDS = 7
+
+
+def untrained(tokens: Sequence[str] = SPECIAL_TOKENS) -> Qwen25VL:
+    """The small model before it has learnt anything, read from a folder, as every model that is used is."""
+    with tempfile.TemporaryDirectory() as folder:
+        small.fresh(small.tokenizer(texts(300))).save(folder)
+        return Qwen25VL.load(folder, tokens=tokens)
 
 
 def medians(*tasks: Callable[[], Any], rounds: int = ROUNDS) -> list[float]:
@@ -26,6 +41,25 @@ def medians(*tasks: Callable[[], Any], rounds: int = ROUNDS) -> list[float]:
             task()
             times.append(time.perf_counter() - began)
     return [statistics.median(times[1:]) for times in taken]
+
+
+def alone(task: Callable[..., Any], *given: Any) -> Any:
+    """What a task gives in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(task, given)
+
+
+def peak(task: Callable[[], Any]) -> float:
+    """Megabytes resident at most during a task, beyond those before it. Linux only; ask in a process of its own."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = _resident("VmRSS")
+    task()
+    return _resident("VmHWM") - before
+
+
+def _resident(which: str) -> float:
+    told = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(told[which].split()[0]) / 1024
 
 
 def line(name: str, size: str, ours: float, other: float, limit: float | None, unit: str, **more: Any) -> dict[str, Any]:  # fmt: skip
@@ -44,7 +78,8 @@ def growth(name: str, of: str, sizes: Sequence[int], task: Callable[[int], Calla
 
 def heavy(backbone: Qwen25VL, steps: tuple[str, ...] = (), slices: int = 14) -> Sample:
     """A video of `slices` x 72 tokens (14: 1,008), with a short question."""
-    frames = np.random.default_rng(0).integers(0, 256, (2 * slices, 224, 252, 3), dtype=np.uint8)
+    count = slices * backbone.vision_config.temporal_patch_size
+    frames = np.random.default_rng(0).integers(0, 256, (count, 224, 252, 3), dtype=np.uint8)
     return Sample(backbone.cut(Frames(frames, 0.5)), "What is it?", ("one", "two"), steps, "A")
 
 

@@ -7,7 +7,6 @@ with nothing resized or cut: `other` over it.
 
 from __future__ import annotations
 
-import multiprocessing
 import resource
 import tempfile
 import time
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.bench.measure import line
+from tests.bench.measure import alone, line
 
 FRAMES, PIXELS = 16, 128 * 28 * 28
 SECONDS, FPS, SIZE = 60, 24, (1920, 1080)
@@ -27,7 +26,7 @@ def bench() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         path = film(Path(folder) / "long.mp4")
         ways: dict[str, Callable[[Path], None]] = {"ours": ours, "other": decord_loop, "decoding": decoding}
-        found = {name: measured(way, path) for name, way in ways.items()}
+        found = {name: alone(measured, way, path) for name, way in ways.items()}
     (seconds, memory), (other, more), (floor, _) = (found[name] for name in ways)
     read = line("video", "16 of 1,440 frames of 1080p, file to patches", seconds, other, other / floor, "seconds", frames_per_second=FRAMES / seconds, megabytes=memory, other_megabytes=more)  # fmt: skip
     return [read, *cutting()]
@@ -80,11 +79,6 @@ def decoded(path: Path) -> np.ndarray:
 
 def measured(way: Callable[[Path], None], path: Path) -> tuple[float, float]:
     """Median seconds of three runs after a first, and the most megabytes that were resident."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measured, (way, path))
-
-
-def _measured(way: Callable[[Path], None], path: Path) -> tuple[float, float]:
     way(path)
     taken = []
     for _ in range(3):
