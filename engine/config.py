@@ -24,7 +24,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"Can't read the configuration {path}: {error.strerror}.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date or a number that can't be, text that is none
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path} must hold keys and values, not {type(loaded).__name__}.")
@@ -96,7 +96,7 @@ def convert(value: Any, hint: Any, name: str) -> Any:
     if hint in (int, float):
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise wrong from None
         if isinstance(value, bool) or (hint is int and not number.is_integer()):
             raise wrong

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, BinaryIO, Concatenate, ParamSpec, Protocol, TypeVar
 
 from engine.config import ConfigError
 from engine.parallel import Replicas
@@ -56,11 +56,17 @@ def checkpoints(out: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
 
 
+def mended(path: Path) -> BinaryIO:
+    """A log, open for further lines: the first comes in place of one that a kill or a full disk has torn."""
+    log = path.open("ab+")
+    log.seek(0)
+    log.truncate(log.read().rfind(b"\n") + 1)
+    return log
+
+
 def jot(out: Path, told: dict[str, Any]) -> None:
-    """Adds a line to a run's log, in place of one that a kill or a full disk has torn."""
-    with (out / "log.jsonl").open("ab+") as log:
-        log.seek(0)
-        log.truncate(log.read().rfind(b"\n") + 1)
+    """Adds a line to a run's log."""
+    with mended(out / "log.jsonl") as log:
         log.write(json.dumps(told).encode() + b"\n")
 
 
@@ -109,11 +115,11 @@ class Journal:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = out / (f"log-{rank}.jsonl" if rank else "log.jsonl")
-        self.file = self.path.open("a", encoding="utf-8")
+        self.file = mended(self.path)
         self.board = None if rank else SummaryWriter(str(out / "tensorboard"))
 
     def write(self, told: dict[str, Any]) -> None:
-        self.file.write(json.dumps(told) + "\n")
+        self.file.write(json.dumps(told).encode() + b"\n")
         self.file.flush()
 
     def record(self, step: int, values: dict[str, float]) -> None:

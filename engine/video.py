@@ -37,6 +37,7 @@ MAX_BYTES = 2 * 2**30  # of the file
 MAX_PIXELS = 8192 * 8192  # of one source picture
 MAX_ASPECT = 200  # longer side over shorter side
 MAX_HOURS = 6.0
+MAX_FRAMES = 2**21  # that a file may hold: six hours at 97 a second
 MAX_RESULT_BYTES = 8 * 2**30  # of the frames handed back
 BUDGET_SECONDS = 60.0  # for one file; frames decoded until then are kept
 STALL_SECONDS = 20.0  # for one frame; then the next reader is tried
@@ -310,6 +311,8 @@ def _inspect(path: str | Path, deadline: float, seconds: float) -> _Source:
                     first = first or next((frame for frame, _ in _frames([packet])), None)
                     if packet.size:
                         rows.append((packet.pts, packet.dts, length, packet.is_keyframe, packet.is_discard))
+                    if len(rows) > MAX_FRAMES:
+                        raise VideoError(f"{path.name} holds more than {MAX_FRAMES} pictures: give a shorter one.")
     except av.error.FFmpegError:  # at the start: no video; later: what came before is used
         pass
     if first is None:

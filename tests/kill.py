@@ -2,14 +2,16 @@
 
 python -m tests.kill --kills 30 --seed 0            # prints figures as JSON, exit 1 if anything was lost
 
-The disk is full in it too, a worker dies, and a sample is corrupt. After each of these, what stands under its final name
-must be whole; in the end, every loss and the last weights must be those of a run that nobody disturbed. Needs fork.
+The disk is full in it too, a worker dies, a sample is corrupt, and a loss is no number. After each of these, what stands
+under its final name must be whole; in the end, every loss and the last weights must be those of a run that nobody
+disturbed. Needs fork.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import resource
@@ -27,13 +29,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from engine.backbones.base import Backbone
 from engine.backbones.load import load
 from engine.data.samples import Sample
 from engine.data.worlds import WorldsSource
 from engine.folders import checkpoints
+from engine.methods.method import Method, Outcome
 from engine.methods.pause import PauseDistillation
 from engine.training import Training, train
 from engine.video import VideoError
@@ -64,9 +67,25 @@ class Source(WorldsSource):
         return super().__call__(index)
 
 
+METHOD = PauseDistillation(pauses=(2, 3))
+
+
+@dataclass(frozen=True)
+class Breaking(PauseDistillation):
+    """The same, whose loss is no number once `out` holds a checkpoint."""
+
+    pauses: tuple[int, int] = METHOD.pauses
+    out: str = ""
+
+    def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]:
+        total, terms = super().loss(out)
+        return total * (math.nan if checkpoints(Path(self.out)) else 1), terms
+
+
 def run(
-    start: Path, out: Path, source: Source = Source(), at_validation: Callable[[], None] = int, **changes: Any
-) -> None:
+    start: Path, out: Path, source: Source = Source(), at_validation: Callable[[], None] = int, method: Method = METHOD,
+    **changes: Any,
+) -> None:  # fmt: skip
     """The run that is disturbed: each validation is better than the one before, so that every save moves the best too."""
     scores = iter(range(1, 100))
 
@@ -74,7 +93,7 @@ def run(
         at_validation()
         return {"accuracy": float(next(scores))}
 
-    train(settings(start, out, **changes), PauseDistillation(pauses=(2, 3)), source, validate, resume=True)
+    train(settings(start, out, **changes), method, source, validate, resume=True)
 
 
 def forked(work: Callable[[], None], log: Path) -> int:
@@ -232,9 +251,14 @@ def kill(folder: Path, kills: int, seed: int) -> dict[str, Any]:
             "SafetensorError",
             lambda out: run(start, out, at_validation=partial(fill, start, out, 0.5)),
         ),
-        ("full disk, checkpoint", "", lambda out: run(start, out, at_validation=partial(fill, start, out, 1.5))),
+        ("full disk, checkpoint", ": ", lambda out: run(start, out, at_validation=partial(fill, start, out, 1.5))),
         ("dead worker", "worker", lambda out: run(start, out, Source(trouble=die), workers=1)),
         ("corrupt sample", "VideoError: clip 15 is damaged", lambda out: run(start, out, Source(trouble=complain))),
+        (
+            "no number",
+            "FloatingPointError: The loss is nan",
+            lambda out: run(start, out, method=Breaking(out=str(out))),
+        ),
     ):
         out = folder / name.replace(" ", "-")
         code = ended(forked(partial(disturbed, out), log))

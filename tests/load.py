@@ -25,7 +25,7 @@ import psutil
 from engine import worlds
 from tests.serve import Server, served
 
-PATIENCE = 300  # seconds after which a request counts as lost
+PATIENCE = 300.0  # seconds after which a request counts as lost
 
 
 @dataclass
@@ -131,7 +131,9 @@ async def ask(visitor: Visitor, asked: list[Any], leaves: bool, tally: Tally) ->
     raise RuntimeError(f"no answer, but {message}")
 
 
-async def visit(client: httpx.AsyncClient, number: int, folder: Path, until: float, rounds: int, tally: Tally) -> None:
+async def visit(
+    client: httpx.AsyncClient, number: int, folder: Path, until: float, rounds: int, tally: Tally, patience: float
+) -> None:
     """Asks about one clip again and again; every answer must be the first one, and to this visitor's own question."""
     chance = random.Random(number)
     visitor = await Visitor.arrive(client, f"visitor{number}")
@@ -144,7 +146,7 @@ async def visit(client: httpx.AsyncClient, number: int, folder: Path, until: flo
         begin = time.monotonic()
         tally.asked += 1
         try:
-            answer = await asyncio.wait_for(ask(visitor, asked, bool(done) and chance.random() < 0.1, tally), PATIENCE)
+            answer = await asyncio.wait_for(ask(visitor, asked, bool(done) and chance.random() < 0.1, tally), patience)
         except (httpx.HTTPError, TimeoutError, asyncio.TimeoutError, RuntimeError) as error:
             tally.lost.append(f"visitor {number}: {type(error).__name__} {error}")
             answer = None
@@ -165,12 +167,14 @@ def megabytes(pid: int) -> float:
     return round(sum(one.memory_info().rss for one in [process, *process.children(recursive=True)]) / 2**20, 1)
 
 
-async def load(server: Server, visitors: int, folder: Path, seconds: float = 1e9, rounds: int = 10**9) -> Tally:
+async def load(
+    server: Server, visitors: int, folder: Path, seconds: float = 1e9, rounds: int = 10**9, patience: float = PATIENCE
+) -> Tally:
     """Lets visitors in, all at once, for so many seconds or rounds each. Afterwards nobody is left in the line."""
     tally = Tally(visitors)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)  # else one may close as it is used again
-    async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE, limits=limits) as client:
-        await visit(client, 10**6, folder, 1e12, 2, Tally(1))  # warm before memory is first measured
+    async with httpx.AsyncClient(base_url=server.url, timeout=patience, limits=limits) as client:
+        await visit(client, 10**6, folder, 1e12, 2, Tally(1), patience)  # warm before memory is first measured
         until = time.monotonic() + seconds
 
         async def watch() -> None:
@@ -179,7 +183,7 @@ async def load(server: Server, visitors: int, folder: Path, seconds: float = 1e9
                 await asyncio.sleep(1)
 
         watching = asyncio.create_task(watch())
-        await asyncio.gather(*(visit(client, i, folder, until, rounds, tally) for i in range(visitors)))
+        await asyncio.gather(*(visit(client, i, folder, until, rounds, tally, patience) for i in range(visitors)))
         watching.cancel()
         for _ in range(100):  # those who left are noticed within a moment
             waiting = (await client.get("/gradio_api/queue/status")).json()["queue_size"]
@@ -196,10 +200,13 @@ def main() -> int:
     known = argparse.ArgumentParser(prog="python -m tests.load", description=__doc__)
     known.add_argument("--visitors", type=int, default=50)
     known.add_argument("--minutes", type=float, default=3)
+    known.add_argument("--patience", type=float, default=PATIENCE, help="seconds after which a request counts as lost")
     options = known.parse_args()
     with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as server:
         began = time.monotonic()
-        tally = asyncio.run(load(server, options.visitors, Path(folder), 60 * options.minutes))
+        tally = asyncio.run(
+            load(server, options.visitors, Path(folder), 60 * options.minutes, patience=options.patience)
+        )
         traces = server.log.read_text().count("Traceback")
         print(
             json.dumps(tally.told() | {"wall_seconds": round(time.monotonic() - began), "tracebacks": traces}, indent=1)

@@ -85,6 +85,32 @@ def remux(source: Path, target: Path, shift: int = 0, **options: str) -> Path:
     return target
 
 
+def joined(parts: Sequence[Path], target: Path) -> Path:
+    """The packets of several files, one after another, in one stream that is like the first file's."""
+    with av.open(str(target), "w") as new:
+        stream, shift = None, 0
+        for part in parts:
+            with av.open(str(part)) as old:
+                stream = stream or new.add_stream_from_template(old.streams.video[0])
+                end = shift
+                for packet in old.demux(video=0):
+                    if packet.size:
+                        packet.stream, packet.pts, packet.dts = stream, packet.pts + shift, packet.dts + shift
+                        end = max(end, packet.pts + packet.duration)
+                        new.mux(packet)
+                shift = end
+    return target
+
+
+def declared(source: Path, target: Path, count: int) -> Path:
+    """The same AVI, whose header says that it has so many pictures."""
+    data = bytearray(source.read_bytes())
+    for header, place in ((b"avih", 24), (b"strh", 40)):
+        struct.pack_into("<I", data, data.index(header) + place, count)
+    target.write_bytes(data)
+    return target
+
+
 def turn(source: Path, target: Path, degrees: int) -> Path:
     """The same MP4 with a matrix that says: show it turned counter-clockwise by `degrees`."""
     data, cosine, sine = (

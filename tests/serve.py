@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from engine import worlds
 from engine.ask import SMALL
 
@@ -89,6 +91,12 @@ def served(folder: Path, **settings: object) -> Iterator[Server]:
             process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+def decoders(server: Server) -> list[psutil.Process]:
+    """The processes in which the page reads its visitors' files."""
+    children = psutil.Process(server.pid).children()
+    return [child for child in children if "engine.sandbox" in " ".join(child.cmdline())]
 
 
 def opened(server: Server, process: subprocess.Popen, seconds: float = 600) -> None:

@@ -3,7 +3,11 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+
+from engine.folders import Journal, jot, replace_folder, restore
 from tests.serve import ROOT
 
 
@@ -15,3 +19,37 @@ def test_nothing_is_lost_beyond_the_last_save() -> None:
     assert told["kills"] == 4
     assert told["steps_lost_beyond_the_last_save"] == 0
     assert run.returncode == 0
+
+
+@pytest.mark.parametrize("torn", ["", '{"step": 3, "lo'])
+def test_a_torn_line_of_the_log_takes_no_other_with_it(tmp_path: Path, torn: str) -> None:
+    """Whether the run goes on from a checkpoint, which is noted, or was torn before its first."""
+    log = tmp_path / "log.jsonl"
+    for noted in (False, True):
+        log.write_text('{"step": 2}\n' + torn)
+        if noted:
+            jot(tmp_path, {"resumed": 2})
+        journal = Journal(tmp_path, 0)
+        journal.record(3, {"loss": 1.0})
+        journal.close()
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        assert lines == [{"step": 2}, *[{"resumed": 2}] * noted, {"step": 3, "loss": 1.0}]
+
+
+def test_a_folder_is_whole_whenever_its_replacing_is_killed(tmp_path: Path) -> None:
+    made, place, old = tmp_path / "best.unfinished", tmp_path / "best", tmp_path / "best.old"
+
+    def hold(folder: Path, content: str) -> None:
+        folder.mkdir()
+        (folder / "weights").write_text(content)
+
+    hold(place, "one")
+    hold(made, "two")
+    replace_folder(made, place)
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert (place / "weights").read_text() == "two"
+    place.rename(old)  # killed between its two moves
+    hold(made, "three")
+    restore(place)
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert (place / "weights").read_text() == "two"

@@ -13,12 +13,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
-import psutil
 import pytest
 
 from engine import guard
 from tests.load import Visitor, load
-from tests.serve import ROOT, Server, served
+from tests.serve import ROOT, Server, decoders, served
 
 CLIP = ROOT / "assets" / "examples" / "cups-3-2.mp4"
 ASKED = ["Where is the ball at the end?", "left\nmiddle\nright", 8, False]
@@ -46,11 +45,6 @@ def quiet(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def client(server: Server) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=server.url, timeout=120)
-
-
-def decoders(server: Server) -> list[psutil.Process]:
-    children = psutil.Process(server.pid).children()
-    return [child for child in children if "engine.sandbox" in " ".join(child.cmdline())]
 
 
 def test_everyone_is_answered(server: Server, tmp_path: Path) -> None:

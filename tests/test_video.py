@@ -227,6 +227,62 @@ def test_turned_photographs_are_put_upright(tmp_path: Path) -> None:
     assert clip.frames[0, :, -8:, 0].min() > 150 > clip.frames[0, :, :32, 0].min()
 
 
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("a.png", "RGBA"), ("b.png", "P"), ("c.png", "1"), ("d.jpg", "L"), ("e.jpg", "CMYK"), ("f.webp", "RGBA"), ("g.bmp", "RGB"),
+     ("h.gif", "P")],
+)  # fmt: skip
+def test_pictures_of_every_kind_are_read(tmp_path: Path, name: str, mode: str) -> None:
+    Image.fromarray(media.numbered(5)).convert(mode).save(tmp_path / name)
+    clip = read(tmp_path / name, PLAIN)
+    assert numbers(clip) == [5]
+    assert clip.notices == ("The file holds a single picture, so nothing moves in it.",)
+
+
+@pytest.mark.parametrize("clear", [0, 10], ids=["opaque", "transparent"])
+def test_animations_that_draw_only_what_changes_are_read_whole(tmp_path: Path, clear: int) -> None:
+    alpha = np.full((64, 96, 1), 255, np.uint8)
+    alpha[:clear] = 0
+    first, *others = (Image.fromarray(np.concatenate([media.numbered(place), alpha], 2)) for place in range(8))
+    first.save(tmp_path / "a.gif", save_all=True, append_images=others, duration=100, disposal=2 if clear else 1)
+    clip = read(tmp_path / "a.gif", PLAIN)
+    assert numbers(clip) == [0, 2, 5, 7]
+    assert clip.times.tolist() == [0, 0.2, 0.5, 0.7]
+
+
+def test_kinds_that_are_not_read_get_a_sentence(tmp_path: Path) -> None:
+    first, *others = (Image.fromarray(media.numbered(place)) for place in range(3))
+    for name in ("a.webp", "a.png"):
+        first.save(tmp_path / name, save_all=True, append_images=others, duration=100)
+    first.save(tmp_path / "a.tiff")
+    for name in ("a.ts", "a.flv"):
+        media.write(tmp_path / name, "libx264", 24)
+    for path in tmp_path.iterdir():
+        with pytest.raises(VideoError, match=r"give a whole MP4, MOV, WebM, MKV, AVI or GIF file|of no known size"):
+            read(path)
+
+
+def test_pictures_may_change_their_size_on_the_way(tmp_path: Path) -> None:
+    codec = media.encoder("libvpx-vp9", "libvpx") or "mjpeg"
+    parts = [
+        media.write(tmp_path / f"{size[0]}.webm", codec, 24, size=size) for size in ((96, 64), (192, 128), (64, 96))
+    ]
+    clip = read(media.joined(parts, tmp_path / "joined.webm"), PLAIN)
+    assert numbers(clip) == [0, 6, 12, 18] * 3
+    assert clip.frames.shape == (12, 64, 96, 3)
+
+
+@pytest.mark.parametrize("count", [480, 10, 0])
+def test_a_count_that_is_not_true_is_not_believed(tmp_path: Path, count: int) -> None:
+    honest = media.write(tmp_path / "honest.avi", "mpeg4", 48)
+    clip = read(media.declared(honest, tmp_path / "liar.avi", count), PLAIN)
+    assert numbers(clip) == list(range(0, 48, 6))
+    said = ("The file says that it lasts 20.00 s, but it is cut off after 2.00 s.",) if count > 48 else ()
+    assert (clip.duration, clip.notices) == (pytest.approx(2), said)
+    with pytest.raises(VideoError, match="hours: at most 6"):
+        read(media.declared(honest, tmp_path / "liar.avi", 2**31 - 1), PLAIN)
+
+
 def test_counts_are_held_to_their_bounds_and_said(mp4: Path) -> None:
     few = read(mp4, replace(PLAIN, fps=0.1, min_frames=5))
     assert numbers(few) == [0, 48, 96, 144, 192]
@@ -436,6 +492,11 @@ def test_what_is_no_video_is_refused_in_one_sentence(
             read(path)
         assert str(refused.value).count("\n") == 0
         assert len(str(refused.value)) < 200
+    monkeypatch.setattr(video, "MAX_FRAMES", 240)
+    assert len(read(mp4).frames) == 40
+    monkeypatch.setattr(video, "MAX_FRAMES", 239)
+    with pytest.raises(VideoError, match="more than 239 pictures"):
+        read(mp4)
     monkeypatch.setattr(video, "MAX_HOURS", 0.001)
     with pytest.raises(VideoError, match="hours: at most"):
         read(mp4)

@@ -298,7 +298,7 @@ class Backbone:
             inputs_embeds=embeds,
             position_ids=positions,
             attention_mask=mask,
-            past_key_values=cache,
+            cache=cache,
             use_cache=cache is not None,
             output_hidden_states=True,
             **more,
