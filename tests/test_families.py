@@ -19,6 +19,7 @@ from engine import adapters, generate, masks
 from engine.adapters import MAIN, Lora
 from engine.ask import PUBLISHED_SAMPLING, Model, ask
 from engine.backbones.base import SPECIAL_TOKENS, Backbone, add_tokens
+from engine.backbones.llama_lite0 import LlamaLite0
 from engine.backbones.load import FAMILIES, around, load
 from engine.backbones.mllama import Mllama
 from engine.backbones.text import TextLM
@@ -38,7 +39,7 @@ from tests.native import fed_to_transformers, has_videos, leak_closed
 from tests.test_generate import paths, uncached
 
 MAKERS: list[Callable[..., Backbone]] = [
-    tiny.tiny_qwen3vl, tiny.tiny_mllama, tiny.tiny_llava, tiny.tiny_llava_video
+    tiny.tiny_qwen3vl, tiny.tiny_mllama, tiny.tiny_llava, tiny.tiny_llava_video, tiny.tiny_lite0
 ]  # fmt: skip
 
 # Qwen's, without what our prompts don't use; contents are text, or parts.
@@ -225,6 +226,11 @@ def test_cached_thoughts_are_those_of_running_everything_again(model: Backbone) 
 # Training
 
 
+def layers_of(model: Backbone) -> str:
+    """What the names of the language model's layers begin with."""
+    return "model.layers" if isinstance(model, LlamaLite0) else "language_model"
+
+
 def gradients(model: Backbone, packed: Packed) -> dict[str, Tensor]:
     model.model.zero_grad(set_to_none=True)
     Coconut().loss(run(model, packed))[0].backward()
@@ -301,13 +307,15 @@ def test_an_adapter_comes_back_as_it_was(
             return model.logits(run(model, prompt(model, samples[1])).hidden[-1])
 
     model = fresh()
+    if lora.vision and isinstance(model, LlamaLite0):  # eyes without attention
+        lora = replace(lora, targets=("attention", "vision_projector.words"))
     untouched = logits(model)
     adapter = adapters.attach(model, lora, Heima(tags="tokens").tokens)
     torch.testing.assert_close(logits(model), untouched, rtol=0, atol=0)
     trained = {name for name, p in model.model.named_parameters() if p.requires_grad}
     assert all("lora_" in name or "trainable_tokens" in name for name in trained)
     assert any("vis" in name for name in trained) == lora.vision
-    assert any("language_model" in name for name in trained)
+    assert any(layers_of(model) in name for name in trained)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.model.parameters():
@@ -331,8 +339,8 @@ def test_targets_by_name(model: Backbone) -> None:
     assert len(found) == 7 * model.layers + 1
     assert not any("vis" in name for name in found)
     eyes = set(adapters.modules(model, Lora(vision=True))) - set(found)
-    assert eyes
-    assert not any("language_model" in name for name in eyes)
+    assert bool(eyes) != isinstance(model, LlamaLite0)  # whose eyes are convolutions
+    assert not any(layers_of(model) in name for name in eyes)
 
 
 # Files

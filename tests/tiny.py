@@ -30,6 +30,7 @@ from transformers import (
 from engine.backbones import small
 from engine.backbones.base import Backbone
 from engine.backbones.internvl import InternVL
+from engine.backbones.llama_lite0 import LlamaLite0, LlamaLite0Config, LlamaLite0ForCausalLM
 from engine.backbones.llava_next import LlavaNext, LlavaNextVideo
 from engine.backbones.mllama import Mllama
 from engine.backbones.qwen2_5_vl import Qwen25VL
@@ -204,6 +205,24 @@ def tiny_llava_video(seed: int = 0, layers: int = 3) -> LlavaNextVideo:
     torch.manual_seed(seed)
     config = LlavaNextVideoConfig(**llava_settings(tokens, layers), video_token_index=tokens.get_vocab()["<video>"])
     return LlavaNextVideo(lively(LlavaNextVideoForConditionalGeneration(config)), tokens)
+
+
+def tiny_lite0(seed: int = 0, layers: int = 3) -> LlamaLite0:
+    """Frames of 64 x 64 pixels, 2 x 2 cells each, four of them a slice of four tokens; the tower in its full size."""
+    tokens = words()
+    ids = tokens.get_vocab()
+    config = LlamaLite0Config(
+        vocab_size=len(tokens), hidden_size=64, intermediate_size=96, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=None, eos_token_id=ids["<|im_end|>"],
+        pad_token_id=ids["<|endoftext|>"], video_token_id=ids["<|video_pad|>"], side=64, slice_frames=4, slice_tokens=4,
+        cell_width=8, projector_width=32,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = lively(LlamaLite0ForCausalLM(config))
+    for weight in model.model.vision_tower.parameters():  # so that fifty layers hand on what they are shown
+        if weight.dim() == 4:
+            nn.init.kaiming_normal_(weight)
+    return LlamaLite0(model, tokens)
 
 
 def tiny_gpt2(seed: int = 0, layers: int = 3) -> TextLM:

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from engine.backbones import text
 from engine.backbones.base import SPECIAL_TOKENS, Backbone
 from engine.backbones.internvl import InternVL
+from engine.backbones.llama_lite0 import LlamaLite0
 from engine.backbones.llava_next import LlavaNext, LlavaNextVideo
 from engine.backbones.mllama import Mllama
 from engine.backbones.qwen2_5_vl import Qwen25VL
@@ -25,6 +26,7 @@ FAMILIES: dict[str, type[Backbone]] = {
     "mllama": Mllama,
     "llava_next": LlavaNext,
     "llava_next_video": LlavaNextVideo,
+    "llama_lite0": LlamaLite0,
     **dict.fromkeys(text.FAMILIES, TextLM),
 }
 
