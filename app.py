@@ -4,7 +4,9 @@ python app.py                                        # the small model that ship
 python app.py --model Qwen/Qwen2.5-VL-3B-Instruct    # any folder or Hub id of a supported family
 python app.py --model FOLDER --adapter FOLDER --host 0.0.0.0 --port 8000
 
-On a Space the variables MODEL_ID and ADAPTER_ID name them.
+python app.py --model FOLDER --compare FOLDER        # a second model, that visitors may ask the same question
+
+On a Space the variables MODEL_ID, ADAPTER_ID and COMPARE_ID name them.
 """
 
 import argparse
@@ -62,17 +64,20 @@ ICON = (
     "<circle cx='23' cy='16' r='3' opacity='.4'/></g></svg>"
 )
 TO_RESULTS = "() => { if (innerWidth < 900) document.querySelector('#results').scrollIntoView({behavior: 'smooth'}) }"
+REDRAW = (
+    "() => { for (const wait of [50, 400]) setTimeout(() => dispatchEvent(new Event('resize')), wait) }"  # hidden plots
+)
 PICKED = """element.addEventListener('click', event => {
   const button = event.target.closest('button');
   if (button) trigger('click', {index: Number(button.dataset.index)});
 });"""
 
 # Components by name, as the events of the page set them.
-SLOTTED = ("visit", "chips", "words", "strip", "looked", "changed", "lens")  # by a slot
 LAYERED = ("slots", "steps")  # by a layer
+SLOTTED = (*LAYERED, "visit", "chips", "words", "strip", "looked", "changed", "lens", "teacher", "way")  # by a slot
 RESULTS = (
-    *SLOTTED, *LAYERED, "status", "notices", "empty", "shown", "answers", "compared", "thoughts", "teacher", "note",
-    "matters", "many", "by_number", "collapsed", "way", "download",
+    *SLOTTED, "status", "notices", "empty", "shown", "answers", "compared", "thoughts", "note", "matters", "meanings",
+    "many", "by_number", "collapsed", "download",
 )  # fmt: skip
 CLEARED = ("visit", "reveal", "truth_card", "notices", "empty", "shown")
 FILLED = ("clip", "question", "options", *CLEARED)
@@ -120,7 +125,9 @@ class Visit:
         if self.reply is None:
             return {}
         reply, inside = self.reply, self.reply.inside
-        looked, changed = None, None
+        looked, changed, teacher = None, None, None
+        if reply.teacher_state is not None:
+            teacher = plots.teacher(reply.states, reply.answer_state, reply.teacher_state, self.slot)
         if inside and inside.looked:
             frames = inside.looked.frames.mean((0, 1))
             rows = torch.cat([frames[: reply.slots], frames[-1:]])
@@ -130,7 +137,8 @@ class Visit:
             changed = plots.changed(inside.changes, [option.text for option in reply.options], self.slot)
         return {
             "chips": panels.chips(reply.slots, self.slot), "strip": panels.strip(inside, self.slot), "looked": looked,
-            "changed": changed, "lens": panels.lens_table(inside, self.slot),
+            "changed": changed, "lens": panels.lens_table(inside, self.slot), "teacher": teacher,
+            "way": plots.way(reply.states, self.slot) if reply.slots else None,
         }  # fmt: skip
 
     def of_layer(self, layer: float) -> dict[str, Any]:
@@ -140,8 +148,10 @@ class Visit:
         states, inside = self.reply.states, self.reply.inside
         layer = min(max(int(layer), 0), len(states) - 1)
         steps = inside.steps if inside else None
-        against = plots.steps(states[layer], steps[layer]) if steps is not None and steps.shape[1] else None
-        return {"slots": plots.slots(states, layer), "steps": against}
+        against = None
+        if steps is not None and steps.shape[1]:
+            against = plots.steps(states[layer], steps[layer], self.slot)
+        return {"slots": plots.slots(states, layer, self.slot), "steps": against}
 
 
 def on_gpu(work: Callable[..., Any]) -> Callable[..., Any]:
@@ -218,18 +228,15 @@ def examples() -> list[Record]:
 
 
 def donors(clip: Clip, truth: Record | None, sampling: Sampling) -> dict[str, Clip]:
-    """Clips whose slots can take the place of this one's: of a world's clip another of its kind, and the same with one event
-    changed, as if they had been filmed alike; of any other clip, an example's."""
+    """Clips whose slots can take the place of this one's: of a world's clip another of its kind, whose answer is another of its
+    options, and the same with one event changed, as if they had been filmed alike; of any other clip, an example's."""
     if truth is None:
         return {panels.OTHER: read(min(EXAMPLES.glob("*.mp4")), sampling)}
     record = worlds.make(*(truth[name] for name in ("family", "difficulty", "seed", "split")))
-    others = (worlds.make(record.family, record.difficulty, record.seed + n, record.split) for n in range(1, 60))
-    found = {
-        panels.CHANGED: worlds.changed(record),
-        panels.OTHER: next(
-            (o for o in others if {*o.options} == {*record.options} and o.answer != record.answer), None
-        ),
-    }
+    others = [worlds.make(record.family, record.difficulty, record.seed + n, record.split) for n in range(1, 60)]
+    fitting = [other for other in others if other.answer in record.options and other.answer != record.answer]
+    nearest = max(fitting, key=lambda other: len({*other.options} & {*record.options}), default=None)
+    found = {panels.CHANGED: worlds.changed(record), panels.OTHER: nearest}
     size = clip.frames.shape[1:3]
     return {name: replace(clip, frames=worlds.draw(o, clip.times, *size)) for name, o in found.items() if o}
 
@@ -256,12 +263,12 @@ def idle() -> list[Any]:
 class Page:
     """What the page of one model does. Holds nothing of its visitors: that is in their own sessions' states."""
 
-    def __init__(self, model: ask.Model) -> None:
+    def __init__(self, model: ask.Model, others: Sequence[ask.Model] = ()) -> None:
         self.model = model
+        self.others = {other.name: other for other in others}
         self.sandbox = Sandbox()
         self.examples = examples()
         self.thinking = on_gpu(partial(thinking, model))
-        self.others = [name for name in shipped() if f"small {name}" != model.name] if model.small else []
 
     def stages(
         self, clip: str | None, question: str | None, options: str | None, pauses: float, write_chain: bool,
@@ -281,11 +288,12 @@ class Page:
         frames = yield from self.reading(clip)
         seconds = time.perf_counter() - began
         given = None if visit is None else donors(frames, visit.truth, self.model.sampling)
-        runs = [self.thinking]
+        runs = [(self.thinking, int(pauses))]
         if other in self.others:
-            runs.append(on_gpu(partial(thinking, ask.load(ask.SMALL / other))))
-        for run in runs:
-            with closing(run(frames, question, lines(options), int(pauses), bool(write_chain), given)) as items:
+            against = self.others[other]
+            runs.append((on_gpu(partial(thinking, against)), against.pauses_near(int(pauses))))
+        for run, count in runs:
+            with closing(run(frames, question, lines(options), count, bool(write_chain), given)) as items:
                 for item in items:
                     yield item if isinstance(item, str) else (item, seconds)
 
@@ -358,9 +366,7 @@ class Page:
             yield row(RESULTS, notices=cards.banner(str(error), "error"), **gone)
 
     def results(self, visit: Visit, reply: ask.Reply, reading: float, layer: float) -> Iterator[Row]:
-        against, inside = None, reply.inside
-        if reply.teacher_state is not None:
-            against = plots.teacher(reply.states, reply.answer_state, reply.teacher_state)
+        inside = reply.inside
         everything = ask.as_json(reply, reading, states=True) | {"sampling": asdict(self.model.sampling)}
         if visit.other:
             everything["compared"] = ask.as_json(visit.other, reading, states=True)
@@ -370,18 +376,18 @@ class Page:
             path.write_text(json.dumps(everything), encoding="utf-8")
             yield row(
                 RESULTS, visit=visit, notices=cards.notices(reply), empty=gr.HTML(visible=False),
-                shown=gr.Column(visible=True), teacher=against, note=cards.TEACHER if against else cards.NO_TEACHER,
-                matters=panels.matters(reply), many=panels.many(reply), collapsed=panels.collapsed(inside),
+                shown=gr.Column(visible=True), note=cards.TEACHER if reply.explicit else cards.NO_TEACHER,
+                matters=panels.matters(reply), meanings=panels.meanings(inside), many=panels.many(reply),
+                collapsed=panels.collapsed(inside),
                 by_number=plots.by_number(inside.fewer, options) if inside and inside.fewer else None,
-                way=plots.way(reply.states) if reply.slots else None, download=str(path), **visit.cards(),
-                **visit.of_slot(), **visit.of_layer(layer),
+                download=str(path), **visit.cards(), **visit.of_slot(), **visit.of_layer(layer),
             )  # fmt: skip
 
-    def on_slot(self, visit: Visit, event: gr.EventData) -> Row:
+    def on_slot(self, layer: float, visit: Visit, event: gr.EventData) -> Row:
         if visit.reply is None or not 0 <= event.index < visit.reply.slots:
             return row(SLOTTED)
         visit.slot = event.index
-        return row(SLOTTED, visit=visit, **visit.of_slot(), words=visit.cards()["words"])
+        return row(SLOTTED, visit=visit, **visit.of_slot(), **visit.of_layer(layer), words=visit.cards()["words"])
 
     def on_layer(self, layer: float, visit: Visit) -> Row:
         return row(LAYERED, **visit.of_layer(layer))
@@ -469,7 +475,7 @@ class Page:
                         True, label="Also answer by the written chain", container=False, elem_id="chain"
                     )
                     other = gr.Dropdown(["", *self.others], value="", label="Compare with", visible=bool(self.others),
-                                        info="Another small model, on the same clip.", elem_id="other")  # fmt: skip
+                                        info="Another model, asked the same.", elem_id="other")  # fmt: skip
                     with gr.Row(elem_id="go"):
                         think = gr.Button("Think", variant="primary", scale=3, min_width=120, elem_id="think")
                         stop = gr.Button("Stop", scale=1, min_width=80, interactive=False, elem_id="stop")
@@ -481,7 +487,7 @@ class Page:
                         answers = gr.HTML(elem_id="answers")
                         compared = gr.HTML(elem_id="compared")
                         chips = gr.HTML(js_on_load=PICKED, elem_id="chips")
-                        with gr.Tabs(elem_id="inside"):
+                        with gr.Tabs(elem_id="inside", overflow_behavior="wrap") as tabs:
                             with gr.Tab("What it thought"):
                                 gr.HTML(panels.lead(panels.THOUGHT))
                                 thoughts = gr.HTML(elem_id="thoughts")
@@ -489,12 +495,13 @@ class Page:
                             with gr.Tab("Where it looked"):
                                 gr.HTML(panels.lead(panels.LOOKED))
                                 looked = gr.Plot(show_label=False, container=False, elem_id="looked")
-                                gr.HTML("<h4>The chosen slot, frame by frame: the brighter, the more it attends</h4>")
+                                gr.HTML(panels.STRIP)
                                 strip = gr.HTML(elem_id="strip")
                             with gr.Tab("Does it matter?"):
                                 gr.HTML(panels.lead(panels.MATTERS))
                                 matters = gr.HTML(elem_id="matters")
                                 changed = gr.Plot(show_label=False, container=False, elem_id="changed")
+                                meanings = gr.HTML(elem_id="meanings")
                             with gr.Tab("How many thoughts?"):
                                 gr.HTML(panels.lead(panels.MANY))
                                 many = gr.HTML(elem_id="many")
@@ -531,7 +538,7 @@ class Page:
                 "visit": visit, "clip": clip, "question": question, "options": options, "reveal": reveal,
                 "truth_card": truth_card, "status": status, "notices": notices, "empty": empty, "shown": shown,
                 "answers": answers, "compared": compared, "chips": chips, "thoughts": thoughts, "words": words,
-                "looked": looked, "strip": strip, "matters": matters, "changed": changed, "many": many,
+                "looked": looked, "strip": strip, "matters": matters, "changed": changed, "meanings": meanings, "many": many,
                 "by_number": by_number, "slots": slots, "steps": steps_like, "teacher": teacher, "note": note, "way": way,
                 "lens": lens, "collapsed": collapsed, "download": download,
             }  # fmt: skip
@@ -545,7 +552,8 @@ class Page:
             pressed = think.click(busy, None, [notices, think, stop], js=TO_RESULTS, **told(queue=False))
             answered = pressed.then(self.on_think, [*asked, other, layer, visit], results,
                                     **told(show_progress="minimal", show_progress_on=status, **model_turn))  # fmt: skip
-            answered.then(idle, None, [status, think, stop], **told(queue=False))
+            for ended in (answered.then, answered.failure):  # `then` follows no failure, such as a full line
+                ended(idle, None, [status, think, stop], **told(queue=False))
             ends: dict[str, Any] = {"cancels": [answered]}  # in the line or at work, it makes room for others
             stop.click(None, **ends)
             picks.click(self.on_pick, visit, filled, **told(queue=False, **ends))
@@ -554,7 +562,8 @@ class Page:
             gr.on([clip.upload, clip.clear], self.on_clip, [clip, visit], cleared, **told(queue=False, **ends))
             dice.click(lambda: random.randrange(10**6), None, seed, **told(queue=False))
             reveal.click(self.on_reveal, visit, revealed, **told(queue=False))
-            chips.click(self.on_slot, visit, slotted, **told(queue=False, trigger_mode="always_last"))
+            chips.click(self.on_slot, [layer, visit], slotted, **told(queue=False, trigger_mode="always_last"))
+            tabs.select(None, js=REDRAW, **told(queue=False))
             layer.input(self.on_layer, [layer, visit], layered, **told(trigger_mode="always_last"))
             made = shared.click(self.on_share, [visit, layer], page, **told())
             made.then(None, js="() => document.querySelector('#page').click()")
@@ -591,6 +600,9 @@ def parser() -> argparse.ArgumentParser:
                        help="folder or Hub id (default: $MODEL_ID, else the small model that ships)")  # fmt: skip
     known.add_argument("--adapter", default=os.environ.get("ADAPTER_ID"),
                        help="PEFT adapter to merge in, folder or Hub id (default: $ADAPTER_ID)")  # fmt: skip
+    known.add_argument("--compare", metavar="MODEL", action="append", default=[*filter(None, [os.environ.get("COMPARE_ID")])],
+                       help="another model to compare with, folder or Hub id; repeat it (default: $COMPARE_ID); the small "
+                            "models that ship are there beside one of them without being named")  # fmt: skip
     host, port = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), os.environ.get("GRADIO_SERVER_PORT", "7860")
     known.add_argument("--host", default=host, help="0.0.0.0 to be reached from other machines")
     known.add_argument("--port", type=int, default=port)
@@ -619,9 +631,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that visitors' files are deleted then too
     try:
         model = ask.load(options.model, options.adapter)
+        beside = [*(ask.SMALL / name for name in shipped() if model.small), *options.compare]
+        others = [other for other in map(ask.load, beside) if other.name != model.name]
         with TemporaryDirectory(prefix="sotto-") as folder:
             os.environ["GRADIO_TEMP_DIR"] = folder  # a folder of our own, which others may not read
-            serve(Page(model), Path(folder), options.host, options.port, options.share)
+            serve(Page(model, others), Path(folder), options.host, options.port, options.share)
     except (ValueError, OSError, OverflowError) as error:
         taken = isinstance(error, OverflowError) or "empty port" in str(error)
         sentence = f"Port {options.port} can't be had: choose another with --port." if taken else str(error)

@@ -29,12 +29,13 @@ from engine.config import ConfigError, build
 from engine.data.samples import TYPE_HINTS, Sample, letter, with_options
 from engine.exams.scores import option_letter
 from engine.familiarity import Familiarity
-from engine.insight import inside
+from engine.insight import inside, reconstruction
 from engine.insight.inside import Inside
 from engine.insight.lens import TunedLens
 from engine.insight.subject import Subject
 from engine.layout import Frames, Layout, Segment, Special, slots
 from engine.methods import from_description
+from engine.methods.heima import Interpreters
 from engine.methods.method import META, Method
 from engine.methods.pause import PauseDistillation
 from engine.video import Clip, Sampling
@@ -96,10 +97,14 @@ class Model:
 
     @property
     def usual_pauses(self) -> int:
-        """8, or the nearest number that it was trained with; none where it was never trained for them."""
+        """8, or the nearest number that it was trained with."""
+        return self.pauses_near(8)
+
+    def pauses_near(self, wanted: int) -> int:
+        """The nearest number to `wanted` that it was trained with; none where it was never trained for them."""
         if self.trained_pauses is None:
             return 0
-        return min(max(8, self.trained_pauses[0]), self.trained_pauses[1])
+        return min(max(wanted, self.trained_pauses[0]), self.trained_pauses[1])
 
     @property
     def longest_chain(self) -> int:
@@ -299,8 +304,7 @@ def ask(
             answer = max(chances, key=lambda option: option.probability).text
         else:
             answer = options[letters.index(picked)]
-    spoken = timed("speak", "Saying the thoughts", lambda: generate.speak(backbone, thoughts))
-    said_aloud = generate.thoughts_of(spoken.text[0])
+    said_aloud = timed("speak", "Saying the thoughts", lambda: _aloud(model, sample, thoughts))
     explicit, chain, teacher_state = None, None, None
     asked_for_chain = None if model.taught else posed(model, visual, question, options, kind, chain=True)
     if write_chain:
@@ -325,7 +329,7 @@ def ask(
         "reader": clip.reader, "device": str(backbone.device),
     }  # fmt: skip
     return Reply(
-        answer, chances, said_aloud, explicit, pauses, written.tokens[0], seconds,
+        answer, chances, said_aloud, explicit, thoughts.count, written.tokens[0], seconds,
         tuple(notices), settings, familiar, thoughts.states[:, 0].float().cpu(),
         _answer_state(backbone, written), teacher_state, seen,
     )  # fmt: skip
@@ -334,6 +338,13 @@ def ask(
 def meant(answer: str, options: Sequence[str]) -> str:
     """The letter of the option that was written, alone, with its text, or by its text; "" where that is none."""
     return answer if answer in map(letter, range(len(options))) else option_letter(answer, options)
+
+
+def _aloud(model: Model, sample: Sample, thoughts: generate.Thoughts) -> str:
+    """The thoughts in words: said from the slots alone; by their interpreters where the model writes thinking tokens."""
+    if isinstance(model.method, Interpreters):
+        return reconstruction.unfolded(model.backbone, model.companions, model.method, sample)
+    return generate.thoughts_of(generate.speak(model.backbone, thoughts).text[0])
 
 
 def _chain(model: Model, thoughts: generate.Thoughts, other: Sample | None) -> generate.Written:

@@ -11,6 +11,7 @@ import torch
 from engine import ask, worlds
 from engine.ask import UNKNOWN, Explicit, Option, Reply
 from engine.insight import cards, plots, similarity
+from tests import tiny
 
 LAYERS, SLOTS, DIM = 4, 5, 6
 
@@ -47,22 +48,24 @@ def test_similarity_of_nothing_and_of_zero() -> None:
 
 
 def test_figures(reply: Reply) -> None:
-    figure = plots.slots(reply.states, 2)
+    figure = plots.slots(reply.states, 2, 0)
     assert torch.tensor(figure.data[0].z).double().allclose(similarity.between_slots(reply.states)[2], atol=1e-4)
     assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("slot", "slot")
     assert figure.data[0].zmin == -1
-    against = plots.teacher(reply.states, reply.answer_state, reply.teacher_state)
+    against = plots.teacher(reply.states, reply.answer_state, reply.teacher_state, 0)
     drawn = torch.tensor(against.data[0].z).double()
     assert drawn.shape == (LAYERS, SLOTS + 1)
     assert drawn[:, :SLOTS].allclose(similarity.with_state(reply.states, reply.teacher_state), atol=1e-4)
     silent = torch.cosine_similarity(reply.answer_state.double(), reply.teacher_state.double(), dim=1)
     assert drawn[:, SLOTS].allclose(silent, atol=1e-4)
     assert against.layout.xaxis.ticktext[-1] == "answer"
+    nearly = plots.steps(torch.tensor([[1.0, 0.0]]), torch.tensor([[-0.001, 1.0], [-0.4, 0.3]]), 0)
+    assert [list(row) for row in nearly.data[0].text] == [[".00", "-.80"]]
 
 
 def test_colours_mean_the_same_in_every_layer() -> None:
     states = torch.rand(3, 4, 5) + 0.5
-    scales = {(f.data[0].zmin, f.data[0].zmax) for f in (plots.slots(states, layer) for layer in range(3))}
+    scales = {(f.data[0].zmin, f.data[0].zmax) for f in (plots.slots(states, layer, 0) for layer in range(3))}
     assert len(scales) == 1
     low, high = scales.pop()
     assert 0 <= low < similarity.between_slots(states).min()
@@ -72,10 +75,10 @@ def test_colours_mean_the_same_in_every_layer() -> None:
 @pytest.mark.parametrize("slots", [0, 1, 32])
 def test_any_number_of_slots_can_be_drawn(slots: int) -> None:
     states, state = torch.randn(3, slots, 8), torch.randn(3, 8)
-    figure = plots.teacher(states, state, state)
+    figure = plots.teacher(states, state, state, 0)
     assert len(figure.data[0].z[0]) == slots + 1
     if slots:
-        assert len(plots.slots(states, 0).layout.xaxis.tickvals) <= 8
+        assert len(plots.slots(states, 0, 0).layout.xaxis.tickvals) <= 8
 
 
 def test_cards_escape_and_tell(reply: Reply) -> None:
@@ -117,6 +120,17 @@ def test_json_holds_everything(reply: Reply) -> None:
     assert (len(told["states"]["slots"]), len(told["states"]["slots"][0])) == (LAYERS, SLOTS)
     assert ask.as_json(replace(reply, options=(), explicit=None), 0.5)["options"] is None
     assert "states" not in ask.as_json(reply, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("trained", "wanted", "near"), [((4, 12), 2, 4), ((4, 12), 9, 9), ((4, 12), 32, 12), (None, 8, 0)]
+)
+def test_a_model_is_asked_with_a_number_of_pauses_that_it_knows(
+    trained: tuple[int, int] | None, wanted: int, near: int
+) -> None:
+    model = ask.Model(tiny.tiny_backbone(), "m", trained, ask.PUBLISHED_SAMPLING, None)
+    assert model.pauses_near(wanted) == near
+    assert model.usual_pauses == model.pauses_near(8)
 
 
 def test_the_shipped_examples_are_what_they_say() -> None:

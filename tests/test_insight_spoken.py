@@ -11,11 +11,14 @@ from torch import Tensor
 
 from engine import generate
 from engine.backbones.base import Backbone, add_tokens
+from engine.data.samples import Sample
 from engine.insight import spoken
+from engine.insight.reconstruction import interpreted, unfolded
 from engine.insight.replace import Change, replaced
 from engine.layout import pack
 from engine.methods.coconut import Coconut
 from engine.methods.codi import Codi
+from engine.methods.heima import Interpreters
 from engine.methods.method import Method, holes_filled, run
 from engine.methods.pause import PauseDistillation
 from engine.methods.steps import DECODER, StepSupervision
@@ -109,6 +112,25 @@ def test_models_without_a_step_decoder_say_nothing_by_it(backbone: Backbone) -> 
     method = PauseDistillation()
     thoughts = generate.think(backbone, samples, method.thinking(2))
     assert spoken.taught(backbone, method, torch.nn.ModuleDict(), thoughts, 3) == [[]]
+
+
+def test_interpreters_say_what_they_would_if_the_chain_were_known() -> None:
+    """Heima's thinking tokens are written alike whatever the chain was, so that its interpreters need no true steps."""
+    backbone, method = tiny.tiny_backbone(layers=2), Interpreters(tags="tokens", compressed=2, interpreted=("CAPTION",))
+    add_tokens(backbone.model, backbone.tokenizer, method.tokens)
+    torch.manual_seed(2)
+    companions = method.companions(backbone)
+    with torch.no_grad():
+        for parameter in companions.parameters():
+            parameter.mul_(1 + 0.2 * torch.randn_like(parameter))
+    known = Sample(
+        tiny.clip(backbone, 1), "What is heard?", ("a bark", "a purr"), ("I look.", "A dog.", "Dogs bark."), "A",
+        sections=method.sections,
+    )  # fmt: skip
+    (wanted,) = interpreted(backbone, companions, method, [known])
+    told = unfolded(backbone, companions, method, replace(known, steps=(), sections=(), answer=""))
+    assert wanted.said
+    assert told == f"CAPTION: {' '.join(wanted.said.split())}"
 
 
 def test_which_step_a_text_names_best() -> None:

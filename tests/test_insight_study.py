@@ -12,23 +12,24 @@ import numpy as np
 import pytest
 import torch
 
-from engine import generate, worlds
+from engine import ask, generate, worlds
 from engine.__main__ import main
 from engine.backbones import small
 from engine.benchmark import Benchmark
 from engine.data.samples import Sample
 from engine.data.worlds import texts
-from engine.insight import command, report
+from engine.insight import cards, command, figures, report
 from engine.insight.estimates import average, share
-from engine.insight.holds import towards
+from engine.insight.holds import lenses, looked, named, probes, said, towards
 from engine.insight.lens import TunedLens
 from engine.insight.observe import among_options, observe
-from engine.insight.study import how_many, in_words, replacement
+from engine.insight.study import beside_controls, how_many, in_words, replacement
 from engine.insight.subject import Clips, Subject, untrained, words_of
 from engine.methods import described
-from engine.methods.controls import Silent
+from engine.methods.controls import Explicit, Silent
 from engine.methods.method import META
 from engine.methods.pause import PauseDistillation
+from engine.video import read
 
 CHANGES = ("as they are", "hidden", "another")
 CLIPS = 200
@@ -83,7 +84,7 @@ def test_a_donor_that_says_the_same_proves_nothing() -> None:
     seen["said by another"] = np.zeros(CLIPS, dtype=int)
     rows = replacement(seen, clips)
     assert rows["another"]["follows"]["n"] == rows["another"]["follows_letter"]["n"] == 0
-    assert len(in_words(rows)) == 2
+    assert in_words(rows)[-1].startswith("The slots of another prove nothing here")
 
 
 def test_a_letter_may_follow_where_the_word_does_not() -> None:
@@ -118,6 +119,81 @@ def test_slots_are_held_against_the_steps_of_chains_that_are_whole() -> None:
     assert np.allclose(found["2"], 0.3)
     assert np.allclose(found["3"], 0.5)
     assert np.array(found["3"]).shape == (1, 2, 3)
+
+
+STEPS = {
+    "left": ("ball starts left", "so left A"),
+    "right": ("ball starts left", "left and right swap, ball right", "so right B"),
+}
+
+
+def told(count: int) -> tuple[list[Sample], Clips]:
+    """Clips that end left or right, by turns."""
+    ends = ["left", "right"] * (count // 2)
+    samples = [Sample(None, "Where?", ("left", "right"), STEPS[end], "AB"[end == "right"]) for end in ends]
+    return samples, Clips(samples, ["cups"] * count, [()] * count, {}, {})
+
+
+def test_a_state_is_read_where_it_was_planted() -> None:
+    """The first layer's second slot holds where the ball ends; all else is noise."""
+    samples, clips = told(200)
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(400, 2, 2, 8))
+    states[:, 0, 1, 0] += 6 * np.array([1, -1] * 200)
+    found = probes(states[200:], clips, states[:200], samples)
+    right = found["end"]["right"]
+    assert np.array(right["every"]).shape == (2, 2)
+    assert right["every"][0][1] > 0.97
+    assert right["best"][0]["n"] == 200
+    assert max(right["every"][0][0], *right["every"][1]) < 0.65
+    assert found["end"]["shuffled"]["best"][0]["value"] < 0.65
+    assert "start" not in found  # it is "left" in all of them: there is nothing to tell apart
+
+
+def test_a_lens_is_scored_where_it_names_the_state() -> None:
+    _, clips = told(40)
+    words = np.full((40, 2, 2), "left", dtype=object)
+    words[:, 1, 0] = ["left", "right"] * 20
+    found = lenses({"words plain": words, "divergence plain": np.ones((40, 2, 2)) * [[[3], [0]]]}, clips)
+    assert set(found) == {"plain"}
+    assert found["plain"]["named"]["end"]["right"]["every"] == [[0.5, 0.5], [1.0, 0.5]]
+    assert found["plain"]["named"]["start"]["right"]["every"] == [[1.0, 1.0], [0.5, 1.0]]
+    assert found["plain"]["named"]["step 1"]["right"]["best"][1]["n"] == 20
+    assert [one["value"] for one in found["plain"]["divergence"]] == [3, 0]
+
+
+def test_attention_to_moments_is_averaged_over_clips_of_a_length() -> None:
+    rows = [np.array([[0.1, 0.3], [0.2, 0.2]]), np.array([[0.3, 0.1], [0.2, 0.2]]), np.array([[0.5], [0.4]])]
+    found = looked({"looked": rows, "on_clip": np.array([[0.4, 0.4]] * 3), "on_slots": np.zeros((3, 2))})
+    assert found["moments"] == {"1": [[0.5], [0.4]], "2": [[0.2, 0.2], [0.2, 0.2]]}
+    assert [one["value"] for one in found["to_clip"]] == pytest.approx([0.4, 0.4])
+
+
+def test_what_is_said_is_held_against_the_true_steps() -> None:
+    samples, _ = told(2)
+    texts = [["so left A", "?"], ["ball starts left", "left and right swap, ball left"]]
+    found = said({"said": ["ball starts left\nso right A", "\n".join(STEPS["right"])], "alone": texts}, samples)
+    assert found["steps_exact"]["value"] == 4 / 5
+    assert found["alone"]["names"] == [[0.5, 0.5, 0, 0], [0, 0.5, 0, 0.5]]
+    assert found["alone"]["likeness"][0]["value"] == 1
+    assert found["alone"] == named(texts, samples)
+
+
+def test_a_model_is_held_against_its_controls_in_words() -> None:
+    def figures_of(right: int, read: int, by_chance: int = 50) -> dict:
+        kept = {"as they are": {"accuracy": share(np.arange(100) < right)}}
+        best = {kind: {"best": [share(np.arange(100) < n)]} for kind, n in (("right", read), ("shuffled", by_chance))}
+        return {"replacement": kept, "probe": {"end": best}}
+
+    models = {"mine": figures_of(90, 95), "filler": figures_of(30, 93), "bare": figures_of(95, 50) | {"probe": {}}}
+    told = beside_controls(models)
+    assert len(told) == 3
+    assert "“mine” answers 90.0%" in told[0]
+    assert "it does better, by more than chance" in told[0]
+    assert "no clear difference, so that it can be read is no sign of thinking" in told[1]
+    assert "no clear difference" in told[2]
+    assert beside_controls({"mine": models["mine"]}) == []
+    assert "the control does better" in beside_controls({"mine": figures_of(30, 50), "filler": figures_of(90, 90)})[0]
 
 
 def test_intervals() -> None:
@@ -174,8 +250,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_untrained_twin_differs_in_its_slots_alone(model: Path) -> None:
-    from engine import ask
-
     loaded = ask.load(model, device="cpu")
     subject = Subject(loaded.backbone, loaded.method, 3)
     twin = untrained(subject)
@@ -191,8 +265,6 @@ def test_the_untrained_twin_differs_in_its_slots_alone(model: Path) -> None:
 
 def test_observations_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     monkeypatch.setattr("engine.insight.observe.LONGEST", 4)
-    from engine import ask
-
     loaded = ask.load(model, device="cpu")
     records = Benchmark("test", limit=4).records()
     clips = command.clips_of(records, words_of(records))
@@ -235,12 +307,13 @@ def test_the_command_writes_everything_it_names(
     assert "<script src=" not in page
     assert "<link" not in page
     assert all(escape(line) in page for line in told["models"][names[0]]["in_words"])
+    assert all(escape(line) in page for line in told["beside_controls"])
+    assert names[1] in told["beside_controls"][0]
     for file in (out / "figures").iterdir():
-        layout = json.loads(file.read_text())["layout"]
+        drawn = json.loads(file.read_text())
+        layout, named = drawn["layout"], [trace["y"] for trace in drawn["data"] if len(trace["y"])]
         assert layout["xaxis"]["title"]["text"], file.name
-        assert layout["yaxis"]["title"]["text"] or isinstance(json.loads(file.read_text())["data"][0]["y"][0], str), (
-            file.name
-        )
+        assert layout["yaxis"]["title"]["text"] or isinstance(named[0][0], str), file.name
     assert page.count("plotly-graph-div") == len([f for f in told["files"] if f.startswith("figures/")])
 
 
@@ -261,12 +334,14 @@ def test_the_lens_is_trained_and_found_beside_its_model(capsys: pytest.CaptureFi
 
 def test_names_are_escaped_on_the_page() -> None:
     row = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}
-    models = {"<script>x": {"in_words": ["<b>"], "replacement": {"zeros": {"accuracy": row}}}}
-    page = report.page({"split": "<i>"}, models, [])
+    held = {measure: [row] for measure in figures.UNITS}
+    models = {"<script>x": {"in_words": ["<b>"], "replacement": {"zeros": {"accuracy": row}}, "collapse": held}}
+    page = report.page({"split": "<i>"}, models, ["<u>"], [])
     assert "<script>x" not in page
     assert "<b>" not in page
     assert "<i>" not in page
-    assert list(report.leaves(models["<script>x"])) == [("replacement / zeros / accuracy", row)]
+    assert "<u>" not in page
+    assert ("replacement / zeros / accuracy", row) in list(report.leaves(models["<script>x"]))
 
 
 @pytest.mark.parametrize(
@@ -288,12 +363,23 @@ def test_mistakes_give_one_sentence(
     assert len(err.strip().splitlines()) == 1
 
 
-def test_a_model_without_slots_is_refused(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> None:
-    from engine.methods.controls import Explicit
-
-    (model.parent / "explicit").mkdir(exist_ok=True)
+@pytest.fixture
+def bare(model: Path, tmp_path: Path) -> Path:
+    """The same model, told to have learned to write its chain and nothing else."""
     for file in model.iterdir():
-        (model.parent / "explicit" / file.name).write_bytes(file.read_bytes())
-    (model.parent / "explicit" / META).write_text(json.dumps({"method": described(Explicit())}))
-    assert main(["insight", "--limit", "6", "--out", str(tmp_path), "--methods", str(model.parent / "explicit")]) == 2
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / META).write_text(json.dumps({"method": described(Explicit())}))
+    return tmp_path
+
+
+def test_a_model_without_slots_is_refused(capsys: pytest.CaptureFixture[str], bare: Path) -> None:
+    assert main(["insight", "--limit", "6", "--out", str(bare), "--methods", str(bare), "--device", "cpu"]) == 2
     assert "can't be studied" in capsys.readouterr().err
+
+
+def test_a_model_without_slots_claims_none(bare: Path) -> None:
+    loaded = ask.load(bare, device="cpu")
+    clip = read(ask.SMALL.parent / "examples" / "cups-3-2.mp4", loaded.sampling)
+    reply = ask.ask(loaded, clip, "Where?", ["left", "right"], pauses=4, write_chain=False, donors={})
+    assert (reply.slots, reply.states.shape[1], reply.inside) == (0, 0, None)
+    assert "At once, without pauses" in cards.answers(reply)

@@ -106,12 +106,12 @@ def answers(reply: Reply, truth: Truth | None = None) -> str:
 def _verdict(
     title: str, doubt: str, answer: str, tokens: int, seconds: float, truth: Truth | None, more: str
 ) -> str:  # fmt: skip
-    mark = _mark(answer == truth["answer"], True) if truth else ""
+    verdict = mark(answer == truth["answer"], True) if truth else ""
     long = " s-long" if len(answer) > 24 else ""
     return (
-        f'<section><h3>{title}</h3>{doubt}<p class="s-big{long}">{text(answer) or "(nothing)"}{mark}</p>'
+        f'<section><h3>{title}</h3>{doubt}<p class="s-big{long}">{text(answer) or "(nothing)"}{verdict}</p>'
         f'<p class="s-cost"><span><b>{tokens}</b> token{"s" * (tokens != 1)} written</span>'
-        f"<span><b>{_seconds(seconds)}</b></span></p>{more}</section>"
+        f"<span><b>{duration(seconds)}</b></span></p>{more}</section>"
     )
 
 
@@ -132,11 +132,13 @@ def _times(ratio: float, fewer: str, more: str) -> str:
     return f"{ratio:.0f}× {more_or_less}" if ratio >= 10 else f"{ratio:.1f}× {more_or_less}"
 
 
-def _seconds(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """In milliseconds, or seconds from one on."""
     return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
-def _mark(right: bool, aloud: bool = False) -> str:
+def mark(right: bool, aloud: bool = False) -> str:
+    """A sign for right or wrong; aloud: with its word beside it."""
     word, sign = ("correct", "✓") if right else ("incorrect", "✗")
     shown = f"{sign} {word}" if aloud else sign
     return f'<em class="s-{"right" if right else "wrong"}" role="img" aria-label="{word}">{shown}</em>'
@@ -144,8 +146,9 @@ def _mark(right: bool, aloud: bool = False) -> str:
 
 def thoughts(reply: Reply, truth: Truth | None = None) -> str:
     """The thoughts said from the slots, line by line, beside the written chain; with `truth`, each step is marked."""
-    said = _steps("Thoughts, from the slots alone", reply.thoughts, truth)
-    if not reply.slots:
+    whose = "from the slots alone" if reply.slots else "said by interpreters, who know the question too"
+    said = _steps(f"Thoughts, {whose}", reply.thoughts, truth)
+    if not reply.slots and not reply.thoughts:
         said = "<section><h3>Thoughts, from the slots alone</h3><p>No pauses, so no thoughts to say.</p></section>"
     return f'<div class="s-thoughts">{said}{_written(reply.explicit, truth)}</div>'
 
@@ -161,7 +164,7 @@ def _steps(title: str, lines: str, truth: Truth | None) -> str:
     for i, step in enumerate(steps):
         right = i < len(wanted) and step.strip() == wanted[i]
         side = f' class="s-{"right" if right else "wrong"}"' if truth else ""
-        rows.append(f"<li{side}>{text(step)}{_mark(right) if truth else ''}</li>")
+        rows.append(f"<li{side}>{text(step)}{mark(right) if truth else ''}</li>")
     count = sum(step.strip() == want for step, want in zip(steps, wanted))
     score = f'<small class="s-score">{count} of {len(wanted)} right</small>' if truth else ""
     body = f"<ol>{''.join(rows)}</ol>" if rows else "<p>Nothing was said.</p>"

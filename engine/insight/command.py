@@ -20,7 +20,7 @@ from engine.evaluation import neighbours
 from engine.insight.lens import TunedLens
 from engine.insight.observe import observe
 from engine.insight.report import write
-from engine.insight.study import study
+from engine.insight.study import beside_controls, study
 from engine.insight.subject import Clips, Subject, untrained, words_of
 from engine.methods.controls import Silent
 
@@ -83,15 +83,17 @@ def report(
     drawn = [source.record(i) for i in range(limit)]  # other clips, from which probes learn
     lessons = [sample(record, frames(record)) for record in drawn]
     clips = clips_of(records, words_of([*drawn, *records]))
-    models = {}
+    models, used = {}, device
     for name, subject in subjects(methods, pauses, device):
+        used = str(subject.backbone.device)
         seen = observe(subject, clips, batch, lambda line, name=name: say(f"{name}: {line}"))  # type: ignore[misc]
         states = [subject.think(lessons[i : i + batch]).states for i in range(0, limit, batch)]
         learned = torch.cat(states, dim=1).transpose(0, 1).float().cpu().numpy()
         table = subject.backbone.model.get_input_embeddings().weight.detach().float().cpu().numpy()
         models[name] = {"slots": subject.slots, **study(seen, clips, learned, lessons, table)}
     slots = {name: figures["slots"] for name, figures in models.items()}
-    settings = {"split": split, "clips": len(records), "slots": slots, "device": device}
-    files = write(out, settings, models)
+    settings = {"split": split, "clips": len(records), "slots": slots, "device": used}
+    beside = beside_controls(models)
+    files = write(out, settings, models, beside)
     brief = {name: {"in_words": m["in_words"], "replacement": m["replacement"]} for name, m in models.items()}
-    return {"settings": settings, "out": str(out), "files": files, "models": brief}
+    return {"settings": settings, "out": str(out), "files": files, "beside_controls": beside, "models": brief}

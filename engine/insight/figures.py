@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from engine.insight import plots
+from engine.insight.study import Models
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-Models = Mapping[str, Mapping[str, Any]]  # a model's figures, as `study` gives them
 
 SAID = {
     "replacement": (
@@ -77,6 +76,11 @@ SAID = {
         "Which true step each slot of the first model names best when nothing else is seen. It was trained to speak from all "
         "slots together.",
     ),
+    "decoder": (
+        "What does its step decoder say of each thought?",
+        "Which true step the decoder that taught the first model (SIM-CoT) names best for each thought. It says what the thought "
+        "was taught to hold; another reader may find nothing there.",
+    ),
 }  # fmt: skip
 UNITS = {
     "cosine": "cosine", "effective_rank": "directions", "norm": "embedding lengths", "distance": "distance",
@@ -92,7 +96,8 @@ def drawn(models: Models) -> dict[str, Figure]:
     thresholds = [row["threshold"] for row in first["how_many"]["think_aloud"]]
 
     def rows(key: str) -> dict[str, Any]:
-        return {name: {c: r[key] for c, r in m["replacement"].items() if key in r} for name, m in models.items()}
+        every = {name: m["replacement"] for name, m in models.items()}
+        return {name: {c: r[key] for c, r in m.items() if key in r and r[key]["n"]} for name, m in every.items()}
 
     def many(part: str, key: str) -> dict[str, Any]:
         return {name: [row[key] for row in m["how_many"][part]] for name, m in models.items()}
@@ -110,8 +115,11 @@ def drawn(models: Models) -> dict[str, Figure]:
     made = {
         "replacement": plots.dots(rows("accuracy"), "right answers, share"),
         "same-answer": plots.dots(rows("same_answer"), "same answer, share"),
-        "follows": plots.dots(rows("follows"), "answers that follow, share"),
-        "follows-letter": plots.dots(rows("follows_letter"), "answers that follow, share"),
+        **{
+            key.replace("_", "-"): plots.dots(rows(key), "answers that follow, share")
+            for key in ("follows", "follows_letter")
+            if any(rows(key).values())
+        },
         "how-many": plots.curves(many("by_slots", "accuracy"), fewer, "slots", "right answers, share"),
         "confidence": plots.curves(many("by_slots", "confidence"), fewer, "slots", "confidence, probability"),
         "think-aloud": plots.curves(many("think_aloud", "accuracy"), thresholds, unsure, "right answers, share"),
@@ -140,6 +148,10 @@ def drawn(models: Models) -> dict[str, Figure]:
         named = torch.tensor(first["spoken"]["alone"]["names"])
         steps = [*named_steps(named.shape[1] - 1), "none"]
         made["alone"] = plots.cells(named, steps, slots, "step", "slot", "share of clips")
+    if "decoder" in first:
+        named = torch.tensor(first["decoder"]["names"])
+        steps, thoughts = [*named_steps(named.shape[1] - 1), "none"], [str(i + 1) for i in range(len(named))]
+        made["decoder"] = plots.cells(named, steps, thoughts, "step", "thought", "share of clips")
     return made
 
 

@@ -84,13 +84,16 @@ def looked(seen: Seen) -> dict[str, Any]:
 def said(seen: Seen, samples: Sequence[Sample]) -> dict[str, Any]:
     """The chain said from all slots, and which true step each slot names best when it is alone."""
     exact = [right for text, s in zip(seen["said"], samples, strict=True) for right in steps_right(text, s.thoughts)]
-    slots, longest = len(seen["alone"][0]), max(len(sample.steps) for sample in samples)
-    named, alike = np.zeros((slots, longest + 1)), np.zeros((len(samples), slots))
-    for clip, (texts, sample) in enumerate(zip(seen["alone"], samples, strict=True)):
-        for slot, text in enumerate(texts):
-            step, alike[clip, slot] = spoken.named_best(text, sample.steps)
-            named[slot, step] += 1  # the last column is for none, -1
-    return {
-        "steps_exact": share(np.array(exact)),
-        "alone": {"names": (named / len(samples)).round(4).tolist(), "likeness": [average(x) for x in alike.T]},
-    }
+    return {"steps_exact": share(np.array(exact)), "alone": named(seen["alone"], samples)}
+
+
+def named(every: Sequence[Sequence[str]], samples: Sequence[Sample]) -> dict[str, Any]:
+    """Which true step each thought's text names best: the share of clips, a row a thought, a column a step and one for none;
+    and how much of that step it says. every: the texts of each clip's thoughts."""
+    thoughts, longest = len(every[0]), max(len(sample.steps) for sample in samples)
+    names, alike = np.zeros((thoughts, longest + 1)), np.zeros((len(samples), thoughts))
+    for clip, (texts, sample) in enumerate(zip(every, samples, strict=True)):
+        for thought, text in enumerate(texts):
+            step, alike[clip, thought] = spoken.named_best(text, sample.steps)
+            names[thought, step] += 1  # the last column is for none, -1
+    return {"names": (names / len(samples)).round(4).tolist(), "likeness": [average(x) for x in alike.T]}

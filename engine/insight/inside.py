@@ -122,6 +122,7 @@ def as_json(inside: Inside) -> dict[str, Any]:
         "said_by_donors": {name: _rounded(torch.tensor(row)) for name, row in inside.donors.items()},
         "fewer_slots": _rounded(torch.tensor(inside.fewer)),
         "lens": {"kind": "tuned" if inside.tuned else "plain", "words": inside.words},
+        "written_steps": None if inside.steps is None else _rounded(inside.steps),
         "collapse": {name: _rounded(layer) for name, layer in inside.collapse.items()},
     }  # fmt: skip
 

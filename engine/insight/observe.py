@@ -60,7 +60,19 @@ def _observed(subject: Subject, clips: Clips) -> dict[str, Any]:
     if subject.speaks:
         found["said"] = [generate.thoughts_of(t) for t in generate.speak(backbone, thoughts, LONGEST).text]
         found["alone"] = spoken.alone(backbone, thoughts, LONGEST)
-    return found
+    taught = [_taught(subject, sample) for sample in samples]
+    return found | ({"taught": taught} if any(taught) else {})
+
+
+def _taught(subject: Subject, sample: Sample) -> list[str]:
+    """What the step decoder that taught the slots says of each; nothing for a model without one.
+
+    Clip by clip, as the number of true steps decides in which layer it reads.
+    """
+    if spoken.decoder_of(subject.method, subject.companions) is None:
+        return []
+    thoughts = subject.think([sample])
+    return spoken.taught(subject.backbone, subject.method, subject.companions, thoughts, len(sample.steps))[0]
 
 
 def _changed(subject: Subject, clips: Clips, thoughts: generate.Thoughts) -> dict[str, Any]:

@@ -8,25 +8,27 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from engine.ask import Reply
-from engine.insight import spoken
-from engine.insight.cards import text
+from engine.insight import replace, spoken
+from engine.insight.cards import duration, mark, text
 from engine.insight.inside import UNTOUCHED, Inside
 
 CHANGED = "a changed clip"  # donors, by name
 OTHER = "another clip"
 MOVED = 0.1  # total variation from which a change counts as felt
 SURE = 0.9  # confidence at which it could have stopped
+COPIES, ALIKE = 0.95, 0.7  # mean cosine from which slots are called copies of each other, or much alike
 
 THOUGHT = """What the slots say when the model speaks from them. Words that can be read off a slot need not be what the answer
 is made from: that is what “Does it matter?” tests."""
-LOOKED = """How much each slot attends to each moment of the clip, over all layers and heads. Attention says where information
-could come from, not what was used of it."""
+LOOKED = """How much each slot attends to each moment of the clip, over all layers and heads. Dotted lines mark where the steps
+of an example or a filmed clip begin. Attention says where information could come from, not what was used of it."""
+STRIP = "<h4>The chosen slot, frame by frame: the brighter, the more it attends</h4>"
 MATTERS = """Each row puts something else in the place of the slots and asks for the answer again. Where nothing moves, the
 slots do not matter for this clip. It is a test of one clip: the report over many is python -m engine insight."""
 MANY = """The same answer from the first slots only. A model that was trained with one number of slots may do badly with
 fewer; being sure is not being right."""
-HOOD = """The hidden states themselves: how alike they are, and what each layer would say if it were the last. A word that
-can be read off a layer need not be used by the layers above it."""
+HOOD = """The hidden states themselves: how alike they are (a cosine of 1 is the same direction, 0 is unrelated, -1 is opposite),
+and what each layer would say if it were the last. A word that can be read off a layer need not be used by the layers above it."""
 
 
 def chips(count: int, chosen: int) -> str:
@@ -97,16 +99,8 @@ def matters(reply: Reply) -> str:
     """In words: do the slots matter for this answer, and does it follow another clip's?"""
     inside, options = reply.inside, [option.text for option in reply.options]
     if inside is None or not inside.changes:
-        return "<p>Slots can be replaced where there are some, and options whose probabilities can be compared.</p>"
-    own, gone = (inside.changes[name] for name in (UNTOUCHED, "hidden"))
-    felt = distance(own, gone)
-    now = options[_best(gone)]
-    if now != options[_best(own)]:
-        told = [f"The slots decide this answer: when nothing may look at them, it becomes “{now}”."]
-    elif felt >= MOVED:
-        told = [f"The slots sway this answer but don't decide it: without them it stays “{now}”, less or more surely."]
-    else:
-        told = [f"The slots hardly matter for this answer: without them it stays “{now}”, as surely as before."]
+        return "<p>Nothing can be replaced here: ask with one pause or more, and with options to choose from.</p>"
+    own, told = inside.changes[UNTOUCHED], [verdict(inside, options)]
     for name, theirs in inside.donors.items():
         said, before, after = (options[_best(row)] for row in (theirs, own, inside.changes[name]))
         whose = "the same clip with one event changed" if name == CHANGED else "another clip"
@@ -119,11 +113,33 @@ def matters(reply: Reply) -> str:
     return "".join(f"<p>{text(line)}</p>" for line in told)
 
 
+def verdict(inside: Inside, options: Sequence[str]) -> str:
+    """One sentence: do the slots matter for this answer? By what it becomes when nothing may look at them."""
+    own, gone = (inside.changes[name] for name in (UNTOUCHED, "hidden"))
+    now = options[_best(gone)]
+    if now != options[_best(own)]:
+        return f"The slots decide this answer: when nothing may look at them, it becomes “{now}”."
+    before, after = (f"{max(row):.0%}" for row in (own, gone))
+    if distance(own, gone) >= MOVED:
+        return f"The slots sway this answer but don't decide it: without them it stays “{now}”, {after} sure and not {before}."
+    return f"The slots do not matter for this answer: without them it stays “{now}”, {after} sure ({before} with them)."
+
+
+def meanings(inside: Inside | None) -> str:
+    """What each row of the replacement test is, folded."""
+    if inside is None or not inside.changes:
+        return ""
+    rows = "".join(
+        f"<dt>{text(name)}</dt><dd>{text(said)}</dd>" for name, said in replace.meant(inside.changes).items()
+    )
+    return f'<details class="s-slot"><summary>What each row puts in the place of the slots</summary><dl>{rows}</dl></details>'
+
+
 def many(reply: Reply) -> str:
     """In words: how many slots this answer needs."""
     inside, options = reply.inside, [option.text for option in reply.options]
     if inside is None or not inside.fewer:
-        return "<p>The number of slots can be varied where there are some, and options to choose from.</p>"
+        return "<p>There is nothing to count here: ask with one pause or more, and with options to choose from.</p>"
     chosen = [_best(row) for row in inside.fewer]
     last = max((n for n, best in enumerate(chosen) if best != chosen[-1]), default=-1) + 1
     since = f"From {_slots(last)} on" if last else "Without any slot, and with every number of them"
@@ -144,23 +160,29 @@ def lens_table(inside: Inside | None, chosen: int) -> str:
     """The likeliest word of every layer at every slot, the last layer first; the stronger, the likelier."""
     if inside is None:
         return ""
-    head = "".join(f'<th class="{_on(i, chosen)}">{i + 1}</th>' for i in range(len(inside.words[0])))
+    head = "".join(f'<th scope="col" class="{_on(i, chosen)}">{i + 1}</th>' for i in range(len(inside.words[0])))
     rows = []
     for layer in range(len(inside.words) - 1, -1, -1):
         cells = []
         for i, likely in enumerate(inside.words[layer]):
-            every = ", ".join(f"{word.strip() or '␣'} {share:.0%}" for word, share in likely)
+            every = ", ".join(f"{_token(word)} {share:.0%}" for word, share in likely)
             word, share = likely[0]
             cells.append(
-                f'<td class="{_on(i, chosen)}" title="{text(every)}" style="--s-share:{0.35 + 0.65 * share:.2f}">'
-                f"{text(word.strip()) or '␣'}</td>"
+                f'<td class="{_on(i, chosen)}" title="{text(every)}" style="--s-share:{0.65 + 0.35 * share:.2f}">'
+                f"{text(_token(word))}</td>"
             )
-        rows.append(f"<tr><th>{layer}</th>{''.join(cells)}</tr>")
+        rows.append(f'<tr><th scope="row">{layer}</th>{"".join(cells)}</tr>')
     kind = "tuned lens" if inside.tuned else "logit lens"
     return (
-        f'<div class="s-lens"><table><caption>Layer by slot, {kind}</caption>'
-        f"<tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
+        f'<section class="s-slot"><h4>What each layer would say ({kind})</h4><small>Its likeliest word at every slot, the '
+        f"stronger the likelier; ␣ is a blank, ⏎ a new line.</small><div class='s-lens' tabindex='0'><table>"
+        f"<tr><th>layer \\ slot</th>{head}</tr>{''.join(rows)}</table></div></section>"
     )
+
+
+def _token(word: str) -> str:
+    """A token as it can be seen."""
+    return word.strip() or ("⏎" if "\n" in word else "␣")
 
 
 def _on(place: int, chosen: int) -> str:
@@ -171,32 +193,61 @@ def collapsed(inside: Inside | None) -> str:
     """SIM-CoT's measures and their like, at the last layer."""
     if inside is None:
         return ""
-    last = {name: float(layer[-1]) for name, layer in inside.collapse.items()}
-    said = {
-        "Mean cosine of two slots": f"{last['cosine']:.2f}",
-        "Effective rank": f"{last['effective_rank']:.1f} directions",
+    last, count = {name: float(layer[-1]) for name, layer in inside.collapse.items()}, len(inside.words[0])
+    if count == 1:
+        told = "One slot has no other to be like."
+    elif last["cosine"] >= COPIES:
+        told = "Yes: the slots are nearly copies of each other."
+    elif last["cosine"] >= ALIKE:
+        told = "In part: the slots are much alike."
+    else:
+        told = "No: the slots differ clearly from each other."
+    said = {"Effective rank": f"{last['effective_rank']:.1f} of at most {count} directions"}
+    if count > 1:
+        said |= {
+            "Mean cosine of two slots": f"{last['cosine']:.2f} (1 = the same direction)",
+            "Mean distance of two slots": f"{last['distance']:.1f} (Euclidean)",
+        }
+    said |= {
         "Mean length": f"{last['norm']:.1f} embedding lengths",
-        "Mean distance of two slots": f"{last['distance']:.1f}",
-        "Mean distance to the vocabulary's centre": f"{last['centre']:.1f}",
+        "Mean distance to the vocabulary's centre": f"{last['centre']:.1f} (Euclidean)",
     }
     rows = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in said.items())
-    return f'<section class="s-slot"><h4>Have they collapsed? In the last layer</h4><dl>{rows}</dl></section>'
+    return f'<section class="s-slot"><h4>Have they collapsed into one? In the last layer</h4><p>{told}</p><dl>{rows}</dl></section>'
 
 
 def compared(replies: Mapping[str, Reply], truth: Mapping[str, object] | None = None) -> str:
-    """The same question, answered silently by two models."""
-    rows = []
-    for name, reply in replies.items():
-        sure = f"{max(option.probability for option in reply.options):.0%}" if reply.options else ""
-        right = "" if truth is None else ("correct" if reply.answer == truth["answer"] else "incorrect")
-        cells = (name, reply.answer or "(nothing)", sure, right, reply.thoughts.replace("\n", "; "))
-        felt = matters(reply).split("</p>")[0].removeprefix("<p>") if reply.inside else "It has no slots."
-        rows.append("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in cells) + f"<td>{felt}</td></tr>")
-    head = ("model", "answer", "sure", "", "thoughts", "its slots")
-    return (
-        '<section class="s-compared"><h3>Two models on the same clip</h3><div><table>'
-        f"<tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{''.join(rows)}</table></div></section>"
+    """The same question, answered by two models: a column each."""
+    columns = [_column(reply, truth) for reply in replies.values()]
+    rows = "".join(
+        f'<tr><th scope="row">{aspect}</th>{"".join(f"<td>{column[aspect]}</td>" for column in columns)}</tr>'
+        for aspect in columns[0]
     )
+    head = "".join(f'<th scope="col">{text(name)}</th>' for name in replies)
+    return (
+        '<section class="s-compared"><h3>Two models on the same clip</h3><div tabindex="0"><table>'
+        f"<tr><td></td>{head}</tr>{rows}</table></div></section>"
+    )
+
+
+def _column(reply: Reply, truth: Mapping[str, object] | None) -> dict[str, str]:
+    """What one model did, aspect by aspect, as HTML."""
+
+    def answered(words: str) -> str:
+        return (text(words) or "(nothing)") + (mark(words == truth["answer"], True) if truth else "")
+
+    chain, inside, options = reply.explicit, reply.inside, [option.text for option in reply.options]
+    sure = f", {max(option.probability for option in reply.options):.0%} sure" if reply.options else ""
+    felt = "It has no slots." if not reply.slots else verdict(inside, options) if inside and inside.changes else ""
+    return {
+        "Silent answer": f"<b>{answered(reply.answer)}</b>{sure}",
+        "Slots": str(reply.slots),
+        "Silent tokens and time": f"{reply.generated_tokens}, {duration(reply.seconds['think'] + reply.seconds['answer'])}",
+        "Written chain's answer": f"<b>{answered(chain.answer)}</b>" if chain else "not asked for",
+        "Written tokens and time": f"{chain.generated_tokens}, {duration(chain.seconds)}" if chain else "",
+        "Thoughts": "<br>".join(map(text, reply.thoughts.splitlines())) or "none",
+        "Do its slots matter?": text(felt),
+    }
 
 
 def distance(row: Sequence[float], other: Sequence[float]) -> float:

@@ -21,41 +21,50 @@ LINES = ("#6366f1", "#e07b1a", "#0d9488", "#db2777", "#767676", "#0284c7", "#a16
 MOST_NUMBERS = 10  # columns up to which a cell has room for its number
 
 
-def slots(states: Tensor, layer: int) -> Figure:
-    """Heatmap of slot x slot cosine in one layer; colours mean the same in every layer.
+def slots(states: Tensor, layer: int, chosen: int) -> Figure:
+    """Heatmap of slot x slot cosine in one layer, the chosen slot's row framed; colours mean the same in every layer.
 
-    states: [layers + 1, slots, dim], layer: 0 = embeddings.
+    states: [layers + 1, slots, dim], layer: 0 = embeddings, chosen: from 0.
     """
     cosine = similarity.between_slots(states)
     figure = _heatmap(cosine[layer], cosine, 1, "slot %{y}, slot %{x}", "slot", "slot")
+    _frame(figure, (0.5, states.shape[1] + 0.5), (chosen + 0.5, chosen + 1.5))
     figure.update_xaxes(tickvals=_ticks(states.shape[1]), constrain="domain")
     figure.update_yaxes(tickvals=_ticks(states.shape[1]), constrain="domain", constraintoward="top", scaleanchor="x")
     return figure
 
 
-def steps(states: Tensor, written: Tensor) -> Figure:
+def steps(states: Tensor, written: Tensor, chosen: int) -> Figure:
     """Heatmap, slot x written step: cosine of a slot's state with the one at the step's end, in one layer.
 
-    states: [slots, dim], written: [steps, dim].
+    states: [slots, dim], written: [steps, dim], chosen: the slot whose row is framed, from 0.
     """
     cosine = similarity.between(states[None], written[None])[0]
     figure = _heatmap(cosine, cosine, 1, "slot %{y}, step %{x}", "written step", "slot")
+    _frame(figure, (0.5, len(written) + 0.5), (chosen + 0.5, chosen + 1.5))
     figure.update_xaxes(tickvals=_ticks(len(written)))
     return figure.update_yaxes(tickvals=_ticks(len(states)))
 
 
-def teacher(states: Tensor, answer: Tensor, teacher_state: Tensor) -> Figure:
-    """Heatmap, layer x slot: cosine with the written chain's state at the answer.
+def teacher(states: Tensor, answer: Tensor, teacher_state: Tensor, chosen: int) -> Figure:
+    """Heatmap, layer x slot: cosine with the written chain's state at the answer, the chosen slot's column framed.
 
     The last column is the silent answer's own state, which training drew to it.
-    states: [layers + 1, slots, dim], answer and teacher_state: [layers + 1, dim].
+    states: [layers + 1, slots, dim], answer and teacher_state: [layers + 1, dim], chosen: from 0.
     """
     count = states.shape[1]
     cosine = similarity.with_state(torch.cat([states, answer[:, None]], dim=1), teacher_state)
     figure = _heatmap(cosine, cosine, 0, "layer %{y}, slot %{x}", "slot", "layer")
+    if count:
+        _frame(figure, (chosen + 0.5, chosen + 1.5), (-0.5, len(cosine) - 0.5))
     shown = [i for i in _ticks(count) if i <= count - count // 8]  # leaves room for the last column's name
     figure.update_xaxes(tickvals=[*shown, count + 1], ticktext=[*map(str, shown), "answer"])
     return figure
+
+
+def _frame(figure: Figure, x: tuple[float, float], y: tuple[float, float]) -> None:
+    """Draws a frame around the cells of the chosen slot."""
+    figure.add_shape(type="rect", x0=x[0], x1=x[1], y0=y[0], y1=y[1], line={"color": OPPOSITE, "width": 2})
 
 
 def _ticks(count: int) -> list[int]:
@@ -83,11 +92,16 @@ def _heatmap(cosine: Tensor, every: Tensor, first_row: int, hover: str, x_title:
         },
     }  # fmt: skip
     if columns <= MOST_NUMBERS and rows <= MOST_NUMBERS:
-        said = [[f"{v:.2f}".replace("0.", ".", 1).replace("1.00", "1") for v in row] for row in values.tolist()]
+        said = [[_short_number(v) for v in row] for row in values.tolist()]
         trace |= {"text": said, "texttemplate": "%{text}", "textfont": {"size": 10}}
     figure = _figure([Heatmap(**trace)], x_title, y_title)
     figure.update_yaxes(autorange="reversed", dtick=1)
     return figure
+
+
+def _short_number(value: float) -> str:
+    """A cosine in as little room as a cell has: .07, -.40, 1 (and never a negative nothing)."""
+    return f"{round(value, 2) + 0.0:.2f}".replace("0.", ".", 1).replace("1.00", "1")
 
 
 def curves(lines: Mapping[str, Sequence[Estimate]], at: Sequence[float], x_title: str, y_title: str) -> Figure:
@@ -148,7 +162,7 @@ def looked(frames: Tensor, seconds: float, moments: Sequence[tuple[float, float]
         z=frames.double().numpy().round(5).tolist(), x=[round((i + 0.5) * seconds, 4) for i in range(slices)], y=names,
         zmin=0, colorscale=[UNRELATED, HALF, SAME], xgap=1, ygap=1,
         hovertemplate="slot %{y}, %{x:.2f} s: %{z:.3f}<extra></extra>",
-        colorbar={"title": {"text": "attention", "side": "right"}, "thickness": 8, "outlinewidth": 0, "xpad": 6},
+        colorbar={"title": {"text": "share of attention", "side": "right"}, "thickness": 8, "outlinewidth": 0, "xpad": 6},
     )  # fmt: skip
     figure = _figure([trace], "time in the clip, s", "slot")
     figure.update_yaxes(type="category", autorange="reversed")
@@ -158,8 +172,7 @@ def looked(frames: Tensor, seconds: float, moments: Sequence[tuple[float, float]
             figure.add_annotation(
                 x=start, y=1, yref="paper", yanchor="bottom", xanchor="left", text=str(number + 1), showarrow=False
             )
-    ends = {"x0": 0, "x1": slices * seconds, "y0": chosen - 0.5, "y1": chosen + 0.5}
-    figure.add_shape(type="rect", line={"color": OPPOSITE, "width": 2}, **ends)
+    _frame(figure, (0, slices * seconds), (chosen - 0.5, chosen + 0.5))
     return figure.update_layout(margin={"l": 56, "r": 8, "t": 22, "b": 44})
 
 
@@ -207,15 +220,19 @@ def _short(words: str) -> str:
     return words.replace("&", "&amp;").replace("<", "&lt;")
 
 
-def way(states: Tensor) -> Figure:
-    """The slots' path through the layers in the plane that shows most of it. states: [layers + 1, slots, dim]."""
+def way(states: Tensor, chosen: int) -> Figure:
+    """The slots' path through the layers in the plane that shows most of it, the chosen slot's in full strength.
+
+    states: [layers + 1, slots, dim], chosen: from 0.
+    """
     from plotly.graph_objects import Scatter
 
     points, shares = similarity.path(states)
     traces = [
         Scatter(
             x=line[:, 0].tolist(), y=line[:, 1].tolist(), name=f"slot {slot}", mode="lines+markers",
-            line={"color": colour, "width": 1.5}, marker={"size": [4] * (len(line) - 1) + [9]},
+            line={"color": colour, "width": 3 if slot == chosen + 1 else 1.5}, opacity=1 if slot == chosen + 1 else 0.45,
+            marker={"size": [4] * (len(line) - 1) + [9]},
             hovertemplate=f"slot {slot}, layer %{{pointNumber}}<extra></extra>",
         )
         for slot, (line, colour) in enumerate(zip(points.transpose(0, 1), _colours(points.shape[1])), 1)

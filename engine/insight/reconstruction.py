@@ -75,6 +75,17 @@ def interpreted(
     return found
 
 
+def unfolded(backbone: Backbone, companions: nn.ModuleDict, method: Interpreters, sample: Sample) -> str:
+    """What the interpreters say of one sample's thinking tokens, a line a section. Its chain need not be known.
+
+    They are given the question too, so not all that they say need come from the thought.
+    """
+    names = method.sections[: method.compressed]
+    asked = replace(sample, steps=("",) * len(names), sections=names)
+    found = interpreted(backbone, companions, method, [asked])
+    return "\n".join(f"{one.section}: {' '.join(one.said.split())}" for one in found)
+
+
 def likeness(
     said: Sequence[str], true: Sequence[str], encoder: str | Path | None = None, layer: int | None = None,
     judge: Judge | None = None,

@@ -8,7 +8,7 @@ of a method's `thinking`, not ones that are written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +20,21 @@ from engine.backbones.base import Backbone
 from engine.generate import Thoughts
 from engine.layout import Special
 from engine.methods.method import Method
+
+WITHOUT = "without slot "  # and its number
+MEANT = {
+    "as they are": "Nothing is changed.",
+    "zeros": "Every slot holds nothing but zeros.",
+    "mean": "Every slot holds the mean of all of them.",
+    "noise": "Random numbers with the mean and spread of the slots.",
+    "first repeated": "Every slot holds what the first one does.",
+    "shuffled": "The slots keep what they hold, but change places.",
+    "a changed clip": "What the slots hold for the same clip with one event changed.",
+    "another clip": "What the slots hold for another clip.",
+    "hidden": "The slots keep their places, but nothing may look at them.",
+    "markers only": "As if there had never been any slots.",
+    WITHOUT: "That one slot is hidden, the others stay.",
+}  # what each change puts in the place of the slots, in words, donors by the names that the page and the command give them
 
 
 @dataclass(frozen=True)
@@ -71,7 +86,7 @@ def changes(own: Tensor, donors: Mapping[str, Tensor] | None = None, seed: int =
         *[Change(name, contents) for name, contents in (donors or {}).items()],
         Change("hidden", seen=none),
         Change("markers only", seen=none, places=0),
-        *[Change(f"without slot {i + 1}", seen=~one[i]) for i in range(count)],
+        *[Change(f"{WITHOUT}{i + 1}", seen=~one[i]) for i in range(count)],
     ]
 
 
@@ -120,6 +135,12 @@ def replaced(backbone: Backbone, thoughts: Thoughts, changed: Sequence[Change]) 
         thoughts, layers=layers, context=pad(thoughts.context, room), slots=slots,
         thought=lanes.scatter(2, slots, seen.expand(batch, -1, -1)), after=thoughts.positions[:, :1] + places,
     )  # fmt: skip
+
+
+def meant(names: Iterable[str]) -> dict[str, str]:
+    """What the changes of these names put in the place of the slots, those without one slot told once."""
+    kinds = dict.fromkeys(WITHOUT if name.startswith(WITHOUT) else name for name in names)
+    return {f"{WITHOUT}…" if kind == WITHOUT else kind: MEANT[kind] for kind in kinds if kind in MEANT}
 
 
 def marks(method: Method) -> tuple[str, ...]:

@@ -10,22 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.insight.estimates import Estimate
-from engine.insight.figures import SAID, Models, drawn
+from engine.insight.figures import SAID, UNITS, drawn
+from engine.insight.replace import meant
+from engine.insight.study import Models
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-Part = tuple[str, str, "Figure"]  # a title, what it shows and what not, the figure
-STYLE = """:root{color-scheme:light dark}body{font:16px/1.55 Inter,ui-sans-serif,system-ui,sans-serif;max-width:920px;
+Part = tuple[str, str, str, "Figure"]  # a file's name, a title, what it shows and what not, the figure
+STYLE = """:root{color-scheme:light dark}body{font:16px/1.55 Inter,ui-sans-serif,system-ui,sans-serif;max-width:1120px;
 margin:32px auto;padding:0 16px}h1,h2{letter-spacing:-.02em;line-height:1.2}h2{margin-top:48px}small{color:#767676}
-table{border-collapse:collapse;font-size:14px;display:block;overflow-x:auto}td,th{padding:4px 10px;text-align:left;
+table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}td,th{padding:4px 7px;text-align:left;
 border-bottom:1px solid #8884;white-space:nowrap}"""
 
 
-def write(out: Path, settings: Mapping[str, Any], models: Models) -> list[str]:
-    """Writes everything into a folder -> the files' names. Errors: OSError."""
+def write(out: Path, settings: Mapping[str, Any], models: Models, beside: Sequence[str]) -> list[str]:
+    """Writes everything into a folder -> the files' names. beside: sentences on the models together. Errors: OSError."""
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    told = {"settings": settings, "models": models}
+    told = {"settings": settings, "beside_controls": list(beside), "models": models}
     (out / "insight.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
     with (out / "insight.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
@@ -37,8 +39,8 @@ def write(out: Path, settings: Mapping[str, Any], models: Models) -> list[str]:
     figures = drawn(models)
     for name, figure in figures.items():
         figure.write_json(out / "figures" / f"{name}.json")
-    parts = [(*SAID[name], figure) for name, figure in figures.items()]
-    (out / "report.html").write_text(page(settings, models, parts), encoding="utf-8")
+    parts = [(name, *SAID[name], figure) for name, figure in figures.items()]
+    (out / "report.html").write_text(page(settings, models, beside, parts), encoding="utf-8")
     return ["insight.json", "insight.csv", "report.html", *(f"figures/{name}.json" for name in figures)]
 
 
@@ -51,33 +53,55 @@ def leaves(figures: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[str, Est
             yield from leaves(inner, (*where, str(key)))
 
 
-def page(settings: Mapping[str, Any], models: Models, parts: Sequence[Part]) -> str:
+def page(settings: Mapping[str, Any], models: Models, beside: Sequence[str], parts: Sequence[Part]) -> str:
     """One HTML page with everything in it, plotly's own code too."""
     chosen = escape(", ".join(f"{key}: {json.dumps(value)}" for key, value in settings.items()))
-    words = "".join(
-        f"<h3>{escape(name)}</h3><ul>{''.join(f'<li>{escape(line)}</li>' for line in model['in_words'])}</ul>"
-        for name, model in models.items()
-    )
+    words = "".join(f"<h3>{escape(name)}</h3>{_list(model['in_words'])}" for name, model in models.items())
+    if beside:
+        words += f"<h3>Beside the controls</h3>{_list(beside)}"
     shown = []
-    for i, (title, sentence, figure) in enumerate(parts):
-        drawing = figure.to_html(full_html=False, include_plotlyjs=i == 0, config={"displayModeBar": False, "responsive": True})  # fmt: skip
+    for i, (name, title, sentence, figure) in enumerate(parts):
+        config = {
+            "responsive": True, "displaylogo": False, "modeBarButtons": [["toImage"]],
+            "toImageButtonOptions": {"format": "svg", "filename": name},
+        }  # fmt: skip
+        drawing = figure.to_html(full_html=False, include_plotlyjs=i == 0, config=config)
         shown.append(f"<h2>{escape(title)}</h2><p>{escape(sentence)}</p>{drawing}")
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>Sotto: what the thoughts hold</title><style>{STYLE}</style><h1>What the thoughts hold, and whether they "
-        f"matter</h1><p><small>{chosen}. Bars are 95 % intervals.</small></p>{words}{''.join(shown)}{_table(models)}</html>"
+        f"matter</h1><p><small>{chosen}. Bars are 95 % intervals. The camera at a figure's corner saves it as SVG; the numbers "
+        f"are in insight.json and insight.csv.</small></p>{words}{''.join(shown)}{_tables(models)}</html>"
     )
 
 
-def _table(models: Models) -> str:
-    """The replacement test in numbers."""
+def _list(lines: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+
+
+def _tables(models: Models) -> str:
+    """The replacement test, what each change is, and the last layer's collapse, in numbers."""
     keys = ("accuracy", "gain", "same_answer", "distance", "follows", "follows_letter")
-    head = "".join(f"<th>{name}</th>" for name in ("model", "change", *(key.replace("_", " ") for key in keys)))
-    rows = []
-    for name, model in models.items():
-        for change, row in model["replacement"].items():
-            told = [
-                f"{row[k]['value']:.3f} ({row[k]['low']:.3f} to {row[k]['high']:.3f})" if k in row else "" for k in keys
-            ]
-            rows.append("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in (name, change, *told)) + "</tr>")
-    return f"<h2>The replacement test in numbers</h2><table><tr>{head}</tr>{''.join(rows)}</table>"
+    rows = {
+        (name, change): [_told(row.get(key)) for key in keys]
+        for name, model in models.items() for change, row in model["replacement"].items()
+    }  # fmt: skip
+    changes = meant(change for _, change in rows)
+    replaced = _table(("model", "change", *(key.replace("_", " ") for key in keys)), rows)
+    held = {(name,): [_told(m["collapse"][measure][-1]) for measure in UNITS] for name, m in models.items()}
+    collapsed = _table(("model", *(f"{m.replace('_', ' ')} ({unit})" for m, unit in UNITS.items())), held)
+    return (
+        f"<h2>The replacement test in numbers</h2>{replaced}"
+        f"{_list([f'{name}: {said}' for name, said in changes.items()])}"
+        f"<h2>Collapse in the last layer, in numbers</h2>{collapsed}"
+    )
+
+
+def _told(one: Estimate | None) -> str:
+    return "" if one is None else f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
+
+
+def _table(head: Sequence[str], rows: Mapping[tuple[str, ...], Sequence[str]]) -> str:
+    lines = [[*names, *told] for names, told in rows.items()]
+    cells = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
+    return f"<table><tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>{cells}</table>"

@@ -15,7 +15,9 @@ GROUND = """:root{color-scheme:light dark;--border-color-primary:#8884;--block-b
 --neutral-100:#8882;--neutral-500:#6b6b74;--neutral-800:#8884;--neutral-950:Canvas;--neutral-400:#a1a1aa;
 --body-text-color:CanvasText}body{font:16px/1.55 Inter,ui-sans-serif,system-ui,sans-serif;max-width:920px;margin:32px auto;
 padding:0 16px;background:Canvas!important;color:CanvasText}h1,h2{letter-spacing:-.02em;line-height:1.2}h2{margin-top:44px}
-small{color:#767676}@media(prefers-color-scheme:dark){:root{--s-accent:#a5b4fc;--s-accent-soft:#1e1b4b80;--s-right:#4ade80;
+.s-truth,.s-answers,.s-compared,.s-thoughts,.s-slot,.s-strip,.s-lead{margin:14px 0}ol,h3{margin-bottom:0}
+.js-plotly-plot :is(.xtick,.ytick,.infolayer,.colorbar,.legend) text{fill:var(--s-quiet)!important}
+small{color:var(--s-quiet)}@media(prefers-color-scheme:dark){:root{--s-quiet:#a1a1aa;--s-accent:#a5b4fc;--s-accent-soft:#1e1b4b80;--s-right:#4ade80;
 --s-wrong:#f87171;--s-warn:#fbbf24;--s-warn-soft:#78350f33;--s-error-soft:#7f1d1d33}}"""
 
 
@@ -27,10 +29,14 @@ def page(reply: Reply, truth: Truth | None, shown: Mapping[str, Any]) -> str:
     inside = reply.inside
     parts = [
         ("What it thought", panels.THOUGHT, shown["thoughts"] + shown["words"]),
-        ("Where it looked", panels.LOOKED, _drawn(shown.get("looked")) + shown.get("strip", "")),
-        ("Does it matter?", panels.MATTERS, panels.matters(reply) + _drawn(shown.get("changed"))),
+        ("Where it looked", panels.LOOKED, _drawn(shown.get("looked")) + panels.STRIP + shown.get("strip", "")),
+        (
+            "Does it matter?",
+            panels.MATTERS,
+            panels.matters(reply) + _drawn(shown.get("changed")) + panels.meanings(inside),
+        ),
         ("How many thoughts?", panels.MANY, panels.many(reply) + _drawn(_by_number(reply))),
-        ("Under the hood", panels.HOOD, _hood(reply, shown) + shown.get("lens", "") + panels.collapsed(inside)),
+        ("Under the hood", panels.HOOD, _hood(shown) + shown.get("lens", "") + panels.collapsed(inside)),
     ]
     body = "".join(f"<h2>{title}</h2>{panels.lead(sentence)}{inner}" for title, sentence, inner in parts)
     told = cards.true_answer(truth) if truth else ""
@@ -60,14 +66,11 @@ def _by_number(reply: Reply) -> Any:
     return plots.by_number(fewer, [option.text for option in reply.options]) if fewer else None
 
 
-def _hood(reply: Reply, shown: Mapping[str, Any]) -> str:
-    against = None
-    if reply.teacher_state is not None:
-        against = plots.teacher(reply.states, reply.answer_state, reply.teacher_state)
-    named = (
-        ("Slot by slot, in one layer", shown.get("slots")),
-        ("Slots against the written steps, in the same layer", shown.get("steps")),
-        ("Layer by layer, against the written chain's answer", against),
-        ("The slots' way through the layers", plots.way(reply.states) if reply.slots else None),
-    )
-    return "".join(f"<h3>{title}</h3>{_drawn(figure)}" for title, figure in named if figure is not None)
+def _hood(shown: Mapping[str, Any]) -> str:
+    named = {
+        "slots": "Slot by slot, in one layer",
+        "steps": "Slots against the written steps, in the same layer",
+        "teacher": "Layer by layer, against the written chain's answer",
+        "way": "The slots' way through the layers",
+    }
+    return "".join(f"<h3>{title}</h3>{_drawn(shown[name])}" for name, title in named.items() if shown[name] is not None)

@@ -21,7 +21,7 @@ from engine.methods.coconut import Coconut
 from engine.methods.codi import Codi
 from engine.methods.method import Method
 from engine.methods.pause import PauseDistillation
-from engine.methods.steps import DECODER
+from engine.methods.steps import DECODER, StepSupervision
 
 
 def alone(backbone: Backbone, thoughts: Thoughts, limit: int = 256) -> list[list[str]]:
@@ -40,13 +40,13 @@ def taught(
     It reads what it was trained to read: a slot that rides the prefill in its last layer, or in the one that stands for it in
     a chain of `steps` steps; the input of one that is fed back.
     """
-    if not isinstance(method, PauseDistillation | Coconut | Codi) or method.steps is None or DECODER not in companions:
+    decoded = decoder_of(method, companions)
+    if decoded is None:
         return [[] for _ in range(thoughts.batch)]
-    fed_back = not isinstance(method, PauseDistillation)
-    if fed_back:
+    if not isinstance(method, PauseDistillation):  # fed back
         states = backbone.fed(thoughts.states[0], thoughts.positions)
     else:
-        layers = [method.steps.layer(slot, steps) for slot in range(thoughts.count)]
+        layers = [decoded.layer(slot, steps) for slot in range(thoughts.count)]
         states = torch.stack(
             [read_at(backbone, thoughts.states[:, :, i], layer) for i, layer in enumerate(layers)], dim=1
         )
@@ -56,11 +56,18 @@ def taught(
     decoder.set_input_embeddings(backbone.model.get_input_embeddings())  # words are embedded by the model's own table
     packed = pack([Layout({"read": (slots("<pause>", size),)})] * len(groups), backbone.encode, backbone.pad)
     packed = replace(
-        packed.to(backbone.device), positions=packed.positions.to(backbone.device) + method.steps.first_position
+        packed.to(backbone.device), positions=packed.positions.to(backbone.device) + decoded.first_position
     )
     said = [text.strip() for text in generate.go_on(replace(backbone, model=decoder), packed, groups, limit).text]
     each = len(said) // thoughts.batch
     return [said[i : i + each] for i in range(0, len(said), each)]
+
+
+def decoder_of(method: Method, companions: nn.ModuleDict) -> StepSupervision | None:
+    """How a step decoder (SIM-CoT) taught this method's slots; None for a model without one."""
+    if not isinstance(method, PauseDistillation | Coconut | Codi) or DECODER not in companions:
+        return None
+    return method.steps
 
 
 def read_at(backbone: Backbone, states: Tensor, layer: int | None) -> Tensor:

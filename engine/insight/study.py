@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from engine.insight.estimates import Estimate, average, share
 from engine.insight.holds import Seen
 from engine.insight.howmany import Choice
 from engine.insight.subject import Clips
+
+Models = Mapping[str, Mapping[str, Any]]  # a model's figures, as `study` gives them
 
 MOSTLY = 0.9  # of answers that stay the same: the slots hardly matter
 
@@ -38,6 +40,8 @@ def study(
         figures["looked"] = holds.looked(seen)
     if "said" in seen:
         figures["spoken"] = holds.said(seen, clips.samples)
+    if "taught" in seen:
+        figures["decoder"] = holds.named(seen["taught"], clips.samples)
     return figures | {"in_words": in_words(figures["replacement"])}
 
 
@@ -114,12 +118,12 @@ def how_many(seen: Seen, clips: Clips) -> dict[str, Any]:
     }
 
 
+def percent(one: Estimate) -> str:
+    return f"{one['value']:.1%} ({one['low']:.1%} to {one['high']:.1%})"
+
+
 def in_words(rows: dict[str, dict[str, Estimate]]) -> list[str]:
     """What the replacement test says, for people: whether the slots matter, and whether what they hold does."""
-
-    def percent(one: Estimate) -> str:
-        return f"{one['value']:.1%} ({one['low']:.1%} to {one['high']:.1%})"
-
     own, gone = rows["as they are"], rows["hidden"]
     kept, gain = gone["same_answer"], gone["gain"]
     told = [f"With its slots the model answers {percent(own['accuracy'])} right, and {percent(gone['accuracy'])} when nothing may look at them."]  # fmt: skip
@@ -132,17 +136,58 @@ def in_words(rows: dict[str, dict[str, Estimate]]) -> list[str]:
     else:
         told.append(f"The slots sway the answer (without them it stays the same in {percent(kept)} of the clips), but make no more of them right.")  # fmt: skip
     for name, row in rows.items():
-        if "follows" in row and row["follows"]["n"]:
-            word, by_letter = row["follows"], row["follows_letter"]
-            share_of = f"in {percent(word)} of {word['n']:.0f} clips"
-            if by_letter != word:
-                share_of += f" by its words, and in {percent(by_letter)} of {by_letter['n']:.0f} by its letter"
-            clearer = max(word, by_letter, key=lambda one: one["value"])
-            if clearer["low"] > 0.5:
-                verdict = "it reads its answer from them"
-            elif clearer["high"] < 0.5:
-                verdict = "it mostly does not read its answer from them"
-            else:
-                verdict = "that leaves open whether it reads its answer from them"
-            told.append(f"With the slots of {name} it gives that clip's answer {share_of}: {verdict}.")
+        if "follows" in row:
+            told.append(_followed(name, row["follows"], row["follows_letter"]))
     return told
+
+
+def _followed(name: str, word: Estimate, by_letter: Estimate) -> str:
+    """Does the answer follow the slots of the clips of that name, by the answer's words or by its letter?"""
+    counted = [one for one in (word, by_letter) if one["n"]]
+    if not counted:
+        return f"The slots of {name} prove nothing here: the model answers those clips as it answers these."
+    shares = [f"in {percent(one)} of {one['n']:.0f} clips" for one in counted]
+    if len(counted) == 2 and by_letter != word:
+        share_of = f"{shares[0]} by its words, and {shares[1]} by its letter"
+    else:
+        share_of = shares[0] if word["n"] else f"{shares[0]} by its letter"
+    clearer = max(counted, key=lambda one: one["value"])
+    if clearer["low"] > 0.5:
+        verdict = "it reads its answer from them"
+    elif clearer["high"] < 0.5:
+        verdict = "it mostly does not read its answer from them"
+    else:
+        verdict = "that leaves open whether it reads its answer from them"
+    return f"With the slots of {name} it gives that clip's answer {share_of}: {verdict}."
+
+
+def beside_controls(models: Models) -> list[str]:
+    """The first model beside each of the others, its controls, in words: what it does, and what can be read off its slots.
+
+    What can be read off a control's slots as well was not put there by what the first model was trained for. Two shares are
+    told apart only where their intervals do not overlap.
+    """
+    (first, mine), *others = models.items()
+    told = []
+    for name, theirs in others:
+        ours, other = (m["replacement"]["as they are"]["accuracy"] for m in (mine, theirs))
+        told.append(f"“{first}” answers {percent(ours)} right, “{name}” {percent(other)}: {_apart(ours, other)}.")
+        if "end" in mine["probe"] and "end" in theirs["probe"]:
+            ours, other = (_best_layer(m["probe"]["end"]["right"]["best"]) for m in (mine, theirs))
+            chance = _best_layer(mine["probe"]["end"]["shuffled"]["best"])
+            told.append(
+                f"A linear probe reads the last state off the best slot of “{first}” in {percent(ours)} of the clips, off that "
+                f"of “{name}” in {percent(other)}, and by chance in {percent(chance)}: {_apart(ours, other)}"
+                f"{'' if ours['low'] > other['high'] else ', so that it can be read is no sign of thinking'}."
+            )
+    return told
+
+
+def _best_layer(layers: Sequence[Estimate]) -> Estimate:
+    return max(layers, key=lambda one: one["value"])
+
+
+def _apart(one: Estimate, other: Estimate) -> str:
+    if one["low"] > other["high"]:
+        return "it does better, by more than chance explains"
+    return "the control does better" if one["high"] < other["low"] else "no clear difference"

@@ -1,0 +1,214 @@
+"""The page's tabs: what they say of planted replies, that plain words follow from the numbers, and that words are escaped."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from engine.ask import Explicit, Option, Reply
+from engine.insight import inside, panels, plots, share
+from engine.insight import replace as matter
+from engine.insight.attention import Looked
+from engine.insight.inside import Inside
+
+LAYERS, SLOTS, DIM, SLICES = 4, 3, 6, 5
+SURE_OF_A, SURE_OF_B, TORN = (0.9, 0.1), (0.2, 0.8), (0.6, 0.4)
+
+
+def seen(hidden: tuple[float, ...] = SURE_OF_B, changed: tuple[float, ...] = SURE_OF_B) -> Inside:
+    """What was seen inside of a reply that says A: the answer when the slots are hidden, and with those of a changed clip,
+    which says B itself."""
+    torch.manual_seed(0)
+    heat = torch.zeros(LAYERS, 2, SLOTS + 2, SLICES, 2, 3)
+    for slot in range(SLOTS):
+        heat[:, :, slot, slot, 1, 2] = 0.5  # slot i looks at slice i
+    alone = [f"without slot {i + 1}" for i in range(SLOTS)]
+    kept = {"as they are": SURE_OF_A, "zeros": TORN, "a changed clip": changed, "hidden": hidden}
+    return Inside(
+        alone=("ball starts left", "<script>", "left and right swap"),
+        taught=(),
+        looked=Looked(heat, torch.zeros(LAYERS, 2, SLOTS + 2, SLOTS), 0.5),
+        pictures=np.full((SLICES, 28, 42, 3), 200, np.uint8),
+        pictured=tuple(range(SLICES)),
+        changes=kept | dict.fromkeys(alone, SURE_OF_A),
+        donors={"a changed clip": SURE_OF_B},
+        fewer=(SURE_OF_B, TORN, SURE_OF_A, SURE_OF_A),
+        words=[[[("\n", 0.5), ("left", 0.3)], [(" ", 0.9)], [(" <b>", 0.25)]]] * LAYERS,
+        tuned=False,
+        steps=torch.randn(LAYERS, 2, DIM),
+        collapse={
+            "cosine": torch.tensor([1, 0.5, 0.5, 0.2]), "effective_rank": torch.tensor([1, 2, 2, 2.5]),
+            "norm": torch.ones(LAYERS), "distance": torch.ones(LAYERS), "centre": torch.ones(LAYERS),
+        },
+    )  # fmt: skip
+
+
+@pytest.fixture
+def reply() -> Reply:
+    torch.manual_seed(1)
+    asked = {"model": "m", "pauses": SLOTS, "question": "Where <i>?", "options": ["left", "<b>right</b>"], "frames": 5,
+             "frame_size": [42, 28], "reader": "decord"}  # fmt: skip
+    return Reply(
+        "left", (Option("left", 0.9), Option("<b>right</b>", 0.1)), "ball starts left\nleft and right swap, ball right",
+        Explicit("ball starts left\nleft and right swap, ball right", "<b>right</b>", 40, 0.9), SLOTS, 4,
+        {"think": 0.1, "answer": 0.2, "speak": 1.0}, (), asked, True, torch.randn(LAYERS, SLOTS, DIM),
+        torch.randn(LAYERS, DIM), torch.randn(LAYERS, DIM), seen(),
+    )  # fmt: skip
+
+
+def test_slots_that_decide_sway_or_do_not_matter_are_told_apart(reply: Reply) -> None:
+    def said(hidden: tuple[float, ...]) -> str:
+        return panels.matters(replace(reply, inside=seen(hidden)))
+
+    assert "The slots decide this answer: when nothing may look at them, it becomes “&lt;b&gt;right" in said(SURE_OF_B)
+    assert "sway this answer" in said(TORN)
+    assert "60% sure and not 90%" in said(TORN)
+    assert "The slots do not matter for this answer: without them it stays “left”, 91% sure (90% with them)" in said(
+        (0.91, 0.09)
+    )
+
+
+def test_an_answer_follows_another_clips_slots_or_does_not(reply: Reply) -> None:
+    def said(changed: tuple[float, ...], donor: tuple[float, ...] = SURE_OF_B) -> str:
+        held = replace(seen(changed=changed), donors={"a changed clip": donor})
+        return panels.matters(replace(reply, inside=held))
+
+    assert "the answer follows" in said(SURE_OF_B)
+    assert "it does not follow" in said(SURE_OF_A)
+    assert "prove nothing" in said(SURE_OF_A, SURE_OF_A)
+
+
+def test_how_many_slots_an_answer_needs(reply: Reply) -> None:
+    said = panels.many(reply)
+    assert "From 1 slot on, the answer is “left”" in said
+    assert "90% sure it is with 2 slots for the first time" in said
+    unsure = panels.many(replace(reply, inside=replace(seen(), fewer=(TORN, TORN))))
+    assert "Without any slot, and with every number of them, the answer is “left”" in unsure
+    assert "would write the chain" in unsure
+
+
+def test_without_slots_or_options_the_tabs_say_what_to_do(reply: Reply) -> None:
+    bare = replace(reply, inside=None, slots=0)
+    assert "ask with one pause or more" in panels.matters(bare)
+    assert "ask with one pause or more" in panels.many(bare)
+    assert panels.meanings(None) == panels.lens_table(None, 0) == panels.collapsed(None) == panels.chips(0, 0) == ""
+
+
+def test_every_change_is_explained() -> None:
+    own = torch.randn(2, 1, 1, 1, 4, 3)
+    names = [change.name for change in matter.changes(own, {panels.CHANGED: own, panels.OTHER: own})]
+    told = matter.meant(names)
+    assert [name.split("…")[0] for name in told] == [name for name in names if not name.startswith("without")] + [
+        "without slot "
+    ]
+    assert len(set(told.values())) == len(told)
+    table = panels.meanings(seen())
+    assert all(said in table for said in matter.meant(seen().changes).values())
+    assert "shuffled" not in table  # it is no row of these
+
+
+@pytest.mark.parametrize(("cosine", "said"), [(0.99, "Yes"), (0.8, "In part"), (0.1, "No: the slots differ")])
+def test_collapse_is_said_in_words(cosine: float, said: str) -> None:
+    held = seen()
+    last = {**held.collapse, "cosine": torch.tensor([0, 0, 0, cosine])}
+    told = panels.collapsed(replace(held, collapse=last))
+    assert said in told
+    assert "2.5 of at most 3 directions" in told
+
+
+def test_the_chosen_slot_is_shown_everywhere(reply: Reply) -> None:
+    """Its words, its frames, its row or column in every plot."""
+    held, chosen = seen(), 1
+    assert "Slot 2 by itself" in panels.slot_words(reply, chosen)
+    assert "<script>" not in panels.slot_words(reply, chosen)
+    assert "most like written step 2" in panels.slot_words(reply, 2)
+    assert "most like true step 1, 100% of the words" in panels.slot_words(reply, 0, ["ball starts left"])
+    shares = re.findall(r"<b>([\d.]+) %</b>", panels.strip(held, chosen))
+    assert shares == ["0.0", "50.0", "0.0", "0.0", "0.0"]
+    pressed = re.findall(r'data-index="(\d)" aria-pressed="true"', panels.chips(SLOTS, chosen))
+    assert pressed == ["1"]
+    assert panels.lens_table(held, chosen).count('class="s-on"') == LAYERS + 1
+
+    assert held.looked is not None
+    rows = held.looked.frames.mean((0, 1))[: SLOTS + 1]
+    changed = plots.changed(held.changes, ["left", "right"], chosen)
+    assert [row for row in changed.data[0].y if "<b>" in row] == ["<b>without slot 2</b>"]
+    for figure, x, y in (
+        (plots.looked(rows, 0.5, [(0.0, 0.5), (0.5, 1.0)], chosen), (0, 2.5), (0.5, 1.5)),
+        (plots.slots(reply.states, 1, chosen), (0.5, 3.5), (1.5, 2.5)),
+        (plots.steps(reply.states[1], torch.randn(2, DIM), chosen), (0.5, 2.5), (1.5, 2.5)),
+        (plots.teacher(reply.states, reply.answer_state, reply.answer_state, chosen), (1.5, 2.5), (-0.5, 3.5)),
+    ):
+        frame = next(shape for shape in figure.layout.shapes if shape.type == "rect")
+        assert (frame.x0, frame.x1, frame.y0, frame.y1) == (*x, *y)
+    lines = plots.way(reply.states, chosen).data
+    assert [line.opacity == 1 for line in lines] == [i == chosen for i in range(SLOTS)]
+
+
+def test_the_steps_of_a_clip_are_marked_on_the_timeline() -> None:
+    figure = plots.looked(torch.rand(SLOTS + 1, SLICES), 0.5, [(0.0, 0.5), (0.5, 1.5), (1.5, 2.5)], 0)
+    assert [shape.x0 for shape in figure.layout.shapes if shape.type == "line"] == [0.0, 0.5, 1.5]
+    assert [(note.x, note.text) for note in figure.layout.annotations] == [(0.5, "2"), (1.5, "3")]
+    assert figure.layout.xaxis.title.text == "time in the clip, s"
+    assert list(figure.data[0].x) == [0.25, 0.75, 1.25, 1.75, 2.25]
+
+
+def test_the_lens_table_shows_what_cannot_be_seen(reply: Reply) -> None:
+    table = panels.lens_table(seen(), 0)
+    assert "logit lens" in table
+    assert "tuned lens" in panels.lens_table(replace(seen(), tuned=True), 0)
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", table)[:3] == ["⏎", "␣", "&lt;b&gt;"]
+    assert 'title="⏎ 50%, left 30%"' in table
+    assert re.findall(r'<th scope="row">(\d)</th>', table) == ["3", "2", "1", "0"]
+
+
+def test_two_models_stand_beside_each_other(reply: Reply) -> None:
+    silent = replace(reply, answer="<b>right</b>", slots=0, inside=None, explicit=None, thoughts="")
+    table = panels.compared({"one": reply, "<two>": silent}, {"answer": "left"})
+    rows = re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td><td>(.*?)</td>', table)
+    told = {aspect: (mine, theirs) for aspect, mine, theirs in rows}
+    assert "✓ correct" in told["Silent answer"][0]
+    assert "✗ incorrect" in told["Silent answer"][1]
+    assert told["Slots"] == ("3", "0")
+    assert told["Written chain's answer"][1] == "not asked for"
+    assert told["Thoughts"] == ("ball starts left<br>left and right swap, ball right", "none")
+    assert "The slots decide this answer" in told["Do its slots matter?"][0]
+    assert told["Do its slots matter?"][1] == "It has no slots."
+    assert "<two>" not in table
+    assert "<b>right</b>" not in table
+    assert "correct" not in panels.compared({"one": reply, "two": silent})
+
+
+def test_the_page_to_share_is_whole(reply: Reply) -> None:
+    shown = {
+        "answers": "<p>answers</p>", "compared": "", "thoughts": "<p>thoughts</p>", "words": panels.slot_words(reply, 0),
+        "strip": panels.strip(reply.inside, 0), "lens": panels.lens_table(reply.inside, 0),
+        "looked": plots.looked(torch.rand(SLOTS + 1, SLICES), 0.5, [], 0), "changed": plots.changed(seen().changes, ["a", "b"], 0),
+        "slots": plots.slots(reply.states, 0, 0), "steps": None, "way": plots.way(reply.states, 0),
+        "teacher": plots.teacher(reply.states, reply.answer_state, reply.answer_state, 0),
+    }  # fmt: skip
+    page = share.page(reply, None, shown)
+    assert page.count('class="plotly-graph-div"') == 6
+    assert "<i>?" not in page
+    assert "<b>right" not in page
+    assert "True answer" not in page
+    assert not re.findall(r'<(?:script|img|link)[^>]*(?:src|href)="(?!data:)', page)
+    truth = {"answer": "left", "steps": [{"text": "ball starts left"}], "difficulty": 1}
+    assert "True answer: <b>left</b>" in share.page(reply, truth, shown)
+
+
+def test_what_was_seen_inside_is_all_in_the_json() -> None:
+    told = json.loads(json.dumps(inside.as_json(seen()), allow_nan=False))
+    assert told["changes"]["hidden"] == [0.2, 0.8]
+    assert told["said_by_donors"] == {"a changed clip": [0.2, 0.8]}
+    assert len(told["fewer_slots"]) == SLOTS + 1
+    assert np.array(told["looked"]["patches"]).shape == (SLOTS + 2, SLICES, 2, 3)
+    assert np.array(told["written_steps"]).shape == (LAYERS, 2, DIM)
+    assert set(told["collapse"]) == {"cosine", "effective_rank", "norm", "distance", "centre"}
+    assert told["lens"]["kind"] == "plain"
+    assert told["alone"][0] == "ball starts left"
