@@ -204,10 +204,10 @@ def train(
         torch.manual_seed(config.seed + 1_000_003 * (step * ranks + rank))  # dropout is decided by the step too
         terms = _learn(passes, method, backbone, companions, team)
         if not math.isfinite(terms["loss"]):
-            raise FloatingPointError(
-                f"The loss is {terms['loss']} at step {step}; the last checkpoint is {checkpoints(out)[-1:] or 'none'}."
-            )
+            raise FloatingPointError(_lost("loss", terms["loss"], step, out))
         norm = team.update(config.clip)
+        if not math.isfinite(norm):  # it has spoilt the weights, so nothing is saved of them
+            raise FloatingPointError(_lost("gradient's norm", norm, step, out))
         seen += config.batch * ranks
         bar.update()
         done = step + 1
@@ -234,6 +234,10 @@ def train(
             save(out, {"step": done, "best": best}, config.keep, team)
     journal.close()
     return out / "best"
+
+
+def _lost(what: str, value: float, step: int, out: Path) -> str:
+    return f"The {what} is {value} at step {step}; the last checkpoint is {checkpoints(out)[-1:] or 'none'}."
 
 
 def _checked(config: Training, resume: bool) -> Path:

@@ -52,11 +52,21 @@ def test_mistakes_are_named(values, words):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("- 1", "keys and values"), ("a: [", "not valid YAML"), ("!!python/object:os.x {}", "YAML")]
+    ("text", "words"),
+    [
+        (b"- 1", "keys and values"),
+        (b"a: [", "not valid YAML"),
+        (b"!!python/object:os.x {}", "YAML"),
+        (b"a: " + b"[" * 5000, "not valid YAML"),
+        (b"a: " + b"9" * 5000, "not valid YAML"),
+        (b"a: 2026-13-45", "not valid YAML"),
+        (b"a: \xff\xfe", "not valid YAML"),
+        (b"a: \0", "not valid YAML"),
+    ],
 )
 def test_files_that_are_no_configuration(tmp_path, text, words):
     path = tmp_path / "c.yaml"
-    path.write_text(text)
+    path.write_bytes(text)
     with pytest.raises(ConfigError, match=words):
         read_yaml(path)
     with pytest.raises(ConfigError, match="Can't read"):
@@ -64,8 +74,9 @@ def test_files_that_are_no_configuration(tmp_path, text, words):
 
 
 def test_numbers_must_be_finite_where_they_count():
-    with pytest.raises(ConfigError):
-        convert("inf", int, "n")
+    for value, kind in (("inf", int), (10**400, float), ("nan", int)):
+        with pytest.raises(ConfigError):
+            convert(value, kind, "n")
 
 
 def test_the_small_models_configurations_load():
@@ -77,7 +88,7 @@ def test_the_small_models_configurations_load():
 
     methods = {
         **dict.fromkeys(("short", "silent", "tally", "pause"), "pause"), **dict.fromkeys(("answer_only", "filler"), "controls.Silent"),
-        "explicit": "controls.Explicit", "lookup": "lookup", "coconut": "coconut", "codi": "codi",
+        **dict.fromkeys(("explicit", "sums"), "controls.Explicit"), "lookup": "lookup", "coconut": "coconut", "codi": "codi",
     }  # fmt: skip
     configs = Path(__file__).parent.parent / "train" / "configs"
     for path in sorted((configs / "text").glob("table*.yaml")):

@@ -104,6 +104,10 @@ def test_every_thought_says_its_step(model: Backbone) -> None:
     assert words(codi, five) == ["1 + 1 = 2", "2 + 1 = 3", merged]
     assert words(codi, one) == ["no name"]
     assert words(METHODS["pause"], replace(one, dialect="chat")) == ["no name", "no", "no"]
+    outcomes = replace(codi, steps=replace(codi.steps, words=1))
+    assert words(outcomes, two) == [" left", " right"]
+    assert words(outcomes, three) == ["x", "y", "z"]  # of one word, the whole
+    assert words(outcomes, five) == [" 2", " 3", " 4\n 5\n5"]
 
 
 def states_fed(method: Any, out: Outcome, b: int, group: int) -> Tensor:

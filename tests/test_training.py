@@ -146,13 +146,18 @@ def test_a_run_is_not_overwritten(start, tmp_path):
         train(settings(start, tmp_path, 2), Explicit(), SOURCE, accuracy)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(start, tmp_path):
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [(lambda loss: loss * float("nan"), "loss is nan at step 2"), (lambda loss: loss + (loss - loss).sqrt(), "norm is nan at step 2")],
+    ids=["loss", "gradient alone"],
+)  # fmt: skip
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(start, tmp_path, broken, words):
     class Breaking(Explicit):
         def loss(self, out):
             total, terms = super().loss(out)
-            return (total * float("nan") if len(checkpoints(tmp_path)) else total), terms
+            return (broken(total) if len(checkpoints(tmp_path)) else total), terms
 
-    with pytest.raises(FloatingPointError, match="step 2"):
+    with pytest.raises(FloatingPointError, match=words):
         train(settings(start, tmp_path, 4), Breaking(), SOURCE, accuracy)
     assert [p.name for p in checkpoints(tmp_path)] == ["step-0000002"]
 

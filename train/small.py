@@ -15,9 +15,11 @@ import sys
 from pathlib import Path
 
 from engine.benchmark import Benchmark, measure
+from engine.config import read_yaml
 
 CONFIGS = Path(__file__).parent / "configs" / "small"
-STAGES = ("short", "silent", "tally", "pause")
+STAGES = ("short", "silent", "sums", "tally", "pause")
+WORDS_ALONE = "sums"  # the stage that every model goes through as it stands: no clips, no slots
 CONTROLS = {"explicit": "explicit", "answer-only": "silent", "filler": "silent"}  # model -> script
 SHIPPED = ("pause", *CONTROLS)
 EXPECTED = Path(__file__).parent.parent / "assets" / "small" / "scores.json"
@@ -28,7 +30,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the runs")
     parser.add_argument("--check", action="store_true", help="score what is shipped, without training")
     parser.add_argument("--write", action="store_true", help="write the scores that later checks are held against")
-    parser.add_argument("--processes", type=int, default=2, choices=(1, 2), help="that learn side by side, a thread each: on small matrices, twice as fast as one with two")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=2,
+        choices=(1, 2),
+        help="that learn side by side, a thread each: on small matrices, twice as fast as one with two",
+    )
     options = parser.parse_args()
     if not options.check:
         retrain(options.out, options.processes)
@@ -55,17 +63,31 @@ def retrain(out: Path, processes: int) -> None:
     def python(*words: str) -> None:
         subprocess.run([sys.executable, "-m", *words], check=True)
 
-    def learn(script: str, *words: str) -> None:
-        """A step of 32 clips, in two passes, however many processes share it."""
-        each = ("--device", "cpu", "--batch", str(32 // processes), "--accumulate", str(2 // processes))
-        subprocess.run([sys.executable, "-m", *together, script, *words, *each], check=True, env=one_thread)
+    def learn(script: str, stage: str, start: Path, to: Path, *control: Path) -> None:
+        """The stage's batch and passes, divided among the processes."""
+        files = [CONFIGS / f"{stage}.yaml", *control]
+        shared = read_yaml(files[0])["training"]
+        each = [f"--{name}={shared[name] // processes}" for name in ("batch", "accumulate")]
+        words = [
+            "--config",
+            *map(str, files),
+            "--init",
+            str(start),
+            "--out",
+            str(to),
+            "--resume",
+            "--device",
+            "cpu",
+            *each,
+        ]
+        subprocess.run([sys.executable, "-m", *together, f"train.{script}", *words], check=True, env=one_thread)
 
-    def staged(script: str, name: str, control: Path | None = None) -> None:
+    def staged(script: str, name: str, *control: Path) -> None:
         """One stage after another; a control goes through the same clips and steps with its own objective."""
         start = out / "perceive"
         for stage in STAGES:
-            files = [str(CONFIGS / f"{stage}.yaml"), *([str(control)] if control else [])]
-            learn(f"train.{script}", "--config", *files, "--init", str(start), "--out", str(out / name / stage), "--resume")  # fmt: skip
+            own = (script, *control) if stage != WORDS_ALONE else ("explicit",)
+            learn(own[0], stage, start, out / name / stage, *own[1:])
             start = out / name / stage / "best"
 
     if not (out / "fresh").exists():

@@ -32,6 +32,8 @@ class StepSupervision:
     layers: of the auxiliary decoder: the language model's first ones; 0 = all of them, as published.
     stairs: the first slot is read at this layer, and each later step one layer further up, so that every step has the one
     before it to build on; the last step, and what stands for the answer, at the top. None = all at the top, as published.
+    words: of a step that its slot must say, the last ones: what came of it. Else a decoder that reads what happened can work
+    out the outcome by itself, and the slot needn't know it. 0 = the whole step, as published.
     first_position: of the auxiliary decoder's tokens: 1 (as on Coconut), or 0 (as on CODI).
     compat: the published CODI code's fault: a slot's texts are cut to the length of the first row's and one token more
     (to one token if the first row has none), so that the loss depends on the order of the rows.
@@ -42,6 +44,7 @@ class StepSupervision:
     missing: Literal["answer", "ignore"] = "answer"
     layers: int = 0
     stairs: int | None = None
+    words: int = 0
     first_position: int = 1
     compat: bool = False
 
@@ -56,7 +59,8 @@ class StepSupervision:
         self, groups: Sequence[Sequence[tuple[Segment, int]]], steps: tuple[str, ...], answer: str
     ) -> tuple[Reading, ...]:
         """groups: the states of each slot (c_thought of them) -> what each must say."""
-        texts = step_groups(steps, len(groups), self.missing, answer)
+        said = tuple(last_words(step, self.words) for step in steps) if self.words else steps
+        texts = step_groups(said, len(groups), self.missing, answer)
         return tuple(
             Reading(
                 DECODER,
@@ -94,6 +98,12 @@ class StepSupervision:
         if out.step is None or self.compat:
             return total / each.new_zeros(len(present)).index_add(0, index, torch.ones_like(each))
         return total / each.new_tensor([out.step[DECODER, group] for group in present.tolist()])
+
+
+def last_words(step: str, count: int) -> str:
+    """A step's last words with the space before them, as they stand in the chain."""
+    words = step.split(" ")
+    return step if len(words) <= count else " " + " ".join(words[-count:])
 
 
 def _cut_as_published(readings: Readings) -> Tensor:
