@@ -87,7 +87,7 @@ def test_the_small_models_configurations_load():
     from train.table import Table, trials
 
     methods = {
-        **dict.fromkeys(("short", "silent", "tally", "pause"), "pause"), **dict.fromkeys(("answer_only", "filler"), "controls.Silent"),
+        **dict.fromkeys(("short", "silent", "tally", "pause", "polish"), "pause"), **dict.fromkeys(("answer_only", "filler"), "controls.Silent"),
         **dict.fromkeys(("explicit", "sums"), "controls.Explicit"), "lookup": "lookup", "coconut": "coconut", "codi": "codi",
     }  # fmt: skip
     configs = Path(__file__).parent.parent / "train" / "configs"

@@ -7,6 +7,9 @@ import argparse
 import json
 from pathlib import Path
 
+from safetensors.torch import save_model
+
+from engine import adapters
 from engine.ask import META
 from engine.backbones.load import load
 from engine.benchmark import Benchmark
@@ -14,6 +17,7 @@ from engine.data.worlds import FRAMES_PER_SECOND, HEIGHT, WIDTH, WorldsSource, f
 from engine.evaluation import How, evaluate, summary
 from engine.familiarity import fit
 from engine.methods import from_description
+from engine.methods.method import COMPANIONS
 from engine.methods.pause import PauseDistillation
 
 
@@ -30,8 +34,12 @@ def publish(run: Path, out: Path, clips: int) -> None:
     settings = json.loads((run / "settings.json").read_text())
     method = from_description(settings["method"])
     backbone = load(run / "best", tokens=method.tokens)
+    companions = method.companions(backbone)
+    adapters.load_companions(run / "best", companions)
     backbone.model.bfloat16()
     backbone.save(out)
+    if len(companions):
+        save_model(companions.bfloat16(), str(out / COMPANIONS))
     backbone = load(out, tokens=method.tokens)  # the shipped weights, computed in float32 as on a CPU
 
     meta = {

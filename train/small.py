@@ -18,7 +18,7 @@ from engine.benchmark import Benchmark, measure
 from engine.config import read_yaml
 
 CONFIGS = Path(__file__).parent / "configs" / "small"
-STAGES = ("short", "silent", "sums", "tally", "pause")
+STAGES = ("short", "silent", "sums", "tally", "pause", "polish")
 WORDS_ALONE = "sums"  # the stage that every model goes through as it stands: no clips, no slots
 CONTROLS = {"explicit": "explicit", "answer-only": "silent", "filler": "silent"}  # model -> script
 SHIPPED = ("pause", *CONTROLS)
@@ -86,8 +86,10 @@ def retrain(out: Path, processes: int) -> None:
         """One stage after another; a control goes through the same clips and steps with its own objective."""
         start = out / "perceive"
         for stage in STAGES:
-            own = (script, *control) if stage != WORDS_ALONE else ("explicit",)
-            learn(own[0], stage, start, out / name / stage, *own[1:])
+            if stage == WORDS_ALONE:
+                learn("explicit", stage, start, out / name / stage)
+            else:
+                learn(script, stage, start, out / name / stage, *control)
             start = out / name / stage / "best"
 
     if not (out / "fresh").exists():

@@ -70,7 +70,7 @@ def sighted(words: Backbone, tower: Mapping[str, Tensor]) -> LlamaLite0:
     return LlamaLite0(model, words.tokenizer)
 
 
-def prepare(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
+def prepare(source: str | Path, out: str | Path) -> Path:
     """Writes the folder `out` -> the same. source: a folder that holds a Llama.
 
     Errors: ConfigError for a package that isn't installed, another model, and a folder that is there.

@@ -82,13 +82,15 @@ def _list(lines: Sequence[str]) -> str:
 def _tables(models: Models) -> str:
     """The replacement test, what each change is, and the last layer's collapse, in numbers."""
     keys = ("accuracy", "gain", "same_answer", "distance", "follows", "follows_letter")
-    rows = {
+    rows: dict[tuple[str, ...], list[str]] = {
         (name, change): [_told(row.get(key)) for key in keys]
         for name, model in models.items() for change, row in model["replacement"].items()
     }  # fmt: skip
     changes = meant(change for _, change in rows)
     replaced = _table(("model", "change", *(key.replace("_", " ") for key in keys)), rows)
-    held = {(name,): [_told(m["collapse"][measure][-1]) for measure in UNITS] for name, m in models.items()}
+    held: dict[tuple[str, ...], list[str]] = {
+        (name,): [_told(m["collapse"][measure][-1]) for measure in UNITS] for name, m in models.items()
+    }
     collapsed = _table(("model", *(f"{m.replace('_', ' ')} ({unit})" for m, unit in UNITS.items())), held)
     return (
         f"<h2>The replacement test in numbers</h2>{replaced}"
