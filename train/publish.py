@@ -112,7 +112,7 @@ knows these worlds and nothing else.
 
 - Method: {json.dumps(settings["method"])}
 - Start: `{stages[0][0]["training"]["init"]}`, whose vision encoder `train.perceive` has taught, and whose look-up of options `train.lookup`
-- Data: `engine.worlds`, training split; {sum(clips for _, clips, _ in stages):,} clips in all, about {minutes:.0f} minutes of training on two CPU cores, stage by stage:
+- Data: `engine.worlds`, training split; {sum(clips for _, clips, _ in stages):,} samples in all, about {minutes:.0f} minutes of training on two CPU cores, stage by stage:
 {history}
 
 | split | accuracy (95 % interval) | by family | generated tokens | clips |
@@ -124,8 +124,9 @@ knows these worlds and nothing else.
 def stage(settings: dict, clips: int, seconds: float) -> str:
     training, worlds = settings["training"], settings["WorldsSource"]
     low, high = worlds["difficulties"]
+    shown = "rows of text" if worlds["corrupt"] == "blind" else "clips"
     rate = f"{training['optimizer']} at {training['lr']}, {training['schedule']}, {training['precision']}"
-    return f"  - {Path(training['out']).name}: {clips:,} clips of {low} to {high} steps ({', '.join(dict.fromkeys(worlds['families']))}), {rate}, seed {worlds['seed']}, {seconds / 60:.0f} minutes"  # fmt: skip
+    return f"  - {Path(training['out']).name}: {clips:,} {shown} of {low} to {high} steps ({', '.join(dict.fromkeys(worlds['families']))}), {rate}, seed {worlds['seed']}, {seconds / 60:.0f} minutes"  # fmt: skip
 
 
 if __name__ == "__main__":

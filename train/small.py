@@ -68,19 +68,8 @@ def retrain(out: Path, processes: int) -> None:
         files = [CONFIGS / f"{stage}.yaml", *control]
         shared = read_yaml(files[0])["training"]
         each = [f"--{name}={shared[name] // processes}" for name in ("batch", "accumulate")]
-        words = [
-            "--config",
-            *map(str, files),
-            "--init",
-            str(start),
-            "--out",
-            str(to),
-            "--resume",
-            "--device",
-            "cpu",
-            *each,
-        ]
-        subprocess.run([sys.executable, "-m", *together, f"train.{script}", *words], check=True, env=one_thread)
+        words = ["--config", *map(str, files), "--init", str(start), "--out", str(to), "--resume", "--device", "cpu"]
+        subprocess.run([sys.executable, "-m", *together, f"train.{script}", *words, *each], check=True, env=one_thread)
 
     def staged(script: str, name: str, *control: Path) -> None:
         """One stage after another; a control goes through the same clips and steps with its own objective."""
