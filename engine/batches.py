@@ -116,7 +116,10 @@ def _one_thread(_: int) -> None:
 def batches(
     dataset: Batches, start: int, stop: int, workers: int, report: Callable[[int, list[Unread]], None] | None = None
 ) -> Iterator[list[Packed]]:
-    """The steps' passes. report: is told the step, and what couldn't be read for it, when the step's turn comes."""
+    """The steps' passes. report: is told the step, and what couldn't be read for it, when the step's turn comes.
+
+    Errors: what `Batches.made` raises; RuntimeError for a worker that died.
+    """
     loader = DataLoader(
         _Made(dataset),
         batch_size=1,
@@ -126,13 +129,21 @@ def batches(
         prefetch_factor=4 if workers else None,
         worker_init_fn=_one_thread,
     )
-    for step, made in enumerate(loader, start):
+    for step, made in enumerate(_received(loader), start):
         if isinstance(made, Exception):
             raise made
         passes, unread = made
         if unread and report:
             report(step, unread)
         yield passes
+
+
+def _received(loader: DataLoader) -> Iterator[Any]:
+    """What the workers hand over. torch tells of a dead one, unless it died while its batch was being fetched."""
+    try:
+        yield from loader
+    except (ConnectionError, EOFError) as error:
+        raise RuntimeError(f"A data worker died while it handed over its batch ({error}).") from error
 
 
 def unread_before(log: Path, step: int) -> set[tuple[int, Unread]]:

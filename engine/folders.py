@@ -41,12 +41,12 @@ def replace_folder(made: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def restore(place: Path) -> None:
-    """Puts a folder back that a kill found moved away, and removes what it left of others."""
-    old = place.with_name(place.name + ".old")
+def restore(out: Path) -> None:
+    """Puts a run's best model back if a kill found it moved away, and removes what the kill left half written or half removed."""
+    place, old = out / "best", out / "best.old"
     if old.exists() and not place.exists():
         os.replace(old, place)
-    for left in (old, place.with_name(place.name + ".unfinished")):
+    for left in (old, out / "best.unfinished", out / "checkpoints" / "unfinished"):
         shutil.rmtree(left, ignore_errors=True)
 
 

@@ -157,7 +157,7 @@ def train(
 
     start, best = 0, -1.0
     if leads:
-        restore(out / "best")
+        restore(out)
     if resume and (found := checkpoints(out)):
         team.load(found[-1])
         state = json.loads((found[-1] / "progress.json").read_text())

@@ -50,6 +50,9 @@ def test_a_folder_is_whole_whenever_its_replacing_is_killed(tmp_path: Path) -> N
     assert (place / "weights").read_text() == "two"
     place.rename(old)  # killed between its two moves
     hold(made, "three")
-    restore(place)
-    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    (tmp_path / "checkpoints" / "step-0000002").mkdir(parents=True)
+    hold(tmp_path / "checkpoints" / "unfinished", "half")
+    restore(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "checkpoints"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0000002"]
     assert (place / "weights").read_text() == "two"

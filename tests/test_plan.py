@@ -63,6 +63,19 @@ def test_an_unknown_shape_is_refused_and_a_file_is_taken(tmp_path: Path) -> None
     assert shape(str(tmp_path / "mine.json")).n_layer == 2
 
 
+def test_every_family_of_a_folder_has_an_outline(tmp_path: Path) -> None:
+    """Also this project's own, which transformers' Auto classes don't know; a stranger's is refused with the list."""
+    for made in (tiny.tiny_lite0(), tiny.tiny_llama(), tiny.tiny_qwen3vl()):
+        place = tmp_path / type(made).__name__
+        made.save(place)
+        outlined = outline(str(place), Untouched()).model
+        assert type(outlined) is type(made.model)
+        assert [p.shape for p in outlined.parameters()] == [p.shape for p in made.model.parameters()]
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "fish"}))
+    with pytest.raises(ConfigError, match=r"is a fish model\. Supported: qwen2_5_vl"):
+        outline(str(tmp_path), Untouched())
+
+
 CASES = {
     "pause": (PauseDistillation(pauses=(2, 2), steps=StepSupervision(layers=1)), tiny.tiny_backbone, None),
     "lora": (PauseDistillation(pauses=(2, 2)), tiny.tiny_backbone, Lora(r=2)),

@@ -89,6 +89,21 @@ def test_no_handwritten_picture_is_shared_between_splits():
         assert {flash.picture for record in records for flash in record.scene.flashes} <= part
 
 
+def test_training_digits_come_in_another_hand_each_and_stay_on_their_card():
+    hands = [flash.hand for seed in range(40) for flash in make("tally", 6, seed, "train").scene.flashes]
+    assert len(set(hands)) == 240
+    for split in ("validation", "test", "fresh"):
+        assert {flash.hand for flash in make("tally", 6, 0, split).scene.flashes} == {tally.AS_WRITTEN}
+    step, picture = 10 / 60, np.ones((8, 8), np.float32)  # ink everywhere: the farthest that any digit reaches
+    written, *others = (
+        tally.stroke(picture, (60, 60), step, (-1.5 + step / 2,) * 2, hand) > 0 for hand in (tally.AS_WRITTEN, *hands)
+    )
+    assert all(written.mean() / 2 < other.mean() < 1.1 * written.mean() for other in others)
+    assert sum((other != written).mean() > 0.02 for other in others) > 200
+    middles = [np.argwhere(other).mean(0) - 29.5 for other in others]
+    assert 1 < max(np.abs(middle).max() for middle in middles) < 0.6 / step
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
 @pytest.mark.parametrize("family", ["cups", "relay"])
