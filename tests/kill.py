@@ -25,11 +25,13 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from engine.backbones.base import Backbone
 from engine.backbones.load import load
@@ -102,6 +104,7 @@ def forked(work: Callable[[], None], log: Path) -> int:
     if pid:
         return pid
     code = 1
+    tqdm.set_lock(RLock())  # else forks share one, which the killed one may hold
     try:
         with log.open("a") as file:
             os.dup2(file.fileno(), 1)
