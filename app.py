@@ -170,7 +170,8 @@ def aside(work: Callable[[Callable[[str], None], Event], Any]) -> Generator[Any]
     def report(said: str) -> None:
         if left.is_set():
             raise InterruptedError
-        items.put(said)
+        if said:
+            items.put(said)
 
     def run() -> None:
         try:
@@ -197,7 +198,7 @@ def thinking(
     model: ask.Model, clip: Clip, question: str, options: Sequence[str], pauses: int, write_chain: bool,
     donors: Mapping[str, Clip] | None = None,
 ) -> Iterator[str | ask.Reply]:  # fmt: skip
-    """The stages of `ask` as they begin, "" while one goes on, then its reply. Closing it ends the work at its next stage."""
+    """The stages of `ask` as they begin, "" while one goes on, then its reply. Closing it ends the work at its next token."""
 
     def work(report: Callable[[str], None], _: Event) -> ask.Reply:
         try:

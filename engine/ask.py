@@ -13,6 +13,7 @@ import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -264,12 +265,12 @@ def ask(
     """Thinks silently, answers, says the thoughts, and (with `write_chain`) answers again by the written chain.
 
     donors: clips whose slots are put in the place of this one's, by name; where they are given, be it none, the reply is
-    looked into too. pauses: default is the model's usual number. Errors: ValueError with one sentence for what can't be
-    asked.
+    looked into too. pauses: default is the model's usual number. report: is told every stage as it begins, and "" before
+    each token; by raising, it ends the work. Errors: ValueError with one sentence for what can't be asked.
     """
     pauses = model.usual_pauses if pauses is None else pauses
     check(question, options, pauses)
-    backbone, seconds = model.backbone, {}
+    backbone, seconds, heed = model.backbone, {}, partial(report, "")
 
     def timed(name: str, stage: str, work: Callable[[], Any]) -> Any:
         report(stage)
@@ -289,7 +290,7 @@ def ask(
     )
     familiar = not any(notice.startswith(UNKNOWN) for notice in notices)
     thoughts = timed("think", "Thinking silently", lambda: generate.think(backbone, [sample], thought, feedback))
-    written = timed("answer", "Answering", lambda: generate.answer(backbone, thoughts, marks, model.method.longest))
+    written = timed("answer", "Answering", lambda: generate.answer(backbone, thoughts, marks, model.method.longest, heed))  # fmt: skip
     answer = generate.answer_of(written.text[0])
     chances: tuple[Option, ...] = ()
     if options:
@@ -304,11 +305,11 @@ def ask(
             answer = max(chances, key=lambda option: option.probability).text
         else:
             answer = options[letters.index(picked)]
-    said_aloud = timed("speak", "Saying the thoughts", lambda: _aloud(model, sample, thoughts))
+    said_aloud = timed("speak", "Saying the thoughts", lambda: _aloud(model, sample, thoughts, heed))
     explicit, chain, teacher_state = None, None, None
     asked_for_chain = None if model.taught else posed(model, visual, question, options, kind, chain=True)
     if write_chain:
-        chain = timed("explicit", "Writing the chain out", lambda: _chain(model, thoughts, asked_for_chain))
+        chain = timed("explicit", "Writing the chain out", lambda: _chain(model, thoughts, asked_for_chain, heed))  # fmt: skip
         said = generate.answer_of(chain.text[0])
         if options and (picked := meant(said, options)):
             said = options[letters.index(picked)]
@@ -340,18 +341,20 @@ def meant(answer: str, options: Sequence[str]) -> str:
     return answer if answer in map(letter, range(len(options))) else option_letter(answer, options)
 
 
-def _aloud(model: Model, sample: Sample, thoughts: generate.Thoughts) -> str:
+def _aloud(model: Model, sample: Sample, thoughts: generate.Thoughts, heed: Callable[[], None]) -> str:
     """The thoughts in words: said from the slots alone; by their interpreters where the model writes thinking tokens."""
     if isinstance(model.method, Interpreters):
         return reconstruction.unfolded(model.backbone, model.companions, model.method, sample)
-    return generate.thoughts_of(generate.speak(model.backbone, thoughts).text[0])
+    return generate.thoughts_of(generate.speak(model.backbone, thoughts, heed=heed).text[0])
 
 
-def _chain(model: Model, thoughts: generate.Thoughts, other: Sample | None) -> generate.Written:
+def _chain(
+    model: Model, thoughts: generate.Thoughts, other: Sample | None, heed: Callable[[], None]
+) -> generate.Written:
     """The written chain behind the same prefill, or behind that of another prompt."""
     if other is not None:
         thoughts = generate.think(model.backbone, [other], ())
-    return generate.explicit(model.backbone, thoughts, model.longest_chain)
+    return generate.explicit(model.backbone, thoughts, model.longest_chain, heed)
 
 
 def _frames(clip: Clip) -> Frames:

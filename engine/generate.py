@@ -7,7 +7,7 @@ behind, without changing it: they fork its cache and say which of its rows they 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -159,8 +159,15 @@ def _feed(backbone: Backbone, fork: _Fork, ids: Tensor) -> Tensor:
     return torch.stack([h.unflatten(1, (lanes, new))[:, :, -1].flatten(0, 1) for h in states.hidden])
 
 
-def _write(backbone: Backbone, fork: _Fork, state: Tensor, limit: int) -> Written:
-    """Greedy decoding from the state [layers + 1, batch, dim] that predicts the first token, until every turn has ended."""
+def unheeded() -> None:
+    """Nobody waits to end the writing."""
+
+
+def _write(backbone: Backbone, fork: _Fork, state: Tensor, limit: int, heed: Callable[[], None] = unheeded) -> Written:
+    """Greedy decoding from the state [layers + 1, batch, dim] that predicts the first token, until every turn has ended.
+
+    heed: is called before each token is fed, and ends the writing by raising.
+    """
     end = backbone.end
     emitted: list[Tensor] = []
     states: list[Tensor] = []
@@ -172,6 +179,7 @@ def _write(backbone: Backbone, fork: _Fork, state: Tensor, limit: int) -> Writte
         done = done | (token == end)
         if bool(done.all()) or len(emitted) == limit:
             break
+        heed()
         state = _feed(backbone, fork, token[:, None])
     table = torch.stack(emitted, dim=1).tolist()
     ids = [row[: row.index(end) + 1] if end in row else row for row in table]
@@ -185,27 +193,33 @@ def _given(backbone: Backbone, fork: _Fork, *pieces: str | Special) -> Tensor:
 
 
 @torch.no_grad()
-def answer(backbone: Backbone, thoughts: Thoughts, marks: Sequence[str] = ("<ANS>",), limit: int = 32) -> Written:
+def answer(
+    backbone: Backbone, thoughts: Thoughts, marks: Sequence[str] = ("<ANS>",), limit: int = 32,
+    heed: Callable[[], None] = unheeded,
+) -> Written:  # fmt: skip
     """The answer after the thought and what marks it; a model that writes its remaining steps first goes on with those."""
     fork = _fork(thoughts, with_thought=True)
-    return _write(backbone, fork, _given(backbone, fork, *map(Special, marks)) if marks else thoughts.last, limit)
+    state = _given(backbone, fork, *map(Special, marks)) if marks else thoughts.last
+    return _write(backbone, fork, state, limit, heed)
 
 
 @torch.no_grad()
-def speak(backbone: Backbone, thoughts: Thoughts, limit: int = 256) -> Written:
+def speak(backbone: Backbone, thoughts: Thoughts, limit: int = 256, heed: Callable[[], None] = unheeded) -> Written:
     """The thoughts said from the slots alone: after <COT>, seeing neither video nor question."""
     if not thoughts.count:
         layers, batch, _, dim = thoughts.states.shape
         return Written([[]] * batch, [""] * batch, [0] * batch, thoughts.states.new_zeros(0, layers, batch, dim))
     fork = _fork_slots(thoughts)
-    return _write(backbone, fork, _given(backbone, fork, Special("<COT>")), limit)
+    return _write(backbone, fork, _given(backbone, fork, Special("<COT>")), limit, heed)
 
 
 @torch.no_grad()
-def explicit(backbone: Backbone, thoughts: Thoughts, limit: int = LONGEST_CHAIN) -> Written:
+def explicit(
+    backbone: Backbone, thoughts: Thoughts, limit: int = LONGEST_CHAIN, heed: Callable[[], None] = unheeded
+) -> Written:
     """The chain written out, then the answer: from video and question alone, the slots unseen."""
     fork = _fork(thoughts, with_thought=False)
-    return _write(backbone, fork, thoughts.last_context, limit)
+    return _write(backbone, fork, thoughts.last_context, limit, heed)
 
 
 @torch.no_grad()

@@ -237,7 +237,8 @@ def train(
 
 
 def _lost(what: str, value: float, step: int, out: Path) -> str:
-    return f"The {what} is {value} at step {step}; the last checkpoint is {checkpoints(out)[-1:] or 'none'}."
+    last = str(saved[-1]) if (saved := checkpoints(out)) else "none"
+    return f"The {what} is {value} at step {step}; the last checkpoint is {last}."
 
 
 def _checked(config: Training, resume: bool) -> Path:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -57,6 +58,21 @@ def opened(name: str):
     sys.modules[name] = module
     described_.loader.exec_module(module)
     return module
+
+
+def test_who_leaves_ends_the_writing_at_its_next_token(app, folder, clip, monkeypatch):
+    """A long chain would keep the worker from the next visitor for minutes."""
+    model = ask.load(folder, device="cpu")
+    seen = read(clip, model.sampling)
+    monkeypatch.setattr(ask, "LONGEST_CHAIN", 100_000)
+    others = set(threading.enumerate())
+    running = app.thinking(model, seen, QUESTION, OPTIONS, 0, True)
+    while next(running) != "Writing the chain out":
+        pass
+    running.close()
+    (worker,) = set(threading.enumerate()) - others
+    worker.join(10)
+    assert not worker.is_alive()
 
 
 def test_it_is_asked_in_words(folder, clip):

@@ -1,0 +1,64 @@
+"""The one command that retrains the small models: what it runs, in which order, from which weights to which."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.config import build, read_yaml
+from train import small
+from train.command import Run
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
+    """The commands of a retraining whose runs all succeed at once, each as what stands behind -m."""
+    commands: list[list[str]] = []
+
+    def pretend(words: list[str], check: bool, **_: Any) -> None:
+        assert words[0] == sys.executable
+        assert check
+        commands.append(words[words.index("-m") + 1 :])
+        if "--out" in words:
+            (Path(words[words.index("--out") + 1]) / "best").mkdir(parents=True)
+
+    monkeypatch.setattr(subprocess, "run", pretend)
+    small.retrain(tmp_path, 2)
+    return commands
+
+
+def test_every_model_goes_through_the_same_stages_from_the_same_start(ran: list[list[str]], tmp_path: Path) -> None:
+    trained = [words[words.index("-m") + 1 :] for words in ran if "--nproc_per_node" in words]
+    begun = {name: [w for w in trained if Path(w[w.index("--out") + 1]).parent.name == name] for name in small.SHIPPED}
+    assert sum(map(len, begun.values())) == len(trained) == len(small.SHIPPED) * len(small.STAGES)
+    for commands in begun.values():
+        starts = [Path(words[words.index("--init") + 1]) for words in commands]
+        ends = [Path(words[words.index("--out") + 1]) / "best" for words in commands]
+        assert starts == [tmp_path / "perceive", *ends[:-1]]
+        assert [end.parent.name for end in ends] == list(small.STAGES)
+
+
+def test_a_control_sees_the_stages_clips_and_steps(ran: list[list[str]]) -> None:
+    """Its file changes the method alone; two processes share the stage's batch and passes."""
+    for words in (words[words.index("-m") + 1 :] for words in ran if "--nproc_per_node" in words):
+        files = words[words.index("--config") + 1 : words.index("--init")]
+        stage, values = read_yaml(files[0]), {}
+        for file in files:
+            values |= read_yaml(file)
+        assert {key: values[key] for key in ("worlds", "training")} == {
+            key: stage[key] for key in ("worlds", "training")
+        }
+        flags = dict(word.removeprefix("--").split("=") for word in words if "=" in word)
+        run = build(Run, values | {"training": values["training"] | flags})
+        for name in ("batch", "accumulate"):
+            assert 2 * getattr(run.training, name) == stage["training"][name]
+
+
+def test_what_is_shipped_is_each_ones_last_stage(ran: list[list[str]], tmp_path: Path) -> None:
+    published = [words[1:] for words in ran if words[0] == "train.publish"]
+    shelf = small.EXPECTED.parent
+    assert published == [[str(tmp_path / name / small.STAGES[-1]), str(shelf / name)] for name in small.SHIPPED]
