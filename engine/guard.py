@@ -19,6 +19,7 @@ REFUSED = re.compile(
     r"/(proxy=|file[=/]\w+:|deep_link|process_recording|component_server|monitoring|run-history|vibe|dev/)"
 )
 LARGEST_CALL = 2**20  # bytes of a request that is no upload
+LINGER = 5.0  # seconds for which a refused upload may go on
 # A page may run its own scripts (Gradio's need eval), ask nothing of other hosts, and be framed by its Space alone.
 CONTENT = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -61,9 +62,7 @@ class Guard:
             if fetches(body):
                 status, sentence = 403, "This page fetches nothing from elsewhere: upload the clip."
         if status:
-            kind = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
-            await guarded({"type": "http.response.start", "status": status, "headers": kind})
-            await guarded({"type": "http.response.body", "body": sentence.encode()})
+            await refuse(status, sentence.encode(), receive, guarded)
         else:
             await self.app(scope, receive, guarded)
 
@@ -85,6 +84,24 @@ class Guard:
             if taken + int(length) > self.most:
                 return 507, "The page holds as many clips as it can for now: try again in an hour, or use an example."
         return 0, ""
+
+
+async def refuse(status: int, sentence: bytes, receive: Receive, send: Send) -> None:
+    """Answers, and throws away what is still being sent: who is cut off while sending doesn't get to read the answer."""
+    kind = [
+        (b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(sentence)).encode()),
+        (b"connection", b"close"),
+    ]  # fmt: skip
+    await send({"type": "http.response.start", "status": status, "headers": kind})
+    await send({"type": "http.response.body", "body": sentence, "more_body": True})
+
+    async def rest() -> None:
+        while (await receive()).get("more_body"):
+            pass
+
+    with suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(rest(), LINGER)
+    await send({"type": "http.response.body", "body": b""})
 
 
 def uploads(scope: dict[str, Any]) -> bool:

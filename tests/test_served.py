@@ -191,6 +191,14 @@ def test_too_much_is_refused_before_it_is_sent(server: Server) -> None:
         with socket.create_connection((address.hostname, address.port), timeout=30) as line:
             line.sendall(f"{head}\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n\r\n".encode())
             assert line.recv(100).startswith(b"HTTP/1.1 " + status)
+    with socket.create_connection((address.hostname, address.port), timeout=30) as line:
+        line.sendall(
+            f"POST /gradio_api/queue/join HTTP/1.1\r\nContent-Length: 9999999\r\nHost: {address.netloc}\r\n\r\n".encode()
+        )
+        for _ in range(10):  # who sends on all the same is told too, rather than cut off
+            time.sleep(0.05)
+            line.sendall(bytes(100_000))
+        assert b"at most 1 MB" in line.recv(10_000)
 
 
 def test_nonsense_harms_nobody(server: Server) -> None:
