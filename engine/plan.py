@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
@@ -27,7 +27,7 @@ from engine import adapters, objectives
 from engine.adapters import Lora
 from engine.backbones import text
 from engine.backbones.base import Backbone
-from engine.backbones.load import FAMILIES, around
+from engine.backbones.load import around, family, family_of
 from engine.config import ConfigError
 from engine.latents import segments_of
 from engine.layout import Packed
@@ -81,9 +81,9 @@ def shape(name: str) -> Any:
     Errors: ConfigError for anything else; nothing is downloaded.
     """
     if (Path(name) / "config.json").is_file():
-        family = _family(name, PreTrainedConfig.get_config_dict(name)[0].get("model_type", "nameless"))
-        own = issubclass(family.kind, PreTrainedModel)  # else an Auto class
-        return (family.kind.config_class if own else AutoConfig).from_pretrained(name)
+        kind = family_of(name).kind
+        own = issubclass(kind, PreTrainedModel)  # else an Auto class
+        return (kind.config_class if own else AutoConfig).from_pretrained(name)
     if Path(name).is_file():
         known = {name: json.loads(Path(name).read_text(encoding="utf-8"))}
     else:
@@ -93,16 +93,10 @@ def shape(name: str) -> Any:
     return AutoConfig.for_model(**known[name])
 
 
-def _family(name: str, kind: str) -> type[Backbone]:
-    if kind not in FAMILIES:
-        raise ConfigError(f"{name} is a {kind} model. Supported: {', '.join(FAMILIES)}.")
-    return FAMILIES[kind]
-
-
 def outline(name: str, method: Method) -> Backbone:
     """The model of that shape, without weights, with the method's tokens. Errors: ConfigError for a family that isn't supported."""
     config = shape(name)
-    kind = _family(name, config.model_type)
+    kind = family(name, config.model_type)
     inner = config.get_text_config()
     tokenizer: Any = Pretended()
     if (Path(name) / "tokenizer.json").is_file():

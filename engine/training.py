@@ -237,8 +237,7 @@ def train(
 
 
 def _lost(what: str, value: float, step: int, out: Path) -> str:
-    last = str(saved[-1]) if (saved := checkpoints(out)) else "none"
-    return f"The {what} is {value} at step {step}; the last checkpoint is {last}."
+    return f"The {what} is {value} at step {step}; the last checkpoint is {next(reversed(checkpoints(out)), 'none')}."
 
 
 def _checked(config: Training, resume: bool) -> Path:

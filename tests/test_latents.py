@@ -23,6 +23,7 @@ from engine.methods.coconut import Coconut
 from engine.methods.codi import PROJECTOR, Codi
 from engine.methods.method import Method, run
 from tests import tiny
+from tests.near import close
 from tests.rows import branch_rows
 
 COCONUT = Coconut(c_thought=2, epochs_per_stage=1, max_latent_stage=3, pad_latent_to_max=False)
@@ -58,10 +59,6 @@ def recomputed(model: Backbone, layout: Layout, feedback: Feedback = latents.unc
         states = model.forward(embeds[:, :row], packed.positions[..., :row], mask[:, :, :row, :row])
         embeds = torch.cat([embeds[:, :row], feedback(states.last[:, -1:]), embeds[:, row + 1 :]], dim=1)
     return tuple(layer[0] for layer in model.forward(embeds, packed.positions, mask).hidden)
-
-
-def close(got: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * max(1.0, float(expected.detach().abs().max())))
 
 
 def gradients(loss: Tensor, *modules: nn.Module) -> list[Tensor]:

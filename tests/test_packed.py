@@ -24,6 +24,7 @@ from engine.methods.controls import Explicit, Silent
 from engine.methods.method import Outcome, run
 from engine.methods.pause import PauseDistillation
 from tests import tiny
+from tests.near import close
 from tests.rows import branch_rows
 from tests.tiny import tiny_backbone, tiny_internvl
 
@@ -134,10 +135,6 @@ def layouts_of(method: object, samples: Sequence[Sample]) -> list[Layout]:
 
 def packed_run(model: Backbone, layouts: Sequence[Layout]) -> Outcome:
     return run(model, pack(layouts, model.encode, model.pad))
-
-
-def close(got: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * max(1.0, float(expected.detach().abs().max())))
 
 
 def gradients(model: Backbone, loss: Tensor) -> dict[str, Tensor]:

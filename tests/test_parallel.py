@@ -106,12 +106,12 @@ def trained_on_gpu(tmp_path: Path, launch: list[str], out: str, processes: int, 
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="what a GPU computes needs one: no CUDA here")
 @pytest.mark.parametrize("file", ["ddp", "fsdp2", "zero3"])
 def test_a_gpu_learns_what_a_cpu_learns(tmp_path: Path, file: str) -> None:
     """As many GPUs as there are, up to two; resumed half-way."""
     if file == "zero3" and not is_deepspeed_available():
-        pytest.skip("deepspeed isn't installed")
+        pytest.skip("ZeRO-3 is deepspeed's, an extra that isn't installed here")
     tiny.tiny_backbone().save(tmp_path / "start")
     processes = min(2, torch.cuda.device_count())
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]

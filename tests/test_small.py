@@ -16,35 +16,43 @@ from train.command import Run
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
-    """The commands of a retraining whose runs all succeed at once, each as what stands behind -m."""
+    """The commands of a retraining whose runs all succeed at once, each from its own module on, without torchrun's."""
     commands: list[list[str]] = []
 
     def pretend(words: list[str], check: bool, **_: Any) -> None:
         assert words[0] == sys.executable
         assert check
-        commands.append(words[words.index("-m") + 1 :])
+        last = max(place for place, word in enumerate(words) if word == "-m")
+        commands.append(words[last + 1 :])
         if "--out" in words:
-            (Path(words[words.index("--out") + 1]) / "best").mkdir(parents=True)
+            (after(words, "--out") / "best").mkdir(parents=True)
 
     monkeypatch.setattr(subprocess, "run", pretend)
     small.retrain(tmp_path, 2)
     return commands
 
 
+def after(words: list[str], flag: str) -> Path:
+    return Path(words[words.index(flag) + 1])
+
+
+def stages(ran: list[list[str]]) -> list[list[str]]:
+    """What is learnt in stages, by two processes."""
+    return [words for words in ran if "--device" in words]
+
+
 def test_every_model_goes_through_the_same_stages_from_the_same_start(ran: list[list[str]], tmp_path: Path) -> None:
-    trained = [words[words.index("-m") + 1 :] for words in ran if "--nproc_per_node" in words]
-    begun = {name: [w for w in trained if Path(w[w.index("--out") + 1]).parent.name == name] for name in small.SHIPPED}
-    assert sum(map(len, begun.values())) == len(trained) == len(small.SHIPPED) * len(small.STAGES)
-    for commands in begun.values():
-        starts = [Path(words[words.index("--init") + 1]) for words in commands]
-        ends = [Path(words[words.index("--out") + 1]) / "best" for words in commands]
-        assert starts == [tmp_path / "perceive", *ends[:-1]]
+    assert len(stages(ran)) == len(small.SHIPPED) * len(small.STAGES)
+    for name in small.SHIPPED:
+        commands = [words for words in stages(ran) if after(words, "--out").parent.name == name]
+        ends = [after(words, "--out") / "best" for words in commands]
+        assert [after(words, "--init") for words in commands] == [tmp_path / "perceive", *ends[:-1]]
         assert [end.parent.name for end in ends] == list(small.STAGES)
 
 
 def test_a_control_sees_the_stages_clips_and_steps(ran: list[list[str]]) -> None:
     """Its file changes the method alone; two processes share the stage's batch and passes."""
-    for words in (words[words.index("-m") + 1 :] for words in ran if "--nproc_per_node" in words):
+    for words in stages(ran):
         files = words[words.index("--config") + 1 : words.index("--init")]
         stage, values = read_yaml(files[0]), {}
         for file in files:

@@ -18,6 +18,7 @@ from engine.backbones.mllama import Mllama
 from engine.backbones.qwen2_5_vl import Qwen25VL
 from engine.backbones.qwen3_vl import Qwen3VL
 from engine.backbones.text import TextLM
+from engine.config import ConfigError
 
 FAMILIES: dict[str, type[Backbone]] = {
     "qwen2_5_vl": Qwen25VL,
@@ -48,15 +49,24 @@ def load(
     """Errors: ValueError for a family that isn't supported, with the list of those that are, and for weights or a
     tokenizer that aren't this model's.
     """
-    kind = PreTrainedConfig.get_config_dict(path)[0].get("model_type", "nameless")
-    if kind == "internvl_chat":
-        raise ValueError(f"{path} brings its own code, which isn't run: take the same model's -hf version.")
-    if kind not in FAMILIES:
-        raise ValueError(f"{path} is a {kind} model. Supported: {', '.join(FAMILIES)}.")
-    backbone = FAMILIES[kind].load(path, device, dtype, tokens)
+    backbone = family_of(path).load(path, device, dtype, tokens)
     if strange := misplaced(backbone):
         raise ValueError(f"The tokenizer is another model's: {strange[0]!r} isn't where this one expects it.")
     return backbone
+
+
+def family_of(path: str | Path) -> type[Backbone]:
+    """By a folder's or a Hub id's config. Errors: as `family`."""
+    return family(path, PreTrainedConfig.get_config_dict(path)[0].get("model_type", "nameless"))
+
+
+def family(name: str | Path, kind: str) -> type[Backbone]:
+    """The family of a model whose config says that it is of this kind. Errors: ConfigError with the list of those supported."""
+    if kind == "internvl_chat":
+        raise ConfigError(f"{name} brings its own code, which isn't run: take the same model's -hf version.")
+    if kind not in FAMILIES:
+        raise ConfigError(f"{name} is a {kind} model. Supported: {', '.join(FAMILIES)}.")
+    return FAMILIES[kind]
 
 
 def misplaced(backbone: Backbone) -> list[str]:

@@ -32,9 +32,8 @@ LOOKS = (
 )
 
 
-Hand = tuple[
-    tuple[float, float, float], tuple[float, float, float]
-]  # from shown to written, around the middle, in points
+Row = tuple[float, float, float]
+Hand = tuple[Row, Row]  # the map from a point as shown to one as written, both from the picture's middle
 AS_WRITTEN: Hand = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 
 
