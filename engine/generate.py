@@ -1,20 +1,25 @@
 """Prefill, think, answer, speak the thoughts, write the chain: batched, cached, greedy.
 
-`think` runs the video, the question and the thought once, slot after slot where a slot is fed back. `answer`, `speak` and `explicit` each go on from what it leaves
-behind, without changing it: they fork its cache and say which of its rows they see. Knows neither files nor pages.
+`think` runs the video, the question and the thought once, slot after slot where a slot is fed back. `answer`, `speak` and
+`explicit` each go on from what it leaves behind, without changing it: they fork its cache, with room for all that they may
+write, and say which of its rows they see. On a GPU a long text is written by replaying one captured CUDA graph a token.
+Knows neither files nor pages.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from torch.nn.functional import pad
+from transformers.cache_utils import Cache
 
-from engine import latents, masks
+from engine import latents, masks, room
 from engine.backbones.base import Backbone, Sight
 from engine.data.samples import Dialect, Sample, context
 from engine.latents import Feedback
@@ -24,6 +29,8 @@ ANSWER = re.compile(r"<(?:answer|CONCLUSION)>\s*(.*?)\s*</(?:answer|CONCLUSION)>
 THOUGHTS = re.compile(r"<think>\s*(.*?)\s*</think>", re.DOTALL)
 ANSWER_TAG = Special("<answer>")
 LONGEST_CHAIN = 320  # tokens of a written chain and its answer
+WORTH_A_GRAPH = 32  # tokens: a capture takes as long as writing a few, which a short answer doesn't earn back
+WARM_UP = 3  # steps before the capture, in which the cache takes its room and libraries choose their kernels
 MARK = re.compile(r"###|The answer is:")  # of a plain answer: Coconut's, CODI's
 
 
@@ -60,12 +67,13 @@ class Thoughts:
 
 @dataclass
 class _Fork:
-    """A cache that grows, with the rows of it that each lane's new tokens see."""
+    """A cache with room for what is to be written, with the rows of it that each lane's new tokens see."""
 
-    cache: DynamicCache
+    cache: Cache
+    place: room.Place
     sight: Sight | None
-    sees: Tensor  # bool [batch, lanes, past]
-    position: Tensor  # [batch, lanes]: the next token's
+    sees: Tensor  # bool [batch, lanes, past + room]: rows are opened in place as they are written
+    position: Tensor  # [batch, lanes]: the next token's; moved in place
 
 
 @dataclass(frozen=True)
@@ -118,24 +126,30 @@ def think(
     )
 
 
-def _fork(thoughts: Thoughts, with_thought: bool) -> _Fork:
+def _forked(layers: Sequence[room.Keys], sight: Sight | None, sees: Tensor, position: Tensor, ahead: int) -> _Fork:
+    """sees: bool [batch, lanes, past], position: [batch, lanes], ahead: tokens that each lane may be fed."""
+    cache, place = room.opened(layers, sees.shape[1] * ahead)
+    return _Fork(cache, place, sight, pad(sees, (0, place.size - sees.shape[2])), position.clone())
+
+
+def _fork(thoughts: Thoughts, with_thought: bool, ahead: int) -> _Fork:
     """All rows of the prefill, of which the thought's are seen or not."""
     sees, position = thoughts.context[:, None], thoughts.after_context[:, None]
     if with_thought:
         sees = sees | thoughts.thought.reshape(thoughts.batch, -1, sees.shape[-1])
         position = thoughts.after.reshape(thoughts.batch, -1)
-    return _Fork(DynamicCache(list(thoughts.layers)), thoughts.sight, sees, position)
+    return _forked(thoughts.layers, thoughts.sight, sees, position, ahead)
 
 
-def _fork_slots(thoughts: Thoughts) -> _Fork:
+def _fork_slots(thoughts: Thoughts, ahead: int) -> _Fork:
     """The slots alone: a cache of as many entries as there are slots."""
     batch, count = thoughts.batch, thoughts.count
     every, rows = torch.arange(batch, device=thoughts.slots.device)[:, None], thoughts.slots.flatten(1)
-    layers = [(k[every, :, rows], v[every, :, rows]) for k, v in thoughts.layers]
-    cache = DynamicCache([(k.transpose(1, 2), v.transpose(1, 2)) for k, v in layers])
+    layers = [(k[every, :, rows].transpose(1, 2), v[every, :, rows].transpose(1, 2)) for k, v in thoughts.layers]
     seen = thoughts.thought.gather(-1, thoughts.slots).flatten(1)[:, None]
     sees = _own(rows.shape[1] // count, count, rows.device) & seen
-    return _Fork(cache, None, sees, (thoughts.after_context + count)[:, None].expand(sees.shape[:2]))
+    position = (thoughts.after_context + count)[:, None].expand(sees.shape[:2])
+    return _forked(layers, None, sees, position, ahead)
 
 
 def _own(lanes: int, rows: int, device: torch.device) -> Tensor:
@@ -150,12 +164,14 @@ def _feed(backbone: Backbone, fork: _Fork, ids: Tensor) -> Tensor:
     own = _own(lanes, new, ids.device)
     causal = torch.ones(lanes * new, lanes * new, dtype=torch.bool, device=ids.device).tril()
     among = (own.repeat_interleave(new, 0) & causal).expand(batch, -1, -1)
-    allowed = torch.cat([fork.sees.repeat_interleave(new, 1), among], dim=2)
+    fork.place.take(lanes * new)
+    rows, shown = fork.place.rows, fork.place.shown
+    allowed = fork.sees.repeat_interleave(new, 1).index_copy(2, rows, among)[..., :shown]
     embeds = backbone.embed_ids(ids.reshape(batch, -1))
     mask = masks.additive(allowed, embeds.dtype)
     states = backbone.forward(embeds, positions.expand(backbone.axes, -1, -1), mask, fork.cache, fork.sight)
-    fork.sees = torch.cat([fork.sees, own.expand(batch, -1, -1)], dim=2)
-    fork.position = fork.position + new
+    fork.sees.index_copy_(2, rows, own.expand(batch, -1, -1))
+    fork.position += new
     return torch.stack([h.unflatten(1, (lanes, new))[:, :, -1].flatten(0, 1) for h in states.hidden])
 
 
@@ -169,27 +185,68 @@ def _write(backbone: Backbone, fork: _Fork, state: Tensor, limit: int, heed: Cal
     heed: is called before each token is fed, and ends the writing by raising.
     """
     end = backbone.end
-    emitted: list[Tensor] = []
-    states: list[Tensor] = []
     done = torch.zeros(state.shape[1], dtype=torch.bool, device=state.device)
-    while True:
-        token = backbone.logits(state[-1]).argmax(-1).masked_fill(done, backbone.pad)
-        emitted.append(token)
-        states.append(state)
-        done = done | (token == end)
-        if bool(done.all()) or len(emitted) == limit:
-            break
+    token = torch.zeros_like(done, dtype=torch.long)
+    _choose(backbone, state, token, done)
+    emitted, states = [token.clone()], [state]
+    step = partial(_step, backbone, fork, token, done)
+    if state.is_cuda and limit > WORTH_A_GRAPH and not backbone.waits:
+        fork.place.show_all()  # so that shapes are the same at each step
+        steps = _replayed(step, state.device)
+    else:
+        steps = (step() for _ in itertools.count())
+    while not (bool(done.all()) or len(emitted) == limit):
         heed()
-        state = _feed(backbone, fork, token[:, None])
+        states.append(next(steps))
+        emitted.append(token.clone())
     table = torch.stack(emitted, dim=1).tolist()
     ids = [row[: row.index(end) + 1] if end in row else row for row in table]
     text = [backbone.decode([token for token in row if token != end]) for row in ids]
     return Written(ids, text, [len(row) for row in ids], torch.stack(states))
 
 
-def _given(backbone: Backbone, fork: _Fork, *pieces: str | Special) -> Tensor:
-    ids = torch.tensor([token for piece in pieces for token in backbone.piece_ids(piece)], device=fork.position.device)
-    return _feed(backbone, fork, ids.expand(fork.position.numel(), -1))
+def _choose(backbone: Backbone, state: Tensor, token: Tensor, done: Tensor) -> None:
+    """Writes into `token` [batch] what the state [layers + 1, batch, dim] predicts, and into `done` whose turn has ended."""
+    token.copy_(backbone.logits(state[-1]).argmax(-1).masked_fill(done, backbone.pad))
+    done |= token == backbone.end
+
+
+def _step(backbone: Backbone, fork: _Fork, token: Tensor, done: Tensor) -> Tensor:
+    """Feeds the tokens and puts the next ones in their place -> the states that predict those [layers + 1, batch, dim].
+
+    All that it changes, it changes in place, and unless the backbone `waits` for the device it never does: so it can be captured.
+    """
+    state = _feed(backbone, fork, token[:, None])
+    _choose(backbone, state, token, done)
+    return state
+
+
+def _replayed(step: Callable[[], Tensor], device: torch.device) -> Iterator[Tensor]:
+    """The step again and again: first as it is, which warms up, then captured as one CUDA graph, which launches hundreds of
+    kernels at once."""
+    side = torch.cuda.Stream(device)  # what is captured may not run on the default stream
+    for _ in range(WARM_UP):
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            state = step()
+        torch.cuda.current_stream(device).wait_stream(side)
+        yield state
+    graph = torch.cuda.CUDAGraph()
+    # thread_local: other threads of a program may use the GPU meanwhile
+    with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+        state = step()
+    while True:
+        graph.replay()
+        yield state.clone()  # the next replay writes over it
+
+
+def _ids(backbone: Backbone, *pieces: str | Special) -> list[int]:
+    return [token for piece in pieces for token in backbone.piece_ids(piece)]
+
+
+def _given(backbone: Backbone, fork: _Fork, ids: Sequence[int]) -> Tensor:
+    """Feeds the same ids to every lane -> as `_feed`."""
+    return _feed(backbone, fork, torch.tensor(ids, device=fork.position.device).expand(fork.position.numel(), -1))
 
 
 @torch.no_grad()
@@ -198,8 +255,9 @@ def answer(
     heed: Callable[[], None] = unheeded,
 ) -> Written:  # fmt: skip
     """The answer after the thought and what marks it; a model that writes its remaining steps first goes on with those."""
-    fork = _fork(thoughts, with_thought=True)
-    state = _given(backbone, fork, *map(Special, marks)) if marks else thoughts.last
+    marked = _ids(backbone, *map(Special, marks))
+    fork = _fork(thoughts, with_thought=True, ahead=len(marked) + limit)
+    state = _given(backbone, fork, marked) if marked else thoughts.last
     return _write(backbone, fork, state, limit, heed)
 
 
@@ -209,8 +267,9 @@ def speak(backbone: Backbone, thoughts: Thoughts, limit: int = 256, heed: Callab
     if not thoughts.count:
         layers, batch, _, dim = thoughts.states.shape
         return Written([[]] * batch, [""] * batch, [0] * batch, thoughts.states.new_zeros(0, layers, batch, dim))
-    fork = _fork_slots(thoughts)
-    return _write(backbone, fork, _given(backbone, fork, Special("<COT>")), limit, heed)
+    marked = _ids(backbone, Special("<COT>"))
+    fork = _fork_slots(thoughts, len(marked) + limit)
+    return _write(backbone, fork, _given(backbone, fork, marked), limit, heed)
 
 
 @torch.no_grad()
@@ -218,7 +277,7 @@ def explicit(
     backbone: Backbone, thoughts: Thoughts, limit: int = LONGEST_CHAIN, heed: Callable[[], None] = unheeded
 ) -> Written:
     """The chain written out, then the answer: from video and question alone, the slots unseen."""
-    fork = _fork(thoughts, with_thought=False)
+    fork = _fork(thoughts, with_thought=False, ahead=limit)
     return _write(backbone, fork, thoughts.last_context, limit, heed)
 
 
@@ -232,12 +291,8 @@ def go_on(backbone: Backbone, packed: Packed, embeds: Tensor, limit: int = 256) 
     every = torch.arange(len(real), device=real.device)
     last = torch.arange(real.shape[1], device=real.device).where(real, -1).amax(1)
     after = packed.positions.amax(0).masked_fill(~real, -1).amax(1) + 1
-    return _write(
-        backbone,
-        _Fork(cache, None, real[:, None], after[:, None]),
-        torch.stack([h[every, last] for h in hidden]),
-        limit,
-    )
+    fork = _forked([(keys, values) for keys, values, *_ in cache], None, real[:, None], after[:, None], limit)
+    return _write(backbone, fork, torch.stack([h[every, last] for h in hidden]), limit)
 
 
 @torch.no_grad()
@@ -249,8 +304,9 @@ def option_probabilities(
 
     opening: what stands before the letter; as text, for a model to which the tag is no token of its own.
     """
-    fork = _fork(thoughts, with_thought=True)
-    logits = backbone.logits(_given(backbone, fork, *map(Special, marks), opening)[-1])
+    marked = _ids(backbone, *map(Special, marks), opening)
+    fork = _fork(thoughts, with_thought=True, ahead=len(marked))
+    logits = backbone.logits(_given(backbone, fork, marked)[-1])
     ids = [backbone.text_ids(text)[0] for text in letters]
     return logits[:, ids].float().softmax(-1)
 

@@ -41,10 +41,10 @@ def forward(
     """
     sight = sight or backbone.look(packed)
     embeds = backbone.embed(packed, sight)
-    mask = masks.additive(masks.visible(packed), embeds.dtype)
     columns = packed.latents.any(0).nonzero()[:, 0].tolist()
     if not columns and segments < 2:
-        return backbone.forward(embeds, packed.positions, mask, cache, sight).hidden
+        return backbone.whole(embeds, packed, cache, sight).hidden
+    mask = masks.additive(masks.visible(packed), embeds.dtype)
     first, after = stepped(columns, embeds.shape[1], segments)
     past = Past.empty(backbone.kept_layers)
     hidden: list[tuple[Tensor, ...]] = []

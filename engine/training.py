@@ -123,6 +123,11 @@ def optimizers(config: Training, modules: nn.Module) -> list[torch.optim.Optimiz
     return chosen
 
 
+def hardware(device: torch.device) -> str:
+    """What trains, for those who read a run's settings later."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+
+
 def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -167,7 +172,8 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     journal = Journal(out, rank)
     if leads:
-        settings = {"training": asdict(config), "processes": ranks, "method": described(method), **(note or {})}
+        settings = {"training": asdict(config), "processes": ranks, "hardware": hardware(accelerator.device)}
+        settings |= {"method": described(method), **(note or {})}
         settings |= {"lora": asdict(lora)} if lora else {}
         (out / "settings.json").write_text(json.dumps(settings, indent=1, default=str))
 

@@ -180,7 +180,7 @@ def test_all_visuals_at_once_are_each_alone(model: Qwen25VL) -> None:
         [(4, 28, 56), (4, 56, 56)],
     ],
 )
-def test_a_loaded_models_attention_over_slices_is_the_usual_one(
+def test_a_loaded_models_attention_over_runs_is_the_usual_one(
     model: Qwen25VL, loaded: Qwen25VL, shapes: list[tuple[int, int, int]]
 ) -> None:
     clips = [tiny.clip(model, i, *shape) for i, shape in enumerate(shapes)]
@@ -369,7 +369,7 @@ def test_saved_and_loaded_it_is_the_same(model: Qwen25VL, loaded: Qwen25VL) -> N
     assert [loaded.token(t) for t in SPECIAL_TOKENS] == [model.token(t) for t in SPECIAL_TOKENS]
     assert loaded.pad == model.pad
     assert not loaded.model.training
-    assert loaded.model.config.vision_config._attn_implementation == "slices"
+    assert loaded.model.config.vision_config._attn_implementation == "runs"
     assert loaded.model.config.text_config._attn_implementation == "rows"
 
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers.cache_utils import DynamicCache
 
-from engine import generate
+from engine import generate, masks
 from engine.data.samples import Sample
 from engine.data.worlds import WorldsSource
 from engine.layout import Layout, Segment, Special, marker, pack, slots
@@ -55,6 +56,31 @@ def test_cached_generation_equals_running_everything_again(backbone, samples, na
     written = getattr(generate, name)(backbone, thoughts, limit=12)
     for i, sample in enumerate(samples):
         assert written.ids[i] == uncached(backbone, paths(sample, 5)[name], 12)
+
+
+def grown(backbone, thoughts: generate.Thoughts, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Greedy decoding of the chain with transformers' growing cache: tokens [batch, limit], states [limit, ..]."""
+    cache, sees, state = DynamicCache(list(thoughts.layers)), thoughts.context, thoughts.last_context
+    tokens, states = [], []
+    for step in range(limit):
+        tokens.append(backbone.logits(state[-1]).argmax(-1, keepdim=True))
+        states.append(state)
+        sees = torch.cat([sees, torch.ones_like(sees[:, :1])], dim=1)
+        embeds = backbone.embed_ids(tokens[-1])
+        positions = (thoughts.after_context + step)[:, None].expand(backbone.axes, -1, -1)
+        out = backbone.forward(embeds, positions, masks.additive(sees[:, None], embeds.dtype), cache, thoughts.sight)
+        state = torch.stack([h[:, -1] for h in out.hidden])
+    return torch.cat(tokens, dim=1), torch.stack(states)
+
+
+@torch.no_grad()
+def test_written_in_place_as_with_a_growing_cache(backbone, samples):
+    thoughts = generate.think(backbone, samples, (slots("<pause>", 5),))
+    written = generate.explicit(backbone, thoughts, 24)
+    tokens, states = grown(backbone, thoughts, 24)
+    for i, ids in enumerate(written.ids):
+        assert ids == tokens[i, : len(ids)].tolist()
+        assert torch.allclose(written.states[: len(ids), :, i], states[: len(ids), :, i], atol=1e-5)
 
 
 @pytest.mark.parametrize("pauses", [0, 1, 8])

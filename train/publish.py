@@ -95,6 +95,11 @@ def card(name: str, stages: list[tuple[dict, int, float]], scores: dict, paramet
     settings = stages[-1][0]
     history = "\n".join(stage(*each) for each in stages)
     minutes = sum(seconds for _, _, seconds in stages) / 60
+    used = dict.fromkeys(
+        f"{each['hardware']}, {each['processes']} processes a model" if each["processes"] > 1 else each["hardware"]
+        for each, _, _ in stages
+    )
+    trained_on = "; ".join(used)
     rows = []
     for split, figures in scores.items():
         low, high = figures["interval"]
@@ -112,7 +117,7 @@ knows these worlds and nothing else.
 
 - Method: {json.dumps(settings["method"])}
 - Start: `{stages[0][0]["training"]["init"]}`, whose vision encoder `train.perceive` has taught, and whose look-up of options `train.lookup`
-- Data: `engine.worlds`, training split; {sum(clips for _, clips, _ in stages):,} samples in all, about {minutes:.0f} minutes of training on two CPU cores, stage by stage:
+- Data: `engine.worlds`, training split; {sum(clips for _, clips, _ in stages):,} samples in all, about {minutes:.0f} minutes of training ({trained_on}), stage by stage:
 {history}
 
 | split | accuracy (95 % interval) | by family | generated tokens | clips |

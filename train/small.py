@@ -2,6 +2,7 @@
 
     python -m train.small --out runs            # some hours on two CPU cores; goes on where it stopped
     python -m train.small --processes 1         # on one
+    python -m train.small --device cuda         # all models side by side on one GPU, in minutes
     python -m train.small --check               # scores the shipped weights again, a few minutes
 
 Exit code 1 if a model scores below the lower end of its shipped 95 % interval.
@@ -12,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from engine.benchmark import Benchmark, measure
@@ -30,16 +32,23 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the runs")
     parser.add_argument("--check", action="store_true", help="score what is shipped, without training")
     parser.add_argument("--write", action="store_true", help="write the scores that later checks are held against")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train")
+    parser.add_argument(
+        "--precision",
+        choices=("bf16", "no"),
+        default="bf16",
+        help="no: float32, several times as fast on a CPU without bfloat16 arithmetic (lscpu tells: avx512_bf16, amx_bf16)",
+    )
     parser.add_argument(
         "--processes",
         type=int,
         default=2,
         choices=(1, 2),
-        help="that learn side by side, a thread each: on small matrices, twice as fast as one with two",
+        help="that learn one model on a CPU, a thread each: on small matrices, twice as fast as one with two",
     )
     options = parser.parse_args()
     if not options.check:
-        retrain(options.out, options.processes)
+        retrain(options.out, options.device, options.processes, options.precision)
     figures = {split: measure(Benchmark(split), SHIPPED, None, "cpu", print)["methods"] for split in ("test", "longer")}
     if options.write:
         EXPECTED.write_text(json.dumps(figures, indent=1) + "\n")
@@ -55,20 +64,30 @@ def main() -> int:
     return 1 if worse else 0
 
 
-def retrain(out: Path, processes: int) -> None:
-    """Runs what isn't finished, in order, and publishes it over assets/small."""
+def retrain(out: Path, device: str, processes: int, precision: str) -> None:
+    """Runs what isn't finished, in order, and publishes it over assets/small.
+
+    On a CPU one model after another. A GPU is kept busy by none of them, since their kernels are over before the next can be
+    launched: there they learn side by side, in one process each.
+    """
+    processes = 1 if device == "cuda" else processes
+    where = ["--device", device, "--precision", precision]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-    together = ("torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m")
+    together = (
+        ("torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m") if processes > 1 else ()
+    )
 
     def python(*words: str) -> None:
         subprocess.run([sys.executable, "-m", *words], check=True)
 
     def learn(script: str, stage: str, start: Path, to: Path, *control: Path) -> None:
-        """The stage's batch and passes, divided among the processes."""
+        """The stage's batch, divided among the processes; on a CPU each one's in passes of one length, so that it is padded less."""
         files = [CONFIGS / f"{stage}.yaml", *control]
         shared = read_yaml(files[0])["training"]
-        each = [f"--{name}={shared[name] // processes}" for name in ("batch", "accumulate")]
-        words = ["--config", *map(str, files), "--init", str(start), "--out", str(to), "--resume", "--device", "cpu"]
+        passes = 1 if device == "cuda" else shared["accumulate"] // processes
+        each = [f"--batch={shared['batch'] // processes}", f"--accumulate={passes}"]
+        each += ["--workers=3"] if device == "cuda" else []
+        words = ["--config", *map(str, files), "--init", str(start), "--out", str(to), "--resume", *where]
         subprocess.run([sys.executable, "-m", *together, f"train.{script}", *words, *each], check=True, env=one_thread)
 
     def staged(script: str, name: str, *control: Path) -> None:
@@ -81,14 +100,18 @@ def retrain(out: Path, processes: int) -> None:
                 learn(script, stage, start, out / name / stage, *control)
             start = out / name / stage / "best"
 
-    if not (out / "fresh").exists():
-        python("train.fresh", str(out / "fresh"))
-    python("train.lookup", "--config", str(CONFIGS / "lookup.yaml"), "--init", str(out / "fresh"), "--out", str(out / "lookup"), "--resume")  # fmt: skip
-    if not (out / "perceive").exists():
+    if not (out / "perceive").exists():  # what every model starts from
+        if not (out / "fresh").exists():
+            python("train.fresh", str(out / "fresh"))
+        lookup = CONFIGS / "lookup.yaml"
+        python("train.lookup", "--config", str(lookup), "--init", str(out / "fresh"), "--out", str(out / "lookup"), "--resume", *where)  # fmt: skip
         python("train.perceive", str(out / "lookup" / "best"), str(out / "perceive"))
-    staged("pause", "pause")
-    for name, script in CONTROLS.items():
-        staged(script, name, CONFIGS / f"{name.replace('-', '_')}.yaml")
+    with ThreadPoolExecutor(len(SHIPPED) if device == "cuda" else 1) as pool:
+        learning = [pool.submit(staged, "pause", "pause")]
+        for name, script in CONTROLS.items():
+            learning.append(pool.submit(staged, script, name, CONFIGS / f"{name.replace('-', '_')}.yaml"))
+        for each in learning:
+            each.result()
     for place in SHIPPED:
         python("train.publish", str(out / place / STAGES[-1]), str(EXPECTED.parent / place))
 

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils.hub import cached_file
 
+from engine import masks
 from engine.footage import Footage
 from engine.layout import CLOSE, END, REPLY, Encoded, Frames, Opening, Packed, Seen, Segment, Special, Visual, Written
 from engine.video import Sampling
@@ -111,6 +112,16 @@ class Backbone:
     def end(self) -> int:
         """The token that ends a turn."""
         return self.tokenizer.eos_token_id
+
+    @property
+    def waits(self) -> bool:
+        """Whether a step of the language model waits for its device, so that no CUDA graph can hold it.
+
+        Positions that are stretched with a text's length, as InternVL3's are, depend on the largest one so far, for which
+        transformers asks the device.
+        """
+        rotary = self.text_config.to_dict().get("rope_parameters") or {}  # GPT-2 has none
+        return rotary.get("rope_type") in ("dynamic", "longrope")
 
     def token(self, name: str) -> int:
         """The id of a special token. Errors: KeyError if the tokenizer lacks it."""
@@ -291,6 +302,11 @@ class Backbone:
         """
         out = self.decoded(embeds, positions[0], mask, cache)
         return States(out.hidden_states, cache, out.attentions)
+
+    def whole(self, embeds: Tensor, packed: Packed, cache: Cache | None = None, sight: Sight | None = None) -> States:
+        """`forward` over all of a pack at once, under the pack's own mask. embeds [batch, length, dim], cache: empty."""
+        mask = masks.additive(masks.visible(packed), embeds.dtype)
+        return self.forward(embeds, packed.positions, mask, cache, sight)
 
     def decoded(self, embeds: Tensor, positions: Tensor, mask: Any, cache: Cache | None, **more: Any) -> Any:
         """What transformers' decoder gives for inputs of its own form, with every layer's states."""

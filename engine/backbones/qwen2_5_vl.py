@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache as cached
+from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,13 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
 from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
+from engine import masks
 from engine.backbones.base import SPECIAL_TOKENS, Backbone, Sight, States, without
 from engine.backbones.pixels import normalised
-from engine.layout import Encoded, Frames, Segment, Special, Visual, Written
+from engine.layout import Encoded, Frames, Packed, Segment, Special, Visual, Written
 from engine.video import Sampling
 
 if TYPE_CHECKING:
@@ -42,20 +47,42 @@ def rotary_positions(grid: tuple[int, int, int], merge: int, interval: float) ->
     return positions, int(positions.max()) + 1
 
 
-def slices_attention(module, query, key, value, attention_mask, slice_length: int = 0, **kwargs):  # noqa: ANN001, ANN003, ANN201
-    """transformers' SDPA over equally long slices at once, where its own code calls SDPA for one slice after another.
+def joined(grids: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Neighbours of one height and width as one: vision looks at each slice for itself, whichever visual it belongs to."""
+    return [(sum(time for time, *_ in same), *size) for size, same in groupby(grids, lambda grid: grid[1:])]
 
-    query, key, value: [1, heads, patches, dim]; slice_length 0 = one slice.
+
+@dataclass(frozen=True)
+class Runs:
+    """Patches that see each other and no others: windows, or whole slices."""
+
+    places: tuple[Tensor, ...]  # for each length that runs have, where their patches stand: [runs, length]
+    back: Tensor  # [patches]: where each patch stands among all of these, one after another
+
+    @classmethod
+    def between(cls, bounds: Tensor, device: torch.device) -> Self:
+        """bounds: where each run begins, and the end of the last [runs + 1]."""
+        lengths = bounds.diff()
+        places = [bounds[:-1][lengths == n, None] + torch.arange(int(n)) for n in lengths.unique()]
+        back = torch.cat([place.flatten() for place in places]).argsort()
+        return cls(tuple(place.to(device) for place in places), back.to(device))
+
+
+def runs_attention(module, query, key, value, attention_mask, runs: Mapping[nn.Module, Runs], **kwargs):  # noqa: ANN001, ANN003, ANN201
+    """transformers' SDPA over all runs of one length at once, where its own code calls SDPA for one run after another.
+
+    query, key, value: [1, heads, patches, dim]; runs: those of each layer's attention -> [1, patches, heads, dim].
     """
-    if not slice_length:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    length = query.shape[2]
+    places, back = runs[module].places, runs[module].back
 
-    def cut(x: Tensor) -> Tensor:  # -> [slices, heads, slice length, dim]
-        return x[0].unflatten(1, (-1, slice_length)).transpose(0, 1)
+    def cut(x: Tensor, place: Tensor) -> Tensor:  # [1, heads, patches, dim] -> [runs, heads, length, dim]
+        return (x[0][:, place] if len(places) > 1 else x[0].unflatten(1, place.shape)).transpose(0, 1)
 
-    out, weights = sdpa_attention_forward(module, cut(query), cut(key), cut(value), None, **kwargs)
-    return out.reshape(1, length, *out.shape[2:]), weights
+    out = []
+    for place in places:
+        seen = (cut(query, place), cut(key, place), cut(value, place))
+        out.append(sdpa_attention_forward(module, *seen, None, **kwargs)[0].flatten(0, 1))
+    return (torch.cat(out)[back] if len(out) > 1 else out[0])[None], None
 
 
 class WholePatches(nn.Conv3d):
@@ -67,15 +94,43 @@ class WholePatches(nn.Conv3d):
 
 
 ROWS = 64  # a block of queries
+LONG = 512  # rows from which on a GPU's training goes by flex attention; still to be measured
+
+
+@cached
+def compiled_attention() -> Any:
+    """Flex attention as kernels, built where it is first called.
+
+    Lengths differ from step to step: with dynamic shapes one kernel serves them all, where one for each padded length
+    would soon reach the number of times that torch compiles a function.
+    """
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def blocks_attention(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scaling: float, flex: Any) -> Tensor:
+    """Attention to the blocks that the mask names, by `flex`: flex_attention, compiled or not.
+
+    query [batch, heads, rows, dim], key and value [batch, key heads, rows, dim] -> [batch, rows, heads, dim]. Under
+    autocast rotary positions leave queries and keys in another type than the values, and flex attention takes one.
+
+    The scale is what flex attention has by itself, dim ** -0.5, times what is multiplied in here, for most models 1: one
+    that is handed over becomes an unknown of the compiled kernel where shapes are dynamic.
+    """
+    query = (query * (scaling * query.shape[-1] ** 0.5)).to(value.dtype)
+    out = flex(query, key.to(value.dtype), value, block_mask=mask, enable_gqa=True)
+    return out.transpose(1, 2).contiguous()
 
 
 def rows_attention(module, query, key, value, attention_mask, **kwargs):  # noqa: ANN001, ANN003, ANN201
     """Attention on a CPU: nobody sees what comes later, so each block of rows needs the keys up to its own end only.
 
     Under autocast it stays in float32, where the backward pass of torch's bfloat16 kernel takes 1.3 times as long.
+    On a GPU it is transformers' SDPA, or flex attention where the mask is a BlockMask.
     query [batch, heads, rows, dim], key and value [batch, key heads, past + rows, dim], attention_mask: additive, lower
     triangular -> [batch, rows, heads, dim].
     """
+    if isinstance(attention_mask, BlockMask):
+        return blocks_attention(query, key, value, attention_mask, kwargs["scaling"], compiled_attention()), None
     if query.device.type != "cpu":
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     length, stop, dtype = key.shape[2], key.shape[2] - query.shape[2], value.dtype
@@ -97,14 +152,14 @@ class Qwen25VL(Backbone):
     axes = 3  # time, height, width
 
     kind: ClassVar[Any] = Qwen2_5_VLForConditionalGeneration
-    attention: ClassVar[str | Mapping[str, str]] = MappingProxyType({"text_config": "rows", "vision_config": "slices"})
+    attention: ClassVar[str | Mapping[str, str]] = MappingProxyType({"text_config": "rows", "vision_config": "runs"})
 
     @classmethod
     def load(
         cls, path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32,
         tokens: Sequence[str] = SPECIAL_TOKENS,
     ) -> Self:  # fmt: skip
-        AttentionInterface.register("slices", slices_attention)
+        AttentionInterface.register("runs", runs_attention)
         AttentionInterface.register("rows", rows_attention)
         backbone = super().load(path, device, dtype, tokens)
         backbone.model.model.visual.patch_embed.proj.__class__ = WholePatches  # same weights, same names
@@ -139,18 +194,27 @@ class Qwen25VL(Backbone):
 
     def encode_pixels(self, pixels: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """Normalised patches [patches, columns] -> [visual tokens, dim]."""
-        visual = self.model.model.visual
-        vision = self.vision_config
-        window = vision.window_size // vision.patch_size
-        kwargs: dict[str, Any] = {}
-        if vision._attn_implementation == "slices" and len({g[1:] for g in grids}) == 1 and max(grids[0][1:]) <= window:
-            # Every slice is one window of the same length: attention runs over all of them at once.
-            whole = torch.tensor([0, len(pixels)], dtype=torch.int32, device=pixels.device)
-            index = torch.arange(len(pixels) // vision.spatial_merge_size**2, device=pixels.device)
-            kwargs = {"cu_seqlens": whole, "cu_window_seqlens": whole, "window_index": index}
-            kwargs["slice_length"] = grids[0][1] * grids[0][2]
-        grid_thw = torch.tensor(grids, device=pixels.device)
-        return visual(pixels.to(visual.dtype), grid_thw=grid_thw, **kwargs).pooler_output
+        visual, grid = (
+            self.model.model.visual,
+            torch.tensor(joined(grids)),
+        )  # counted from without waiting for the device
+        more = self.runs(grid, pixels.device) if self.vision_config._attn_implementation == "runs" else {}
+        return visual(pixels.to(visual.dtype), grid_thw=grid.to(pixels.device), **more).pooler_output
+
+    def runs(self, grid: Tensor, device: torch.device) -> dict[str, Any]:
+        """What the vision encoder is told besides, so that its attention is called once a layer, with the runs of each."""
+        vision, merge = self.vision_config, self.vision_config.spatial_merge_size
+        index, windows = get_vision_window_index(grid, merge, vision.window_size, vision.patch_size)
+        bounds = get_vision_cu_seqlens(grid)
+        each = {True: Runs.between(bounds, device), False: Runs.between(windows, device)}
+        blocks = enumerate(self.model.model.visual.blocks)
+        return {
+            "position_ids": get_vision_position_ids(grid, merge).to(device),
+            "window_index": index.to(device),
+            "cu_seqlens": bounds[[0, -1]],
+            "cu_window_seqlens": bounds[[0, -1]],
+            "runs": {block.attn: each[place in vision.fullatt_block_indexes] for place, block in blocks},
+        }
 
     def language_model(self) -> Any:
         return without(self.model, "visual")
@@ -198,6 +262,15 @@ class Qwen25VL(Backbone):
     ) -> States:
         out = self.decoded(embeds, positions, {"full_attention": mask}, cache)
         return States(out.hidden_states, cache, out.attentions)
+
+    def whole(self, embeds: Tensor, packed: Packed, cache: Cache | None = None, sight: Sight | None = None) -> States:
+        """As every family's; a long pack that is trained on a GPU under a BlockMask, which only "rows" understands."""
+        config, trained = self.text_config, torch.is_grad_enabled() and cache is None
+        blockwise = config._attn_implementation == "rows" and not config.attention_dropout  # which flex doesn't have
+        if not (blockwise and trained and embeds.is_cuda and embeds.shape[1] >= LONG):
+            return super().whole(embeds, packed, cache, sight)
+        out = self.decoded(embeds, packed.positions, {"full_attention": masks.blocks(packed)}, None)
+        return States(out.hidden_states, None, out.attentions)
 
 
 def cut_patches(frames: Frames, side: int, merge: int, temporal: int) -> Visual:

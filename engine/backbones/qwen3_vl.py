@@ -28,6 +28,7 @@ MEAN = STD = (0.5, 0.5, 0.5)
 @dataclass(frozen=True)
 class DeepSight(Sight):
     deeper: tuple[Tensor, ...]  # a [visual tokens, dim] for each of the first layers
+    stop: int  # the row behind the last visual token; from there on nothing is added, and the device isn't waited for
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Qwen3VL(Qwen25VL):
         if not packed.grids:
             return None
         out = self.seen(self.pixels(packed.patches), packed.grids)
-        return DeepSight(packed.visual_sample, packed.visual_row, out.pooler_output, tuple(out.deepstack_features))
+        row, deeper = packed.visual_row, tuple(out.deepstack_features)
+        return DeepSight(packed.visual_sample, row, out.pooler_output, deeper, int(row.max()) + 1)
 
     # Text
 
@@ -87,9 +89,9 @@ class Qwen3VL(Qwen25VL):
         self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: Cache | None = None, sight: Sight | None = None
     ) -> States:
         deep: dict[str, Any] = {}
-        if isinstance(sight, DeepSight):
-            batch, length, _ = embeds.shape
-            past = mask.shape[-1] - length
+        batch, length, _ = embeds.shape
+        past = mask.shape[-1] - length
+        if isinstance(sight, DeepSight) and past < sight.stop:
             here = (sight.row >= past) & (sight.row < past + length)
             where = torch.zeros(batch, length, dtype=torch.bool, device=embeds.device)
             where[sight.sample[here], sight.row[here] - past] = True
