@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from engine import worlds
-from engine.ask import SMALL, load
+from engine.ask import META, SMALL, load
 from engine.data.worlds import frames, sample
 from engine.evaluation import How, evaluate, summary
 from engine.methods.pause import PauseDistillation
@@ -55,7 +55,7 @@ class Benchmark:
 
 def shipped() -> list[str]:
     """The small models that are there, by their folders' names."""
-    return sorted(folder.parent.name for folder in SMALL.glob("*/config.json"))
+    return sorted(folder.parent.name for folder in SMALL.glob(f"*/{META}"))
 
 
 def measure(

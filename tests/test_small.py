@@ -28,7 +28,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.Fixture
             (after(words, "--out") / "best").mkdir(parents=True)
 
     monkeypatch.setattr(subprocess, "run", pretend)
-    small.retrain(tmp_path, request.param, 2, "no")
+    small.retrain(tmp_path, small.START, request.param, 2, "no")
     return commands
 
 
@@ -46,7 +46,7 @@ def test_every_model_goes_through_the_same_stages_from_the_same_start(ran: list[
     for name in small.SHIPPED:
         commands = [words for words in stages(ran) if after(words, "--out").parent.name == name]
         ends = [after(words, "--out") / "best" for words in commands]
-        assert [after(words, "--init") for words in commands] == [tmp_path / "perceive", *ends[:-1]]
+        assert [after(words, "--init") for words in commands] == [small.START, *ends[:-1]]
         assert [end.parent.name for end in ends] == list(small.STAGES)
 
 

@@ -4,7 +4,7 @@ Behind a language model that can't read yet, the encoder learns nothing for tens
 few thousand. Every token must tell the whole of its slice, so that the language model needs to look at one only. The
 linear map is thrown away, and the features are brought to the size of the words' embeddings, beside which they will stand.
 
-python -m train.perceive runs/fresh runs/perceive
+python -m train.perceive runs/lookup/best runs/start
 """
 
 import argparse
@@ -89,6 +89,7 @@ def main() -> None:
         schedule.step()
         bar.set_postfix(right=float((logits.argmax(-1) == each).float().mean()))
     as_large_as_words(backbone, features)
+    backbone.model.bfloat16()  # as it is shipped
     backbone.save(options.out)
 
 

@@ -20,6 +20,9 @@ from engine.methods import from_description
 from engine.methods.method import COMPANIONS
 from engine.methods.pause import PauseDistillation
 
+HISTORY = "history.json"  # beside a published model: the stages that it went through
+Stage = tuple[dict, int, float]  # a run's settings, the samples that it saw, the seconds that they took
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -63,18 +66,22 @@ def publish(run: Path, out: Path, clips: int) -> None:
         speak = isinstance(method, PauseDistillation)
         results = evaluate(backbone, samples, method, how, method.trained_slots, speak=speak)
         scores[split] = summary(results, [r.family for r in records], [r.difficulty for r in records])
-    (out / "README.md").write_text(
-        card(out.name, lineage(run), scores, sum(p.numel() for p in backbone.model.parameters()))
-    )
+    stages = lineage(run)
+    (out / HISTORY).write_text(json.dumps(stages, indent=1) + "\n")
+    (out / "README.md").write_text(card(out.name, stages, scores, sum(p.numel() for p in backbone.model.parameters())))
 
 
-def lineage(run: Path) -> list[tuple[dict, int, float]]:
-    """The run and those that it was started from, first to last -> (settings, clips seen, seconds of training) each."""
-    stages: list[tuple[dict, int, float]] = []
+def lineage(run: Path) -> list[Stage]:
+    """The run and those that it was started from, first to last; what a published model tells of itself stands for those
+    before it."""
+    stages: list[Stage] = []
     while (run / "settings.json").is_file():
         settings = json.loads((run / "settings.json").read_text())
         stages.insert(0, (settings, *seen(run, settings)))
-        run = Path(settings["training"]["init"]).parent
+        start = Path(settings["training"]["init"])
+        if (start / HISTORY).is_file():
+            return [*map(tuple, json.loads((start / HISTORY).read_text())), *stages]
+        run = start.parent
     return stages
 
 
@@ -91,15 +98,11 @@ def seconds(run: Path) -> float:
     return seen(run, json.loads((run / "settings.json").read_text()))[1]
 
 
-def card(name: str, stages: list[tuple[dict, int, float]], scores: dict, parameters: int) -> str:
+def card(name: str, stages: list[Stage], scores: dict, parameters: int) -> str:
     settings = stages[-1][0]
     history = "\n".join(stage(*each) for each in stages)
     minutes = sum(seconds for _, _, seconds in stages) / 60
-    used = dict.fromkeys(
-        f"{each['hardware']}, {each['processes']} processes a model" if each["processes"] > 1 else each["hardware"]
-        for each, _, _ in stages
-    )
-    trained_on = "; ".join(used)
+    used = dict.fromkeys(f"{each['processes']} on {each['hardware']}" for each, _, _ in stages)
     rows = []
     for split, figures in scores.items():
         low, high = figures["interval"]
@@ -116,8 +119,8 @@ A small Qwen2.5-VL (the real class, {parameters / 1e6:.1f} M parameters) trained
 knows these worlds and nothing else.
 
 - Method: {json.dumps(settings["method"])}
-- Start: `{stages[0][0]["training"]["init"]}`, whose vision encoder `train.perceive` has taught, and whose look-up of options `train.lookup`
-- Data: `engine.worlds`, training split; {sum(clips for _, clips, _ in stages):,} samples in all, about {minutes:.0f} minutes of training ({trained_on}), stage by stage:
+- Start: `{stages[0][0]["training"]["init"]}`, which `train.lookup` and `train.perceive` made from random weights
+- Data: `engine.worlds`, training split; {sum(clips for _, clips, _ in stages):,} samples in all, about {minutes:.0f} minutes of training (processes: {", ".join(used)}), stage by stage:
 {history}
 
 | split | accuracy (95 % interval) | by family | generated tokens | clips |

@@ -1,6 +1,9 @@
-"""Retrains every shipped small model from nothing and holds the new scores against the shipped cards.
+"""Retrains every shipped small model and holds the new scores against the shipped cards.
+
+All start from assets/start, which can look up an option's letter and see what happens in a clip, and knows nothing else.
 
     python -m train.small --out runs            # some hours on two CPU cores; goes on where it stopped
+    python -m train.small --anew                # makes the start too, from random weights
     python -m train.small --processes 1         # on one
     python -m train.small --device cuda         # all models side by side on one GPU, in minutes
     python -m train.small --check               # scores the shipped weights again, a few minutes
@@ -24,7 +27,9 @@ STAGES = ("short", "silent", "sums", "tally", "pause", "polish")
 WORDS_ALONE = "sums"  # the stage that every model goes through as it stands: no clips, no slots
 CONTROLS = {"explicit": "explicit", "answer-only": "silent", "filler": "silent"}  # model -> script
 SHIPPED = ("pause", *CONTROLS)
-EXPECTED = Path(__file__).parent.parent / "assets" / "small" / "scores.json"
+ASSETS = Path(__file__).parent.parent / "assets"
+START = ASSETS / "start"
+EXPECTED = ASSETS / "small" / "scores.json"
 
 
 def main() -> int:
@@ -32,6 +37,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the runs")
     parser.add_argument("--check", action="store_true", help="score what is shipped, without training")
     parser.add_argument("--write", action="store_true", help="write the scores that later checks are held against")
+    parser.add_argument("--anew", action="store_true", help="make what they start from too")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train")
     parser.add_argument(
         "--precision",
@@ -48,7 +54,8 @@ def main() -> int:
     )
     options = parser.parse_args()
     if not options.check:
-        retrain(options.out, options.device, options.processes, options.precision)
+        start = beginning(options.out) if options.anew else START
+        retrain(options.out, start, options.device, options.processes, options.precision)
     figures = {split: measure(Benchmark(split), SHIPPED, None, "cpu", print)["methods"] for split in ("test", "longer")}
     if options.write:
         EXPECTED.write_text(json.dumps(figures, indent=1) + "\n")
@@ -64,7 +71,22 @@ def main() -> int:
     return 1 if worse else 0
 
 
-def retrain(out: Path, device: str, processes: int, precision: str) -> None:
+def python(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", *words], check=True)
+
+
+def beginning(out: Path) -> Path:
+    """What every model starts from, made from random weights on the CPU -> its folder."""
+    if not (out / "fresh").exists():
+        python("train.fresh", str(out / "fresh"))
+    lookup = CONFIGS / "lookup.yaml"
+    python("train.lookup", "--config", str(lookup), "--init", str(out / "fresh"), "--out", str(out / "lookup"), "--resume", "--device", "cpu")  # fmt: skip
+    if not (out / "start").exists():
+        python("train.perceive", str(out / "lookup" / "best"), str(out / "start"))
+    return out / "start"
+
+
+def retrain(out: Path, beginning: Path, device: str, processes: int, precision: str) -> None:
     """Runs what isn't finished, in order, and publishes it over assets/small.
 
     On a CPU one model after another. A GPU is kept busy by none of them, since their kernels are over before the next can be
@@ -76,9 +98,6 @@ def retrain(out: Path, device: str, processes: int, precision: str) -> None:
     together = (
         ("torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m") if processes > 1 else ()
     )
-
-    def python(*words: str) -> None:
-        subprocess.run([sys.executable, "-m", *words], check=True)
 
     def learn(script: str, stage: str, start: Path, to: Path, *control: Path) -> None:
         """The stage's batch, divided among the processes; on a CPU each one's in passes of one length, so that it is padded less."""
@@ -92,7 +111,7 @@ def retrain(out: Path, device: str, processes: int, precision: str) -> None:
 
     def staged(script: str, name: str, *control: Path) -> None:
         """One stage after another; a control goes through the same clips and steps with its own objective."""
-        start = out / "perceive"
+        start = beginning
         for stage in STAGES:
             if stage == WORDS_ALONE:
                 learn("explicit", stage, start, out / name / stage)
@@ -100,12 +119,6 @@ def retrain(out: Path, device: str, processes: int, precision: str) -> None:
                 learn(script, stage, start, out / name / stage, *control)
             start = out / name / stage / "best"
 
-    if not (out / "perceive").exists():  # what every model starts from
-        if not (out / "fresh").exists():
-            python("train.fresh", str(out / "fresh"))
-        lookup = CONFIGS / "lookup.yaml"
-        python("train.lookup", "--config", str(lookup), "--init", str(out / "fresh"), "--out", str(out / "lookup"), "--resume", *where)  # fmt: skip
-        python("train.perceive", str(out / "lookup" / "best"), str(out / "perceive"))
     with ThreadPoolExecutor(len(SHIPPED) if device == "cuda" else 1) as pool:
         learning = [pool.submit(staged, "pause", "pause")]
         for name, script in CONTROLS.items():

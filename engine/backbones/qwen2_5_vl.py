@@ -94,7 +94,7 @@ class WholePatches(nn.Conv3d):
 
 
 ROWS = 64  # a block of queries
-LONG = 512  # rows from which on a GPU's training goes by flex attention; still to be measured
+LONG = 2048  # rows from which on a GPU's training goes by flex attention: there the half of the square that it skips is large
 
 
 @cached

@@ -74,4 +74,4 @@ def sweep(backbone: Qwen25VL, size: str, sample: Sample) -> dict[str, Any]:
 def prompt(backbone: Qwen25VL, sample: Sample, slots: int) -> Packed:
     """All that stands before the silent answer's letter."""
     before = (context(sample), *METHOD.thinking(slots), marker("<ANS>"), marker("<answer>"))
-    return pack([Layout({"line": before})], backbone.encode, backbone.pad)
+    return pack([Layout({"line": before})], backbone.encode, backbone.pad).to(backbone.device)
