@@ -28,7 +28,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.Fixture
             (after(words, "--out") / "best").mkdir(parents=True)
 
     monkeypatch.setattr(subprocess, "run", pretend)
-    small.retrain(tmp_path, small.START, request.param, 2, "no")
+    small.retrain(list(small.MODELS), tmp_path, small.START, request.param, 2, "no")
     return commands
 
 
@@ -42,8 +42,8 @@ def stages(ran: list[list[str]]) -> list[list[str]]:
 
 
 def test_every_model_goes_through_the_same_stages_from_the_same_start(ran: list[list[str]], tmp_path: Path) -> None:
-    assert len(stages(ran)) == len(small.SHIPPED) * len(small.STAGES)
-    for name in small.SHIPPED:
+    assert len(stages(ran)) == len(small.MODELS) * len(small.STAGES)
+    for name in small.MODELS:
         commands = [words for words in stages(ran) if after(words, "--out").parent.name == name]
         ends = [after(words, "--out") / "best" for words in commands]
         assert [after(words, "--init") for words in commands] == [small.START, *ends[:-1]]
@@ -70,4 +70,4 @@ def test_a_control_sees_the_stages_clips_and_steps(ran: list[list[str]]) -> None
 def test_what_is_shipped_is_each_ones_last_stage(ran: list[list[str]], tmp_path: Path) -> None:
     published = [words[1:] for words in ran if words[0] == "train.publish"]
     shelf = small.EXPECTED.parent
-    assert published == [[str(tmp_path / name / small.STAGES[-1]), str(shelf / name)] for name in small.SHIPPED]
+    assert published == [[str(tmp_path / name / small.STAGES[-1]), str(shelf / name)] for name in small.MODELS]
