@@ -32,6 +32,7 @@ from engine.config import ConfigError
 from engine.latents import segments_of
 from engine.layout import Packed
 from engine.methods.method import Method
+from engine.muon import Muon
 from engine.training import Training, optimizers
 
 SHAPES = Path(__file__).with_name("shapes.json")  # published models' configurations, as far as they decide their size
@@ -279,7 +280,7 @@ class Plan:
     def optimizer_bytes(self) -> float:
         """Two numbers a weight for AdamW, one for Muon."""
         return sum(
-            4.0 * (1 if isinstance(optimizer, torch.optim.Muon) else 2) * parameter.numel()
+            4.0 * (1 if isinstance(optimizer, Muon) else 2) * parameter.numel()
             for optimizer in optimizers(self.config, self.modules)
             for group in optimizer.param_groups
             for parameter in group["params"]

@@ -35,6 +35,7 @@ from engine.layout import Packed
 from engine.loop import looped, unrolled
 from engine.methods import described
 from engine.methods.method import COMPANIONS, META, Method, Tokens, run, shared, tokens_of
+from engine.muon import Muon
 from engine.parallel import Learnt, Replicas, Together, gathered, spread
 from engine.recompute import recompute_layers
 from engine.video import VideoError
@@ -119,7 +120,7 @@ def optimizers(config: Training, modules: nn.Module) -> list[torch.optim.Optimiz
     chosen: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))]
     if inner:
         ordered = [p for p in trained if p in inner]
-        chosen.append(torch.optim.Muon(ordered, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"))  # fmt: skip
+        chosen.append(Muon(ordered, lr=config.lr, weight_decay=config.weight_decay))
     return chosen
 
 
