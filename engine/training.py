@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -129,6 +130,11 @@ def hardware(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
 
 
+def without_bf16(told: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor says what it can do, and bfloat16 arithmetic isn't among it."""
+    return told.is_file() and not re.search(r"\b(avx512_|amx_|)bf16\b", told.read_text())
+
+
 def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -197,6 +203,8 @@ def train(
 
     feed = batches(dataset, start, config.steps, config.workers, left_out)
     bar = tqdm(total=config.steps, initial=start, desc=out.name, dynamic_ncols=True, disable=None if leads else True)
+    if accelerator.device.type == "cpu" and config.precision == "bf16" and without_bf16():
+        bar.write("This processor has no bfloat16 arithmetic: with --precision no, small models learn some three times as fast.")  # fmt: skip
     began, seen = time.perf_counter(), 0
     window: list[dict[str, float]] = []  # the losses since the last log line
     stage = method.stage(epoch_of(max(start - 1, 0), config.batch * ranks, config.epoch))

@@ -43,7 +43,7 @@ def test_its_steps_are_torchs() -> None:
         mine.step()
         torchs.step()
     for one, other, before in zip(ours, theirs, start, strict=True):
-        moved, expected = one - before, other - before
+        moved, expected = one.detach() - before, other.detach() - before
         assert float((moved - expected).norm() / expected.norm()) < 0.03
 
 

@@ -18,7 +18,7 @@ from engine.methods.controls import Explicit, Silent
 from engine.methods.method import COMPANIONS
 from engine.methods.pause import PauseDistillation
 from engine.methods.steps import StepSupervision
-from engine.training import Training, learning_rate, optimizers, train
+from engine.training import Training, learning_rate, optimizers, train, without_bf16
 from tests.tiny import tiny_backbone
 
 
@@ -183,3 +183,11 @@ def test_the_learning_rate_rises_and_falls():
 def test_impossible_settings_are_refused(start, tmp_path, change, word):
     with pytest.raises(ConfigError, match=word):
         train(settings(start, tmp_path, 2, **change), Explicit(), SOURCE, accuracy)
+
+
+def test_a_processor_without_bf16_is_known_by_what_it_says(tmp_path: Path) -> None:
+    told = tmp_path / "cpuinfo"
+    assert not without_bf16(told)  # it says nothing
+    for flags, lacking in (("avx2 avx512f avx512vl", True), ("avx512f avx512_bf16", False), ("asimd bf16 i8mm", False)):
+        told.write_text(f"processor : 0\nflags : {flags}\n")
+        assert without_bf16(told) == lacking
