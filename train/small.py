@@ -26,7 +26,12 @@ from engine.config import read_yaml
 CONFIGS = Path(__file__).parent / "configs" / "small"
 STAGES = ("short", "silent", "sums", "tally", "pause", "polish")
 WORDS_ALONE = "sums"  # the stage that every model goes through as it stands: no clips, no slots
-MODELS = {"pause": "pause", "explicit": "explicit", "answer-only": "silent", "filler": "silent"}  # model -> script
+MODELS = {  # model -> its script, and the stage after which it is shipped
+    "pause": ("pause", "polish"),
+    "explicit": ("explicit", "silent"),
+    "answer-only": ("silent", "silent"),
+    "filler": ("silent", "silent"),
+}
 ASSETS = Path(__file__).parent.parent / "assets"
 START = ASSETS / "start"
 EXPECTED = ASSETS / "small" / "scores.json"
@@ -116,20 +121,20 @@ def retrain(models: Sequence[str], out: Path, beginning: Path, device: str, proc
 
     def staged(name: str) -> None:
         """One stage after another; a control goes through the same clips and steps with its own objective."""
-        start = beginning
+        start, (script, last) = beginning, MODELS[name]
         control = [] if name == "pause" else [CONFIGS / f"{name.replace('-', '_')}.yaml"]
-        for stage in STAGES:
+        for stage in STAGES[: STAGES.index(last) + 1]:
             if stage == WORDS_ALONE:
                 learn("explicit", stage, start, out / name / stage)
             else:
-                learn(MODELS[name], stage, start, out / name / stage, *control)
+                learn(script, stage, start, out / name / stage, *control)
             start = out / name / stage / "best"
 
     with ThreadPoolExecutor(len(models) if device == "cuda" else 1) as pool:
         for learnt in [pool.submit(staged, name) for name in models]:
             learnt.result()
     for name in models:
-        python("train.publish", str(out / name / STAGES[-1]), str(EXPECTED.parent / name))
+        python("train.publish", str(out / name / MODELS[name][1]), str(EXPECTED.parent / name))
 
 
 if __name__ == "__main__":
