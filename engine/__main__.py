@@ -54,14 +54,14 @@ def answer(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    from engine.benchmark import Benchmark, measure
+    from engine.benchmark import Benchmark, measure, shipped
 
     quiet()
     families = tuple(options.families.split(","))
     low, high = span(options.steps, "--steps") if options.steps else (None, None)
     seeds = span(options.seeds, "--seeds") if options.seeds else None
-    methods = options.methods.split(",")
-    benchmark = Benchmark(options.split, families, low, high, options.limit, seeds)
+    methods = options.methods.split(",") if options.methods else shipped()
+    benchmark = Benchmark(options.split, families, low, high, options.limit, seeds, options.corrupt)
     return measure(benchmark, methods, options.pauses, options.device, lambda line: print(line, file=sys.stderr))
 
 
@@ -222,11 +222,12 @@ def parser() -> argparse.ArgumentParser:
     score = verbs.add_parser("evaluate", help="score the shipped models on the worlds")
     score.add_argument("--split", default="test", choices=["test", "longer", "validation"])
     score.add_argument("--seeds", help="FIRST:LAST (LAST excluded): freshly made clips instead of a split's")
-    score.add_argument("--methods", default="pause,explicit,answer-only,filler")
+    score.add_argument("--methods", help="names of shipped models, or folders; NAME-explicit: its written chain (default: all that ship)")  # fmt: skip
     score.add_argument("--families", default="cups,relay,tally")
     score.add_argument("--steps", help="A:B, both included (default: the split's range)")
     score.add_argument("--pauses", type=int, help="default: the trained number")
     score.add_argument("--limit", type=int, default=500, help="clips")
+    score.add_argument("--corrupt", default="none", choices=["none", "blind", "last", "single", "shuffled"], help="shown instead of a clip: nothing, its last frame, one frame, its frames in random order")  # fmt: skip
     score.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     score.add_argument("--json", action="store_true", help="print JSON (the default, and the only form)")
     score.set_defaults(run=evaluate)

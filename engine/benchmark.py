@@ -6,11 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from engine import worlds
 from engine.ask import META, SMALL, load
-from engine.data.worlds import frames, sample
+from engine.data.samples import Sample
+from engine.data.worlds import Corruption, corrupted, frames, sample
 from engine.evaluation import How, evaluate, summary
 from engine.methods.pause import PauseDistillation
 
@@ -21,7 +25,10 @@ WRITTEN = "-explicit"  # behind a model's name: its written chain rather than it
 
 @dataclass(frozen=True)
 class Benchmark:
-    """`limit` clips: families in turn, difficulties in turn. `seeds`: freshly made clips instead of the split's own."""
+    """`limit` clips: families in turn, difficulties in turn.
+
+    seeds: freshly made clips instead of the split's own. corrupt: what is shown instead of each clip.
+    """
 
     split: str = "test"
     families: tuple[str, ...] = worlds.FAMILIES
@@ -29,6 +36,19 @@ class Benchmark:
     most: int | None = None
     limit: int = 500
     seeds: tuple[int, int] | None = None
+    corrupt: Corruption = "none"
+
+    def samples(self) -> list[Sample]:
+        """The records' questions, each with what is shown of its clip. Errors: as `records`."""
+        made = []
+        for number, record in enumerate(self.records()):
+            clip = (
+                None
+                if self.corrupt == "blind"
+                else corrupted(frames(record), self.corrupt, np.random.default_rng(number))
+            )
+            made.append(sample(record, clip))
+        return made
 
     def records(self) -> list[worlds.Record]:
         """Errors: ValueError for an empty or impossible choice."""
@@ -58,23 +78,32 @@ def shipped() -> list[str]:
     return sorted(folder.parent.name for folder in SMALL.glob(f"*/{META}"))
 
 
+def place(name: str, known: Sequence[str]) -> Path:
+    """The folder of a shipped model, or of any other. Errors: ValueError where there is neither."""
+    if name in known:
+        return SMALL / name
+    if not Path(name).is_dir():
+        raise ValueError(
+            f"There is no method {name!r}: choose among {', '.join(known)}, each also with {WRITTEN}, or name a folder."
+        )
+    return Path(name)
+
+
 def measure(
     benchmark: Benchmark, methods: Sequence[str], pauses: int | None, device: str, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The figures of each method, and the settings that gave them. Errors: ValueError for an unknown or missing method."""
-    records = benchmark.records()
-    known = shipped()
-    for name in methods:
-        if name.removesuffix(WRITTEN) not in known and name not in known:
-            raise ValueError(f"There is no method {name!r}: choose among {', '.join(known)}, each also with {WRITTEN}.")
-    samples = [sample(record, frames(record)) for record in records]
+    """The figures of each method, and the settings that gave them. A method is a shipped model's name, or a folder; with
+    WRITTEN behind it, its written chain. Errors: ValueError for an unknown or missing method."""
+    records, known = benchmark.records(), shipped()
+    places = {name: place(name.removesuffix(WRITTEN), known) for name in methods}
+    samples = benchmark.samples()
     families, difficulties = [r.family for r in records], [r.difficulty for r in records]
     figures = {}
     used = {}
     for name in methods:
-        model = load(SMALL / (name if name in known else name.removesuffix(WRITTEN)), device=device)
+        model = load(places[name], device=device)
         method = model.method
-        how: How = "silent" if method.silent and name in known else "explicit"
+        how: How = "silent" if method.silent and not name.endswith(WRITTEN) else "explicit"
         count = method.trained_slots if pauses is None or not method.trained_slots else pauses
         used[name] = count if how == "silent" else 0
         say(f"{name}: {len(samples)} clips")

@@ -7,6 +7,8 @@ from typing import Literal
 import pytest
 
 from engine.config import ConfigError, build, convert, read_yaml
+from engine.methods.pause import PauseDistillation
+from train.command import changed
 
 
 @dataclass(frozen=True)
@@ -99,3 +101,14 @@ def test_the_small_models_configurations_load():
         else:
             build(find(methods.pop(path.stem)), build(Run, read_yaml(path)).method, "method.")
     assert not methods
+
+
+def test_one_setting_of_a_file_is_changed_on_the_command_line():
+    values = {"worlds": {"families": ["cups"], "corrupt": "none"}, "method": {}}
+    made = changed(changed(values, "worlds.corrupt=blind"), "method.pauses=4,16")
+    assert made == {"worlds": {"families": ["cups"], "corrupt": "blind"}, "method": {"pauses": "4,16"}}
+    assert values["worlds"]["corrupt"] == "none"
+    assert build(PauseDistillation, made["method"]).pauses == (4, 16)
+    for wrong in ("corrupt=blind", "worlds.corrupt", "worlds.=x", ".corrupt=x"):
+        with pytest.raises(ConfigError, match=r"write SECTION\.KEY=VALUE"):
+            changed({}, wrong)

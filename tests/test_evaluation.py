@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from engine import evaluation
-from engine.benchmark import Benchmark
+from engine.benchmark import Benchmark, measure
 from engine.data.worlds import WorldsSource, corrupted, frames
 from engine.evaluation import Outcome, evaluate, neighbours, steps_right, summary, wilson
 from engine.familiarity import Familiarity, fit
@@ -82,6 +82,19 @@ def test_baselines_see_what_they_should(how):
         assert len(seen) == 1
         assert any(np.array_equal(seen[0], frame) for frame in clip.pixels)
         assert how == "single" or np.array_equal(seen[0], clip.pixels[-1])
+
+
+def test_a_benchmark_shows_what_it_is_told_to():
+    whole, last, blind = (Benchmark("test", limit=3, corrupt=how).samples() for how in ("none", "last", "blind"))
+    for clip, end, nothing in zip(whole, last, blind):
+        assert np.array_equal(end.visual.pixels, clip.visual.pixels[-1:])
+        assert nothing.visual is None
+        assert clip.question == end.question == nothing.question
+
+
+def test_a_method_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="no method 'runs/nothing'"):
+        measure(Benchmark(limit=3), ["runs/nothing-explicit"], None, "cpu", print)
 
 
 def test_a_blind_source_has_no_visual():

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from engine.benchmark import Benchmark
 from engine.config import build, read_yaml
-from train import small
+from train import baselines, small
 from train.command import Run
 
 
@@ -28,7 +29,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.Fixture
             (after(words, "--out") / "best").mkdir(parents=True)
 
     monkeypatch.setattr(subprocess, "run", pretend)
-    small.retrain(list(small.MODELS), tmp_path, small.START, request.param, 2, "no")
+    small.retrain(small.Workshop(tmp_path, request.param, "no", 2), list(small.MODELS), small.START)
     return commands
 
 
@@ -71,3 +72,23 @@ def test_what_is_shipped_is_each_ones_last_stage(ran: list[list[str]], tmp_path:
     published = [words[1:] for words in ran if words[0] == "train.publish"]
     shelf = small.EXPECTED.parent
     assert published == [[str(tmp_path / name / last), str(shelf / name)] for name, (_, last) in small.MODELS.items()]
+
+
+def test_baselines_are_the_explicit_control_on_less(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda words, **_: commands.append(words))
+    asked: list[tuple[str, str]] = []
+
+    def measured(benchmark: Benchmark, names: list[str], *_: Any) -> dict[str, Any]:
+        asked.append((benchmark.corrupt, names[0]))
+        return {"methods": {names[0]: {"accuracy": 0.25}}}
+
+    monkeypatch.setattr(baselines, "measure", measured)
+    monkeypatch.setattr(sys, "argv", ["baselines", "--out", str(tmp_path), "--shown", "blind", "single"])
+    assert baselines.main() == 0
+    last = small.MODELS["explicit"][1]
+    assert asked == [(shown, f"{tmp_path}/{shown}/{last}/best-explicit") for shown in ("blind", "single")]
+    assert len(commands) == 2 * (small.STAGES.index(last) + 1)
+    for words in commands:
+        assert after(words, "--set") == Path(f"worlds.corrupt={after(words, '--out').parent.name}")
+    assert after(commands[0], "--init") == small.START

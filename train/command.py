@@ -105,6 +105,7 @@ def arguments(
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, nargs="+", metavar="YAML", help="train/configs/ has one for each published recipe; of several, a later one's sections replace an earlier one's")  # fmt: skip
+    parser.add_argument("--set", nargs="+", default=[], metavar="SECTION.KEY=VALUE", help="one setting of the file's each, such as worlds.corrupt=blind or method.pauses=4,16")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in `out`")
     ahead = parser.add_argument_group("before a GPU is rented")
     ahead.add_argument("--plan", action="store_true", help="print parameters, tokens, memory and time a step, and stop; no weights are read")  # fmt: skip
@@ -119,12 +120,24 @@ def arguments(
     values: dict[str, Any] = {}
     for path in given.pop("config"):
         values |= read_yaml(path)
+    assignments = given.pop("set")
     resume, wanted, card, share, shape = map(given.pop, ("resume", "plan", "card", "peak_share", "shape"))
     if not 0 < share <= 1:
         raise ConfigError(f"--peak-share {share:g}: it is a share, above 0 and at most 1.")
     values = translate(values)
+    for assignment in assignments:
+        values = changed(values, assignment)
     values["training"] = {**values.get("training", {}), **given}
     return Asked(values, resume, wanted, card, share, shape)
+
+
+def changed(values: dict[str, Any], assignment: str) -> dict[str, Any]:
+    """The values with one of them changed: SECTION.KEY=VALUE. Errors: ConfigError for another form."""
+    name, equals, text = assignment.partition("=")
+    section, dot, key = name.partition(".")
+    if not (section and dot and key and equals):
+        raise ConfigError(f"--set {assignment}: write SECTION.KEY=VALUE, such as worlds.corrupt=blind.")
+    return values | {section: {**(values.get(section) or {}), key: text}}
 
 
 def main(
