@@ -1,4 +1,7 @@
-"""`python -m tests.bench [NAME ...] --json`: a list of {name, size, ours, other, ratio (= other / ours), limit, unit}."""
+"""`python -m tests.bench [NAME ...] --json`: a list of {name, size, ours, other, ratio (= other / ours), limit, unit}.
+
+Messages, a line as soon as a figure is there, go to stderr.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,11 @@ def main() -> int:
         if options.names:
             return 2
         names.remove("gpu")
-    print(json.dumps([row for name in names for row in benches[name]()], indent=1))
+    rows = []
+    for row in (row for name in names for row in benches[name]()):
+        print(f"{row['name']}, {row['size']}: {row['ours']:.3g} / {row['other']:.3g} {row['unit']}", file=sys.stderr)
+        rows.append(row)
+    print(json.dumps(rows, indent=1))
     return 0
 
 

@@ -47,29 +47,29 @@ class Wordless(Pretended):
         return ""
 
 
-def bench(name: str = NAME, device: str = "cuda", slices: dict[str, int] = SLICES) -> list[dict[str, Any]]:
+def bench(name: str = NAME, device: str = "cuda", slices: dict[str, int] = SLICES) -> Iterator[dict[str, Any]]:
     backbone, card = untrained(name, device), card_of(device)
     first, fewest = next(iter(slices.items()))
     backbone.model.requires_grad_(False).to(torch.bfloat16)
     short = heavy(backbone, (), fewest)
-    rows = [
-        *written(backbone, card, f"{first} video tokens", short),
-        *replacement(backbone, f"7B, {first} video tokens", short),
-        *(vision(backbone, f"{size} video tokens", heavy(backbone, (), count)) for size, count in slices.items()),
-    ]
+    yield from written(backbone, card, f"{first} video tokens", short)
+    yield from replacement(backbone, f"7B, {first} video tokens", short)
+    for size, count in slices.items():
+        yield vision(backbone, f"{size} video tokens", heavy(backbone, (), count))
     backbone.model.float().train()
     recompute_layers(backbone.model)
     lora = adapters.attach(backbone, Lora(targets=("attention", "mlp")))
     learning = learner(backbone)
     for size, count in slices.items():
         samples = [heavy(backbone, CHAIN, count)] * (2 if count == fewest else 1)
-        rows += trained(backbone, card, f"LoRA, {len(samples)} x {size} video tokens", samples, learning)
+        yield from trained(backbone, card, f"LoRA, {len(samples)} x {size} video tokens", samples, learning)
     lora.unload()
     backbone.model.requires_grad_(True)
     if card.memory > 100e9:  # weights, gradients, autocast's copies; AdamW's state would need a second card
         samples = [heavy(backbone, CHAIN, fewest)] * 2
-        rows += trained(backbone, card, f"all weights, no optimizer, 2 x {first} video tokens", samples, lambda: None)
-    return rows
+        yield from trained(
+            backbone, card, f"all weights, no optimizer, 2 x {first} video tokens", samples, lambda: None
+        )
 
 
 def card_of(device: str) -> Card:
