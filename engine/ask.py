@@ -262,7 +262,8 @@ def ask(
     report: Callable[[str], None] = lambda stage: None,
     donors: Mapping[str, Clip] | None = None,
 ) -> Reply:
-    """Thinks silently, answers, says the thoughts, and (with `write_chain`) answers again by the written chain.
+    """Thinks silently, answers, says the thoughts, and (with `write_chain`) answers again by the written chain; a model that
+    knows nothing but the chain answers by that.
 
     donors: clips whose slots are put in the place of this one's, by name; where they are given, be it none, the reply is
     looked into too. pauses: default is the model's usual number. report: is told every stage as it begins, and "" before
@@ -290,14 +291,20 @@ def ask(
     )
     familiar = not any(notice.startswith(UNKNOWN) for notice in notices)
     thoughts = timed("think", "Thinking silently", lambda: generate.think(backbone, [sample], thought, feedback))
-    written = timed("answer", "Answering", lambda: generate.answer(backbone, thoughts, marks, model.method.longest, heed))  # fmt: skip
+    silent = model.method.silent
+    written = timed("answer", "Answering", lambda: generate.answer(backbone, thoughts, marks, model.method.longest, heed)
+                    if silent else _chain(model, thoughts, None, heed))  # fmt: skip
     answer = generate.answer_of(written.text[0])
     chances: tuple[Option, ...] = ()
     if options:
         letters = [letter(i) for i in range(len(options))]
         opening: str | Special = generate.ANSWER_TAG if model.taught else generate.ANSWER_TAG.name
-        shares = generate.option_probabilities(backbone, thoughts, letters, marks, opening)[0].tolist()
-        chances = tuple(Option(text, share) for text, share in zip(options, shares, strict=True))
+        shares = (
+            generate.option_probabilities(backbone, thoughts, letters, marks, opening)
+            if silent
+            else generate.shares_of(backbone, _before_answer(backbone, written), letters)
+        )
+        chances = tuple(Option(text, share) for text, share in zip(options, shares[0].tolist(), strict=True))
         if not (picked := meant(answer, options)):
             notices.append(
                 f"The model wrote {answer[:60]!r}, which is no option's letter; its likeliest option is given."
@@ -308,8 +315,11 @@ def ask(
     said_aloud = timed("speak", "Saying the thoughts", lambda: _aloud(model, sample, thoughts, heed))
     explicit, chain, teacher_state = None, None, None
     asked_for_chain = None if model.taught else posed(model, visual, question, options, kind, chain=True)
-    if write_chain:
+    if not silent:
+        chain, seconds["explicit"] = written, seconds["answer"]
+    elif write_chain:
         chain = timed("explicit", "Writing the chain out", lambda: _chain(model, thoughts, asked_for_chain, heed))  # fmt: skip
+    if chain:
         said = generate.answer_of(chain.text[0])
         if options and (picked := meant(said, options)):
             said = options[letters.index(picked)]
@@ -327,7 +337,7 @@ def ask(
     settings = {
         "model": model.name, "pauses": pauses, "question": question, "options": list(options), "frames": len(clip.frames),
         "frame_times": [round(float(t), 4) for t in clip.times], "frame_size": list(clip.frames.shape[2:0:-1]),
-        "reader": clip.reader, "device": str(backbone.device),
+        "reader": clip.reader, "device": str(backbone.device), "silent": silent,
     }  # fmt: skip
     return Reply(
         answer, chances, said_aloud, explicit, thoughts.count, written.tokens[0], seconds,
@@ -361,12 +371,17 @@ def _frames(clip: Clip) -> Frames:
     return Frames(clip.frames, clip.seconds_per_frame, still=len(clip.frames) == 1)
 
 
-def _answer_state(backbone: Backbone, written: generate.Written) -> Tensor:
-    """The state that predicted the first token after the last <answer>; the first emitted token's without one."""
+def _before_answer(backbone: Backbone, written: generate.Written) -> Tensor:
+    """The state that predicted the first token after the last <answer>, or the first of all without one: [layers + 1, 1, dim]."""
     mark = backbone.token("<answer>")
     ids = written.ids[0]
     place = len(ids) - ids[::-1].index(mark) if mark in ids else 0
-    return written.states[min(place, len(written.states) - 1), :, 0].float().cpu()
+    return written.states[min(place, len(written.states) - 1), :, :1]
+
+
+def _answer_state(backbone: Backbone, written: generate.Written) -> Tensor:
+    """[layers + 1, dim]"""
+    return _before_answer(backbone, written)[:, 0].float().cpu()
 
 
 def _bounds(model: Model, visual: Frames, question: str, pauses: int) -> list[str]:
@@ -379,6 +394,8 @@ def _bounds(model: Model, visual: Frames, question: str, pauses: int) -> list[st
             said.append(f"{UNKNOWN} this question is none of those that it was trained on. {REAL}")
     if not model.taught:
         said.append(UNTAUGHT)
+    elif not model.method.silent:
+        said.append("This model has learnt to answer by its written chain alone.")
     elif model.trained_pauses is None:
         said.append("This model was never trained for pauses: trust the written chain rather than the silent answer.")
     elif not model.trained_pauses[0] <= pauses <= model.trained_pauses[1]:

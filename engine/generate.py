@@ -306,9 +306,13 @@ def option_probabilities(
     """
     marked = _ids(backbone, *map(Special, marks), opening)
     fork = _fork(thoughts, with_thought=True, ahead=len(marked))
-    logits = backbone.logits(_given(backbone, fork, marked)[-1])
+    return shares_of(backbone, _given(backbone, fork, marked), letters)
+
+
+def shares_of(backbone: Backbone, state: Tensor, letters: Sequence[str]) -> Tensor:
+    """Probabilities of the letters among themselves, from the state that predicts one [layers + 1, batch, dim]: [batch, letters]."""
     ids = [backbone.text_ids(text)[0] for text in letters]
-    return logits[:, ids].float().softmax(-1)
+    return backbone.logits(state[-1])[:, ids].float().softmax(-1)
 
 
 def answer_of(text: str, dialect: Dialect = "chat") -> str:

@@ -22,7 +22,7 @@ def reply() -> Reply:
     return Reply(
         "left", (Option("left", 0.75), Option("<b>right</b>", 0.25)), "ball starts left\nso left is A",
         Explicit("ball starts left\nso left is A", "left", 40, 0.9), SLOTS, 4, {"think": 0.1, "answer": 0.2, "speak": 1.0},
-        ("A notice & more.",), {"model": "m"}, True, torch.randn(LAYERS, SLOTS, DIM), torch.randn(LAYERS, DIM),
+        ("A notice & more.",), {"model": "m", "silent": True}, True, torch.randn(LAYERS, SLOTS, DIM), torch.randn(LAYERS, DIM),
         torch.randn(LAYERS, DIM),
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine.ask import Explicit, Option, Reply
-from engine.insight import inside, panels, plots, share
+from engine.insight import cards, inside, panels, plots, share
 from engine.insight import replace as matter
 from engine.insight.attention import Looked
 from engine.insight.inside import Inside
@@ -52,7 +52,7 @@ def seen(hidden: tuple[float, ...] = SURE_OF_B, changed: tuple[float, ...] = SUR
 def reply() -> Reply:
     torch.manual_seed(1)
     asked = {"model": "m", "pauses": SLOTS, "question": "Where <i>?", "options": ["left", "<b>right</b>"], "frames": 5,
-             "frame_size": [42, 28], "reader": "decord"}  # fmt: skip
+             "frame_size": [42, 28], "reader": "decord", "silent": True}  # fmt: skip
     return Reply(
         "left", (Option("left", 0.9), Option("<b>right</b>", 0.1)), "ball starts left\nleft and right swap, ball right",
         Explicit("ball starts left\nleft and right swap, ball right", "<b>right</b>", 40, 0.9), SLOTS, 4,
@@ -182,6 +182,20 @@ def test_two_models_stand_beside_each_other(reply: Reply) -> None:
     assert "<two>" not in table
     assert "<b>right</b>" not in table
     assert "correct" not in panels.compared({"one": reply, "two": silent})
+
+
+def test_a_model_that_only_knows_its_chain_has_one_answer(reply: Reply) -> None:
+    asked = {**reply.settings, "silent": False}
+    only = replace(reply, answer="<b>right</b>", slots=0, generated_tokens=40, inside=None, thoughts="", settings=asked)
+    card = cards.answers(only)
+    assert card.count("<section>") == 1
+    assert "By its written chain" in card
+    assert "pauses" not in card
+    rows = re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td>', panels.compared({"one": only}))
+    told = dict(rows)
+    assert told["Silent answer"] == "none: it knows its chain alone"
+    assert told["Silent tokens and time"] == ""
+    assert "90% sure" in told["Written chain's answer"]
 
 
 def test_the_page_to_share_is_whole(reply: Reply) -> None:

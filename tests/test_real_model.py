@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 import threading
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,31 @@ def test_its_chain_is_what_it_writes_behind_its_own_prompt(folder, clip):
     sample = ask.posed(model, ask._frames(seen), QUESTION, OPTIONS, "multiple choice", chain=True)
     written = generate.explicit(model.backbone, generate.think(model.backbone, [sample], ()), ask.LONGEST_CHAIN)
     assert reply.explicit.text == generate.thoughts_of(written.text[0])
+
+
+def test_a_model_that_only_writes_answers_by_its_chain(folder, clip, tmp_path, monkeypatch):
+    """A control whose answer comes behind its chain: written once, its probabilities those of the letter in it."""
+    shutil.copytree(folder, tmp_path / "explicit")
+    (tmp_path / "explicit" / ask.META).write_text('{"method": {"name": "controls.Explicit"}, "pauses": null}')
+    model = ask.load(tmp_path / "explicit", device="cpu")
+    seen = read(clip, model.sampling)
+    sample = ask.posed(model, ask._frames(seen), QUESTION, OPTIONS, "multiple choice")
+    usual = generate.explicit(model.backbone, generate.think(model.backbone, [sample], ()), 40)
+    letter = model.backbone.text_ids("B")[0]
+    ids = [[*usual.ids[0][:36], model.backbone.token("<answer>"), letter, model.backbone.end]]
+    states = usual.states[:39].clone()
+    states[37] = 0
+    states[37, -1, 0] = model.backbone.model.lm_head.weight[letter]  # B stands out where it was written
+    wrote = replace(usual, ids=ids, text=["so B</think><answer>B</answer>"], tokens=[39], states=states)
+    calls = []
+    monkeypatch.setattr(generate, "explicit", lambda *given: calls.append(given) or wrote)
+    reply = ask.ask(model, seen, QUESTION, OPTIONS, write_chain=False)
+    assert len(calls) == 1
+    assert reply.answer == reply.explicit.answer == "middle"
+    assert reply.generated_tokens == reply.explicit.generated_tokens == 39
+    assert max(reply.options, key=lambda option: option.probability).text == "middle"
+    assert not reply.settings["silent"]
+    assert any("written chain alone" in notice for notice in reply.notices)
 
 
 def test_slots_can_still_be_tried(folder, clip):

@@ -82,7 +82,8 @@ def trained_mark(trained: tuple[int, int] | None, most: int) -> str:
 
 
 def answers(reply: Reply, truth: Truth | None = None) -> str:
-    """The silent answer with its probabilities beside the written chain's, and what the silence saves.
+    """The silent answer with its probabilities beside the written chain's, and what the silence saves; of a model that only
+    knows the chain, that alone.
 
     With `truth`, answers are marked right or wrong.
     """
@@ -91,6 +92,9 @@ def answers(reply: Reply, truth: Truth | None = None) -> str:
     seconds = reply.seconds["think"] + reply.seconds["answer"]
     title = f"Silent, with {reply.slots} pause{'s' * (reply.slots != 1)}" if reply.slots else "At once, without pauses"
     bars = _bars(reply.options, reply.answer)
+    if not reply.settings["silent"]:
+        only = _verdict("By its written chain", doubt, reply.answer, reply.generated_tokens, seconds, truth, bars)
+        return f'<div class="s-answers{muted}">{only}</div>'
     silent = _verdict(title, doubt, reply.answer, reply.generated_tokens, seconds, truth, bars)
     words = reply.explicit
     if words is None:

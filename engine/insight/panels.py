@@ -238,12 +238,17 @@ def _column(reply: Reply, truth: Mapping[str, object] | None) -> dict[str, str]:
 
     chain, inside, options = reply.explicit, reply.inside, [option.text for option in reply.options]
     sure = f", {max(option.probability for option in reply.options):.0%} sure" if reply.options else ""
+    silent = reply.settings["silent"]
     felt = "It has no slots." if not reply.slots else verdict(inside, options) if inside and inside.changes else ""
     return {
-        "Silent answer": f"<b>{answered(reply.answer)}</b>{sure}",
+        "Silent answer": f"<b>{answered(reply.answer)}</b>{sure}" if silent else "none: it knows its chain alone",
         "Slots": str(reply.slots),
-        "Silent tokens and time": f"{reply.generated_tokens}, {duration(reply.seconds['think'] + reply.seconds['answer'])}",
-        "Written chain's answer": f"<b>{answered(chain.answer)}</b>" if chain else "not asked for",
+        "Silent tokens and time": f"{reply.generated_tokens}, {duration(reply.seconds['think'] + reply.seconds['answer'])}"
+        if silent
+        else "",
+        "Written chain's answer": f"<b>{answered(chain.answer)}</b>{'' if silent else sure}"
+        if chain
+        else "not asked for",
         "Written tokens and time": f"{chain.generated_tokens}, {duration(chain.seconds)}" if chain else "",
         "Thoughts": "<br>".join(map(text, reply.thoughts.splitlines())) or "none",
         "Do its slots matter?": text(felt),
