@@ -30,7 +30,7 @@ from engine.config import ConfigError, build
 from engine.data.samples import TYPE_HINTS, Sample, letter, with_options
 from engine.exams.scores import option_letter
 from engine.familiarity import Familiarity
-from engine.insight import inside, reconstruction
+from engine.insight import inside, reconstruction, spoken
 from engine.insight.inside import Inside
 from engine.insight.lens import TunedLens
 from engine.insight.subject import Subject
@@ -317,7 +317,7 @@ def ask(
     asked_for_chain = None if model.taught else posed(model, visual, question, options, kind, chain=True)
     if not silent:
         chain, seconds["explicit"] = written, seconds["answer"]
-    elif write_chain:
+    elif write_chain and model.method.writes:
         chain = timed("explicit", "Writing the chain out", lambda: _chain(model, thoughts, asked_for_chain, heed))  # fmt: skip
     if chain:
         said = generate.answer_of(chain.text[0])
@@ -352,10 +352,14 @@ def meant(answer: str, options: Sequence[str]) -> str:
 
 
 def _aloud(model: Model, sample: Sample, thoughts: generate.Thoughts, heed: Callable[[], None]) -> str:
-    """The thoughts in words: said from the slots alone; by their interpreters where the model writes thinking tokens."""
-    if isinstance(model.method, Interpreters):
-        return reconstruction.unfolded(model.backbone, model.companions, model.method, sample)
-    return generate.thoughts_of(generate.speak(model.backbone, thoughts, heed=heed).text[0])
+    """The thoughts in words: said from the slots alone, by their interpreters where the model writes thinking tokens, or by the
+    step decoder that taught them. Nothing where nobody has learnt to say them."""
+    backbone, method, companions = model.backbone, model.method, model.companions
+    if isinstance(method, Interpreters):
+        return reconstruction.unfolded(backbone, companions, method, sample)
+    if method.speaks:
+        return generate.thoughts_of(generate.speak(backbone, thoughts, heed=heed).text[0])
+    return "\n".join(spoken.taught(backbone, method, companions, thoughts, thoughts.count)[0]) if thoughts.count else ""
 
 
 def _chain(
@@ -396,6 +400,8 @@ def _bounds(model: Model, visual: Frames, question: str, pauses: int) -> list[st
         said.append(UNTAUGHT)
     elif not model.method.silent:
         said.append("This model has learnt to answer by its written chain alone.")
+    elif not model.method.writes:
+        said.append("This model has learnt to answer alone: it can't say its thoughts or write its chain.")
     elif model.trained_pauses is None:
         said.append("This model was never trained for pauses: trust the written chain rather than the silent answer.")
     elif not model.trained_pauses[0] <= pauses <= model.trained_pauses[1]:

@@ -16,7 +16,6 @@ from engine.ask import META, SMALL, load
 from engine.data.samples import Sample
 from engine.data.worlds import Corruption, corrupted, frames, sample
 from engine.evaluation import How, evaluate, summary
-from engine.methods.pause import PauseDistillation
 
 RANGES = {"validation": (1, 6), "test": (1, 6), "longer": (7, 10)}
 
@@ -107,7 +106,7 @@ def measure(
         count = method.trained_slots if pauses is None or not method.trained_slots else pauses
         used[name] = count if how == "silent" else 0
         say(f"{name}: {len(samples)} clips")
-        speak = isinstance(method, PauseDistillation)
+        speak = method.speaks
         results = evaluate(model.backbone, samples, method, how, count, model.companions, speak=speak)
         figures[name] = summary(results, families, difficulties)
     settings = asdict(benchmark) | {

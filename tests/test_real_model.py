@@ -138,6 +138,16 @@ def test_a_model_that_only_writes_answers_by_its_chain(folder, clip, tmp_path, m
     assert any("written chain alone" in notice for notice in reply.notices)
 
 
+def test_a_model_that_has_learnt_to_answer_alone_says_no_more(folder, clip, tmp_path):
+    shutil.copytree(folder, tmp_path / "filler")
+    (tmp_path / "filler" / ask.META).write_text('{"method": {"name": "controls.Silent", "pauses": 3}, "pauses": [3, 3]}')
+    model = ask.load(tmp_path / "filler", device="cpu")
+    reply = ask.ask(model, read(clip, model.sampling), QUESTION, OPTIONS)
+    assert (reply.slots, reply.thoughts, reply.explicit) == (3, "", None)
+    assert reply.answer in OPTIONS
+    assert any("learnt to answer alone" in notice for notice in reply.notices)
+
+
 def test_slots_can_still_be_tried(folder, clip):
     model = ask.load(folder, device="cpu")
     reply = ask.ask(model, read(clip, model.sampling), QUESTION, OPTIONS, pauses=3, write_chain=False)

@@ -18,7 +18,6 @@ from engine.evaluation import How, evaluate, summary
 from engine.familiarity import fit
 from engine.methods import from_description
 from engine.methods.method import COMPANIONS
-from engine.methods.pause import PauseDistillation
 
 HISTORY = "history.json"  # beside a published model: the stages that it went through
 Stage = tuple[dict, int, float]  # a run's settings, the samples that it saw, the seconds that they took
@@ -63,7 +62,7 @@ def publish(run: Path, out: Path, clips: int) -> None:
         records = Benchmark(split, limit=clips).records()
         samples = [sample(r, frames(r)) for r in records]
         how: How = "silent" if method.silent else "explicit"
-        speak = isinstance(method, PauseDistillation)
+        speak = method.speaks
         results = evaluate(backbone, samples, method, how, method.trained_slots, speak=speak)
         scores[split] = summary(results, [r.family for r in records], [r.difficulty for r in records])
     stages = lineage(run)

@@ -59,7 +59,7 @@ def look(
     table = backbone.model.get_input_embeddings().weight
     held = similarity.collapse(thoughts.states[:, 0].float().cpu(), table.detach().float().cpu())
     return Inside(
-        tuple(spoken.alone(backbone, thoughts)[0]) if subject.speaks else (),
+        tuple(spoken.alone(backbone, thoughts)[0]) if subject.method.speaks else (),
         tuple(spoken.taught(backbone, method, subject.companions, thoughts, lines)[0]),
         looked, pictures, pictured, shares, own, fewer, said_by_layers, subject.tuned is not None,
         spoken.step_states(backbone, chain).float().cpu() if chain else None, held,

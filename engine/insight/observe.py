@@ -57,7 +57,7 @@ def _observed(subject: Subject, clips: Clips) -> dict[str, Any]:
         found["looked"] = [one.cpu().numpy() for one in spread]
         found["on_clip"] = torch.stack([frame.sum(-1) for frame in frames]).cpu().numpy()
         found["on_slots"] = torch.stack([look.slots.mean((0, 1)).sum(-1) for look in every]).cpu().numpy()
-    if subject.speaks:
+    if subject.method.speaks:
         found["said"] = [generate.thoughts_of(t) for t in generate.speak(backbone, thoughts, LONGEST).text]
         found["alone"] = spoken.alone(backbone, thoughts, LONGEST)
     taught = [_taught(subject, sample) for sample in samples]

@@ -15,7 +15,6 @@ from engine.insight.lens import TunedLens
 from engine.insight.probe import world_states
 from engine.layout import Special
 from engine.methods.method import Method
-from engine.methods.pause import PauseDistillation
 from engine.worlds import Record
 
 
@@ -28,11 +27,6 @@ class Subject:
     slots: int
     companions: nn.ModuleDict = field(default_factory=nn.ModuleDict)
     tuned: TunedLens | None = None
-
-    @property
-    def speaks(self) -> bool:
-        """Was it trained to say its thoughts from the slots alone?"""
-        return isinstance(self.method, PauseDistillation)
 
     def think(self, samples: Sequence[Sample]) -> generate.Thoughts:
         feedback = self.method.feedback(self.companions)

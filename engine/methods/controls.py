@@ -31,6 +31,7 @@ class Silent(Method):
     """Answer loss only, after `pauses` slots: a filler control; with no slots, the answer-only control."""
 
     marks: ClassVar[tuple[str, ...]] = ("<ANS>",)
+    writes: ClassVar[bool] = False
 
     pauses: int = 8
 

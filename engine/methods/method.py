@@ -106,6 +106,7 @@ class Method:
 
     tokens: ClassVar[tuple[str, ...]] = SPECIAL_TOKENS  # what the tokenizer must have
     silent: ClassVar[bool] = True  # answers after its thinking, rather than after a written chain
+    writes: ClassVar[bool] = True  # has learnt to write its chain out when asked to
     marks: ClassVar[tuple[str, ...]] = ()  # what is given between the thought and the answer
     frozen: ClassVar[bool] = False  # the model itself isn't trained, only its companions
     longest: ClassVar[int] = 32  # most tokens of what is written behind the thinking
@@ -128,6 +129,11 @@ class Method:
     def thinking(self, count: int) -> tuple[Segment, ...]:
         """What stands behind the context before a silent answer, with `count` slots; nothing for a method without any."""
         return ()
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it has learnt to say its thoughts from the slots alone, after <COT>."""
+        return False
 
     @property
     def slot_range(self) -> tuple[int, int]:

@@ -54,6 +54,10 @@ class PauseDistillation(Method):
         return cls(form="coded", compat=True)
 
     @property
+    def speaks(self) -> bool:
+        return "speak" in BRANCHES[self.mode]
+
+    @property
     def slot_range(self) -> tuple[int, int]:
         return self.pauses
 
