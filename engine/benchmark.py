@@ -83,7 +83,7 @@ def place(name: str, known: Sequence[str]) -> Path:
         return SMALL / name
     if not Path(name).is_dir():
         raise ValueError(
-            f"There is no method {name!r}: choose among {', '.join(known)}, each also with {WRITTEN}, or name a folder."
+            f"There is no method {name!r}: choose among {', '.join(known)}, or name a folder; NAME{WRITTEN} is a model's written chain."
         )
     return Path(name)
 
@@ -103,6 +103,7 @@ def measure(
         model = load(places[name], device=device)
         method = model.method
         how: How = "silent" if method.silent and not name.endswith(WRITTEN) else "explicit"
+        method.expect(how)
         count = method.trained_slots if pauses is None or not method.trained_slots else pauses
         used[name] = count if how == "silent" else 0
         say(f"{name}: {len(samples)} clips")

@@ -1,6 +1,7 @@
 """Methods with a curriculum or with companions through the training loop: resume at a stage's edge, what is saved, published keys."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from engine.folders import checkpoints
 from engine.layout import pack
 from engine.methods.coconut import Coconut
 from engine.methods.codi import Codi
-from engine.methods.method import COMPANIONS, run
+from engine.methods.controls import Explicit, Silent
+from engine.methods.diversity import Diversity
+from engine.methods.method import COMPANIONS, Method, run
+from engine.methods.pause import PauseDistillation
 from engine.methods.steps import StepSupervision
 from engine.training import Training, train
 from tests.tiny import tiny_llama
@@ -299,3 +303,28 @@ def test_every_token_of_a_step_counts_the_same_in_any_number_of_passes(start, tm
         found.append(losses(Path(config.out)))
     assert found[1] == pytest.approx(found[0], rel=1e-5)
     assert found[2] == pytest.approx(found[0], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "silent", "writes", "speaks"),
+    [
+        (PauseDistillation(), True, True, True),
+        (PauseDistillation(mode="silent"), True, False, False),
+        (PauseDistillation(mode="teacher"), False, True, False),
+        (Explicit(), False, True, False),
+        (Silent(8), True, False, False),
+        (Coconut(), True, True, False),
+        (Coconut(mode="cot"), False, True, False),
+        (Coconut(mode="no_cot"), True, False, False),
+        (Diversity(), True, False, False),
+        (Codi(), True, True, False),
+    ],
+)
+def test_nobody_is_asked_for_what_they_have_not_learnt(
+    method: Method, silent: bool, writes: bool, speaks: bool
+) -> None:
+    assert (method.silent, method.writes, method.speaks) == (silent, writes, speaks)
+    refused = {"silent": not silent, "explicit": not writes, "spoken": not (silent and speaks)}
+    for how, wrong in refused.items():
+        with pytest.raises(ConfigError, match="This model") if wrong else nullcontext():
+            method.expect(how)

@@ -42,13 +42,13 @@ def stages(ran: list[list[str]]) -> list[list[str]]:
     return [words for words in ran if "--device" in words and words[0] != "train.lookup"]
 
 
-def test_every_model_goes_through_the_same_stages_from_the_same_start(ran: list[list[str]], tmp_path: Path) -> None:
-    for name, (_, last) in small.MODELS.items():
+def test_every_model_goes_through_its_stages_from_the_same_start(ran: list[list[str]], tmp_path: Path) -> None:
+    for name, (_, wanted) in small.MODELS.items():
         commands = [words for words in stages(ran) if after(words, "--out").parent.name == name]
         ends = [after(words, "--out") / "best" for words in commands]
         assert [after(words, "--init") for words in commands] == [small.START, *ends[:-1]]
-        assert [end.parent.name for end in ends] == list(small.STAGES[: len(ends)])
-        assert ends[-1].parent.name == last
+        assert [end.parent.name for end in ends] == list(wanted)
+        assert [stage for stage in small.STAGES if stage in wanted] == list(wanted)
 
 
 def test_a_control_sees_the_stages_clips_and_steps(ran: list[list[str]]) -> None:
@@ -71,7 +71,9 @@ def test_a_control_sees_the_stages_clips_and_steps(ran: list[list[str]]) -> None
 def test_what_is_shipped_is_each_ones_last_stage(ran: list[list[str]], tmp_path: Path) -> None:
     published = [words[1:] for words in ran if words[0] == "train.publish"]
     shelf = small.EXPECTED.parent
-    assert published == [[str(tmp_path / name / last), str(shelf / name)] for name, (_, last) in small.MODELS.items()]
+    assert published == [
+        [str(tmp_path / name / stages[-1]), str(shelf / name)] for name, (_, stages) in small.MODELS.items()
+    ]
 
 
 def test_baselines_are_the_explicit_control_on_less(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -86,9 +88,30 @@ def test_baselines_are_the_explicit_control_on_less(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(baselines, "measure", measured)
     monkeypatch.setattr(sys, "argv", ["baselines", "--out", str(tmp_path), "--shown", "blind", "single"])
     assert baselines.main() == 0
-    last = small.MODELS["explicit"][1]
-    assert asked == [(shown, f"{tmp_path}/{shown}/{last}/best-explicit") for shown in ("blind", "single")]
-    assert len(commands) == 2 * (small.STAGES.index(last) + 1)
+    stages = small.MODELS["explicit"][1]
+    assert asked == [(shown, f"{tmp_path}/{shown}/{stages[-1]}/best-explicit") for shown in ("blind", "single")]
+    assert len(commands) == 2 * len(stages)
     for words in commands:
         assert after(words, "--set") == Path(f"worlds.corrupt={after(words, '--out').parent.name}")
     assert after(commands[0], "--init") == small.START
+
+
+def test_scores_are_kept_and_held_against_later_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    """The first time there is nothing to hold them against."""
+    figures = {"explicit": {"accuracy": 0.9, "interval": [0.85, 0.93]}}
+    monkeypatch.setattr(small, "EXPECTED", tmp_path / "scores.json")
+    monkeypatch.setattr(small, "measure", lambda *_: {"methods": figures})
+
+    def run(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["small", "--check", "--models", "explicit", *words])
+        return small.main()
+
+    assert run() == 0
+    assert "--write keeps it" in capsys.readouterr().out
+    assert run("--write") == 0
+    assert run() == 0
+    figures = {"explicit": {"accuracy": 0.84, "interval": [0.8, 0.88]}}
+    assert run() == 1
+    assert "WORSE" in capsys.readouterr().out

@@ -1,9 +1,9 @@
 """Trains any method by name: by the script of this folder where there is one, else by its file in engine/methods (and its
 class, where a file holds several).
 
-python -m train pause --config train/configs/small/pause.yaml
+python -m train pause --config train/configs/small/short.yaml
 python -m train diversity --config train/configs/text/diversity.yaml
-python -m train controls.Silent --config train/configs/small/filler.yaml
+python -m train controls.Silent --config train/configs/small/short.yaml train/configs/small/filler.yaml --out runs/filler/short
 """
 
 import runpy

@@ -21,11 +21,11 @@ def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--shown", nargs="+", choices=SHOWN, default=list(SHOWN), help="which (default: all)")
     options = parser.parse_args()
-    at, (script, last) = workshop(options), MODELS["explicit"]
+    at, (script, stages) = workshop(options), MODELS["explicit"]
 
     def trained(shown: str) -> Path:
         more = (CONFIGS / "explicit.yaml", "--set", f"worlds.corrupt={shown}")
-        return at.stages(script, shown, START, last, *more) / "best"
+        return at.stages(script, shown, START, stages, *more) / "best"
 
     found = json.loads(SCORES.read_text()) if SCORES.exists() else {}
     for shown, folder in zip(options.shown, at.side_by_side(trained, options.shown), strict=True):

@@ -1,6 +1,6 @@
 """Trains the explicit control: the chain of thought written out, then the answer.
 
-python -m train.explicit --config train/configs/small/explicit.yaml
+python -m train.explicit --config train/configs/small/short.yaml train/configs/small/explicit.yaml --out runs/explicit/short
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Trains Implicit-Video-Reasoning: pauses taught by a written chain.
 
-python -m train.pause --config train/configs/small/pause.yaml
+python -m train.pause --config train/configs/small/short.yaml
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Trains a silent control, answer loss only: with slots (filler), or without (answer-only).
 
-python -m train.silent --config train/configs/small/filler.yaml
-python -m train.silent --config train/configs/small/answer_only.yaml
+python -m train.silent --config train/configs/small/short.yaml train/configs/small/filler.yaml --out runs/filler/short
+python -m train.silent --config train/configs/small/short.yaml train/configs/small/answer_only.yaml --out runs/answer-only/short
 """
 
 import sys

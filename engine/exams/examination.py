@@ -114,6 +114,7 @@ def examine(
     judge that fails, behind what was answered until then.
     """
     protocol_of(exam.name, judge)
+    model.method.expect(exam.mode)
     asked = questions(exam.name, exam.file, exam.media)[: exam.limit]
     if exam.name == "video-r1" and any(each.kind == "free-form" for each in asked):
         scores.rouge("", "")  # says what to install now rather than hours later

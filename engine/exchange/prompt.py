@@ -55,8 +55,10 @@ def prompt(
 ) -> Prompt:  # fmt: skip
     """What `ask` feeds before the answer (silent) or the written chain (explicit).
 
-    Errors: ValueError for slots that are fed back, or whose input an own module makes.
+    Errors: ValueError for an answer that the model hasn't learnt to give, for slots that are fed back, or whose input an own
+    module makes.
     """
+    model.method.expect(how)
     backbone, kind = model.backbone, "multiple choice" if options else "free-form"
     sample = posed(model, visual, question, options, kind, how == "explicit")
     count = model.usual_pauses if pauses is None else pauses

@@ -46,7 +46,7 @@ def clips_of(records: Sequence[worlds.Record], words: Mapping[str, Sequence[str]
 def subjects(names: Sequence[str], pauses: int | None, device: str) -> Iterator[tuple[str, Subject]]:
     """The models by name (shipped ones, or folders), the first with its twin whose slots were never trained behind it.
 
-    Without names, all shipped models that think in slots, controls last. Errors: ValueError for one that doesn't.
+    Without names, all shipped models that have learnt to think in slots, controls last. Errors: ValueError for one that doesn't.
     """
     places = {name: ask.SMALL / name if name in shipped() else Path(name) for name in names or shipped()}
     for name, place in places.items():
@@ -54,7 +54,7 @@ def subjects(names: Sequence[str], pauses: int | None, device: str) -> Iterator[
             raise ValueError(f"There is no model {name!r}: choose among {', '.join(shipped())}, or name a folder.")
     models = {name: ask.load(place, device=device) for name, place in places.items()}
     if not names:
-        able = [name for name, model in models.items() if model.method.thinking(1)]
+        able = [name for name, model in models.items() if model.method.trained_slots]
         models = {name: models[name] for name in sorted(able, key=lambda name: isinstance(models[name].method, Silent))}
     for number, (name, model) in enumerate(models.items()):
         slots = pauses if pauses is not None else model.method.trained_slots or USUAL

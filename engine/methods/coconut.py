@@ -50,6 +50,15 @@ class Coconut(Method):
     compat: bool = False  # the published trainer's fault: a new optimizer every epoch, not every stage
 
     @property
+    def silent(self) -> bool:
+        return self.mode != "cot"
+
+    @property
+    def writes(self) -> bool:
+        """It starts from a model that does."""
+        return self.mode in ("coconut", "cot")
+
+    @property
     def slot_range(self) -> tuple[int, int]:
         return (self.c_thought * self.max_latent_stage if self.mode == "coconut" else 0,) * 2
 

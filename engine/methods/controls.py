@@ -17,7 +17,9 @@ from engine.methods.method import Method, Outcome, weighted
 class Explicit(Method):
     """The chain is written out, then the answer."""
 
-    silent: ClassVar[bool] = False
+    @property
+    def silent(self) -> bool:
+        return False
 
     def layout(self, sample: Sample, rng: np.random.Generator, epoch: int = 0) -> Layout:
         return Layout({"teacher": (context(sample), chain(sample), *solution(sample), ending(sample))})
@@ -31,9 +33,12 @@ class Silent(Method):
     """Answer loss only, after `pauses` slots: a filler control; with no slots, the answer-only control."""
 
     marks: ClassVar[tuple[str, ...]] = ("<ANS>",)
-    writes: ClassVar[bool] = False
 
     pauses: int = 8
+
+    @property
+    def writes(self) -> bool:
+        return False
 
     @property
     def slot_range(self) -> tuple[int, int]:

@@ -37,6 +37,10 @@ class Diversity(Method):
             raise ConfigError(f"num_latent = {self.num_latent}: to be kept apart, there must be at least two.")
 
     @property
+    def writes(self) -> bool:
+        return False
+
+    @property
     def slot_range(self) -> tuple[int, int]:
         return self.num_latent, self.num_latent
 

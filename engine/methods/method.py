@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from engine import latents, masks, objectives
 from engine.backbones.base import SPECIAL_TOKENS, Backbone
+from engine.config import ConfigError
 from engine.data.samples import Sample
 from engine.latents import Feedback
 from engine.layout import Layout, Packed, Readings, Rows, Segment
@@ -105,8 +106,6 @@ class Method:
     """Five choices: layout (with visibility and curriculum), feedback, objectives. Subclasses say what differs."""
 
     tokens: ClassVar[tuple[str, ...]] = SPECIAL_TOKENS  # what the tokenizer must have
-    silent: ClassVar[bool] = True  # answers after its thinking, rather than after a written chain
-    writes: ClassVar[bool] = True  # has learnt to write its chain out when asked to
     marks: ClassVar[tuple[str, ...]] = ()  # what is given between the thought and the answer
     frozen: ClassVar[bool] = False  # the model itself isn't trained, only its companions
     longest: ClassVar[int] = 32  # most tokens of what is written behind the thinking
@@ -131,9 +130,28 @@ class Method:
         return ()
 
     @property
+    def silent(self) -> bool:
+        """Whether it answers after its thinking, rather than after a written chain."""
+        return True
+
+    @property
+    def writes(self) -> bool:
+        """Whether it has learnt to write its chain out when asked to."""
+        return True
+
+    @property
     def speaks(self) -> bool:
         """Whether it has learnt to say its thoughts from the slots alone, after <COT>."""
         return False
+
+    def expect(self, how: Literal["silent", "explicit", "spoken"]) -> None:
+        """Errors: ConfigError for an answer that it hasn't learnt to give: silently, by the written chain, its thoughts said."""
+        if how == "explicit" and not self.writes:
+            raise ConfigError("This model hasn't learnt to write its chain: ask for its silent answer.")
+        if how != "explicit" and not self.silent:
+            raise ConfigError("This model answers by its written chain alone: ask for that (explicit).")
+        if how == "spoken" and not self.speaks:
+            raise ConfigError("This model hasn't learnt to say its thoughts: ask for its silent answer.")
 
     @property
     def slot_range(self) -> tuple[int, int]:

@@ -54,6 +54,14 @@ class PauseDistillation(Method):
         return cls(form="coded", compat=True)
 
     @property
+    def silent(self) -> bool:
+        return "answer" in BRANCHES[self.mode]
+
+    @property
+    def writes(self) -> bool:
+        return "teacher" in BRANCHES[self.mode]
+
+    @property
     def speaks(self) -> bool:
         return "speak" in BRANCHES[self.mode]
 

@@ -41,6 +41,7 @@ class Sotto(lmms):
         if self.accelerator.num_processes > 1:
             device = str(self.accelerator.device)
         self.sotto = ask.load(pretrained or None, adapter or None, device)
+        self.sotto.method.expect(mode)
         self.mode, self.longest, self.size = mode, int(longest), int(batch_size)
         self.pauses = self.sotto.usual_pauses if pauses is None else int(pauses)
         given: dict[str, Any] = {"fps": fps, "frames": frames, "pixels": pixels}
