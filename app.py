@@ -20,6 +20,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
@@ -246,6 +247,28 @@ def lines(options: str | None) -> list[str]:
     return [line.strip() for line in (options or "").splitlines() if line.strip()]
 
 
+def named(models: Sequence[ask.Model]) -> dict[str, ask.Model]:
+    """The models by name; of equal names, the later ones are numbered, so that visitors can tell them apart."""
+    found: dict[str, ask.Model] = {}
+    for model in models:
+        names = (f"{model.name} ({n})" if n > 1 else model.name for n in count(1))
+        name = next(name for name in names if name not in found)
+        found[name] = replace(model, name=name)
+    return found
+
+
+def beside(own: str | Path | None, wanted: Sequence[str | Path]) -> list[str | Path]:
+    """The models to compare with, each once, without the page's own. own: None where no folder or id holds it as it is."""
+
+    def where(place: str | Path) -> str | Path:
+        return Path(place).resolve() if Path(place).is_dir() else str(place)
+
+    found = {where(place): place for place in wanted}
+    if own is not None:
+        found.pop(where(own), None)
+    return [*found.values()]
+
+
 def row(names: Sequence[str], **values: Any) -> Row:
     """New values of the components called `names`; those not given stay as they are."""
     return [values.get(name, gr.skip()) for name in names]
@@ -266,7 +289,8 @@ class Page:
 
     def __init__(self, model: ask.Model, others: Sequence[ask.Model] = ()) -> None:
         self.model = model
-        self.others = {other.name: other for other in others}
+        self.others = named([model, *others])
+        del self.others[model.name]
         self.sandbox = Sandbox()
         self.examples = examples()
         self.thinking = on_gpu(partial(thinking, model))
@@ -275,8 +299,8 @@ class Page:
         self, clip: str | None, question: str | None, options: str | None, pauses: float, write_chain: bool,
         visit: Visit | None = None, other: str | None = None,
     ) -> Generator[str | tuple[ask.Reply, float]]:  # fmt: skip
-        """As `thinking`, the reply with the seconds that reading took; then, with `other`, that model's. A visit's replies are
-        looked into. Errors: ValueError with a sentence."""
+        """As `thinking`, the reply with the seconds that reading took; then, with `other`, that model's, on the clip as it
+        takes clips. A visit's replies are looked into. Errors: ValueError with a sentence."""
         if not clip:
             raise ValueError("There is no clip yet: pick an example, film one, or upload your own.")
         if not Path(clip).is_file():
@@ -284,23 +308,25 @@ class Page:
         if pauses != int(pauses) or not 0 <= pauses <= MOST_PAUSES:
             raise ValueError(f"{pauses:g} pauses: choose a whole number from 0 to {MOST_PAUSES}.")
         ask.check(question or "", lines(options), int(pauses))
-        yield cards.STAGES[0]
-        began = time.perf_counter()
-        frames = yield from self.reading(clip)
-        seconds = time.perf_counter() - began
-        given = None if visit is None else donors(frames, visit.truth, self.model.sampling)
-        runs = [(self.thinking, int(pauses))]
+        runs = [(self.model.sampling, self.thinking, int(pauses))]
         if other in self.others:
             against = self.others[other]
-            runs.append((on_gpu(partial(thinking, against)), against.pauses_near(int(pauses))))
-        for run, count in runs:
-            with closing(run(frames, question, lines(options), count, bool(write_chain), given)) as items:
+            runs.append((against.sampling, on_gpu(partial(thinking, against)), against.pauses_near(int(pauses))))
+        frames: Clip | None = None
+        for sampling, run, slots in runs:
+            if frames is None or frames.sampling != sampling:
+                yield cards.STAGES[0]
+                began = time.perf_counter()
+                frames = yield from self.reading(clip, sampling)
+                seconds = time.perf_counter() - began
+                given = None if visit is None else donors(frames, visit.truth, sampling)
+            with closing(run(frames, question, lines(options), slots, bool(write_chain), given)) as items:
                 for item in items:
                     yield item if isinstance(item, str) else (item, seconds)
 
-    def reading(self, clip: str) -> Generator[str, None, Clip]:
+    def reading(self, clip: str, sampling: Sampling) -> Generator[str, None, Clip]:
         """Returns the clip; "" until it is read."""
-        with closing(aside(lambda _, left: self.sandbox.read(clip, self.model.sampling, READING, left))) as items:
+        with closing(aside(lambda _, left: self.sandbox.read(clip, sampling, READING, left))) as items:
             while not isinstance(item := next(items), Clip):
                 yield item
         return item
@@ -349,35 +375,37 @@ class Page:
         layer: float, visit: Visit,
     ) -> Iterator[Row]:  # fmt: skip
         replies: list[ask.Reply] = []
+        readings: list[float] = []
         try:
             with closing(self.stages(clip, question, options, pauses, write_chain, visit, other)) as stages:
                 for item in stages:
                     if isinstance(item, tuple):
                         replies.append(item[0])
-                        seconds = item[1]
+                        readings.append(item[1])
                     else:
                         # In a silence too: a visitor who has left is noticed when something is said.
                         yield row(RESULTS, **{"status": cards.progress(item, write_chain)} if item else {})
             visit.reply, visit.other, visit.slot = replies[0], replies[1] if len(replies) > 1 else None, 0
-            yield from self.results(visit, visit.reply, seconds, layer)
+            yield from self.results(visit, visit.reply, readings, layer)
             # A further row, however empty, could reach the page before this one is drawn.
         except ValueError as error:
             visit.reply = visit.other = None
             gone = {"empty": gr.HTML(visible=True), "shown": gr.Column(visible=False)}
             yield row(RESULTS, notices=cards.banner(str(error), "error"), **gone)
 
-    def results(self, visit: Visit, reply: ask.Reply, reading: float, layer: float) -> Iterator[Row]:
+    def results(self, visit: Visit, reply: ask.Reply, readings: Sequence[float], layer: float) -> Iterator[Row]:
+        """readings: the seconds that it took to read the clip for each of the visit's replies."""
         inside = reply.inside
-        everything = ask.as_json(reply, reading, states=True) | {"sampling": asdict(self.model.sampling)}
+        everything = ask.as_json(reply, readings[0], states=True) | {"sampling": asdict(self.model.sampling)}
         if visit.other:
-            everything["compared"] = ask.as_json(visit.other, reading, states=True)
+            everything["compared"] = ask.as_json(visit.other, readings[1], states=True)
         options = [option.text for option in reply.options]
         with TemporaryDirectory() as folder:  # gradio has copied the file by the time that it asks for more
             path = Path(folder) / "sotto-reply.json"
             path.write_text(json.dumps(everything), encoding="utf-8")
             yield row(
                 RESULTS, visit=visit, notices=cards.notices(reply), empty=gr.HTML(visible=False),
-                shown=gr.Column(visible=True), note=cards.TEACHER if reply.explicit else cards.NO_TEACHER,
+                shown=gr.Column(visible=True), note=cards.teacher_note(reply),
                 matters=panels.matters(reply), meanings=panels.meanings(inside), many=panels.many(reply),
                 collapsed=panels.collapsed(inside),
                 by_number=plots.by_number(inside.fewer, options) if inside and inside.fewer else None,
@@ -475,8 +503,9 @@ class Page:
                     chain = gr.Checkbox(
                         True, label="Also answer by the written chain", container=False, elem_id="chain"
                     )
-                    other = gr.Dropdown(["", *self.others], value="", label="Compare with", visible=bool(self.others),
-                                        info="Another model, asked the same.", elem_id="other")  # fmt: skip
+                    other = gr.Dropdown([("no other", ""), *((name, name) for name in self.others)], value="",
+                                        label="Compare with", info="Another model, asked the same.",
+                                        visible=bool(self.others), elem_id="other")  # fmt: skip
                     with gr.Row(elem_id="go"):
                         think = gr.Button("Think", variant="primary", scale=3, min_width=120, elem_id="think")
                         stop = gr.Button("Stop", scale=1, min_width=80, interactive=False, elem_id="stop")
@@ -632,8 +661,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that visitors' files are deleted then too
     try:
         model = ask.load(options.model, options.adapter)
-        beside = [*(ask.SMALL / name for name in shipped() if model.small), *options.compare]
-        others = [other for other in map(ask.load, beside) if other.name != model.name]
+        wanted = [*(ask.SMALL / name for name in shipped() if model.small), *options.compare]
+        own = None if options.adapter else options.model or ask.SMALL / "pause"
+        others = [ask.load(place) for place in beside(own, wanted)]
         with TemporaryDirectory(prefix="sotto-") as folder:
             os.environ["GRADIO_TEMP_DIR"] = folder  # a folder of our own, which others may not read
             serve(Page(model, others), Path(folder), options.host, options.port, options.share)

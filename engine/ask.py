@@ -142,7 +142,7 @@ class Reply:
     familiar: bool  # False: the clip or the question is unlike what this model knows, and it abstains
     states: Tensor  # [layers + 1, slots, dim]: the slots' hidden states, embeddings first
     answer_state: Tensor  # [layers + 1, dim]: the state that predicts the answer, after the slots
-    teacher_state: Tensor | None  # [layers + 1, dim]: the same in the explicit chain
+    teacher_state: Tensor | None  # [layers + 1, dim]: the same in the explicit chain, beside a silent answer
     inside: Inside | None = None  # where it was asked for, and there are slots
 
 
@@ -284,14 +284,11 @@ def ask(
     visual = _frames(clip)
     sample = posed(model, visual, question, options, kind)
     notices = [*clip.notices, *_bounds(model, visual, question, pauses)]
-    thought, feedback, marks = (
-        model.method.thinking(pauses),
-        model.method.feedback(model.companions),
-        model.method.marks,
-    )
+    silent = model.method.silent
+    thought = model.method.thinking(pauses) if silent else ()
+    feedback, marks = model.method.feedback(model.companions), model.method.marks
     familiar = not any(notice.startswith(UNKNOWN) for notice in notices)
     thoughts = timed("think", "Thinking silently", lambda: generate.think(backbone, [sample], thought, feedback))
-    silent = model.method.silent
     written = timed("answer", "Answering", lambda: generate.answer(backbone, thoughts, marks, model.method.longest, heed)
                     if silent else _chain(model, thoughts, None, heed))  # fmt: skip
     answer = generate.answer_of(written.text[0])
@@ -316,17 +313,17 @@ def ask(
     explicit, chain, teacher_state = None, None, None
     asked_for_chain = None if model.taught else posed(model, visual, question, options, kind, chain=True)
     if not silent:
-        chain, seconds["explicit"] = written, seconds["answer"]
+        chain = written
     elif write_chain and model.method.writes:
         chain = timed("explicit", "Writing the chain out", lambda: _chain(model, thoughts, asked_for_chain, heed))  # fmt: skip
+        teacher_state = _answer_state(backbone, chain)
     if chain:
         said = generate.answer_of(chain.text[0])
         if options and (picked := meant(said, options)):
             said = options[letters.index(picked)]
         text = generate.thoughts_of(chain.text[0])
         prefill = seconds["think"] if model.taught else 0.0  # another prompt has its own, within "explicit"
-        explicit = Explicit(text, said, chain.tokens[0], prefill + seconds["explicit"])
-        teacher_state = _answer_state(backbone, chain)
+        explicit = Explicit(text, said, chain.tokens[0], prefill + seconds["explicit" if silent else "answer"])
     seen = None
     if donors is not None and model.taught:  # slots that mean nothing to a model have nothing to look at
         subject = Subject(backbone, model.method, pauses, model.companions, model.tuned)
@@ -338,9 +335,11 @@ def ask(
         "model": model.name, "pauses": pauses, "question": question, "options": list(options), "frames": len(clip.frames),
         "frame_times": [round(float(t), 4) for t in clip.times], "frame_size": list(clip.frames.shape[2:0:-1]),
         "reader": clip.reader, "device": str(backbone.device), "silent": silent,
+        "writes": model.method.writes, "speaks": _speaks(model),
     }  # fmt: skip
+    generated = written.tokens[0] + thoughts.serial  # a slot that is fed back costs a step, as a token does
     return Reply(
-        answer, chances, said_aloud, explicit, thoughts.count, written.tokens[0], seconds,
+        answer, chances, said_aloud, explicit, thoughts.count, generated, seconds,
         tuple(notices), settings, familiar, thoughts.states[:, 0].float().cpu(),
         _answer_state(backbone, written), teacher_state, seen,
     )  # fmt: skip
@@ -360,6 +359,12 @@ def _aloud(model: Model, sample: Sample, thoughts: generate.Thoughts, heed: Call
     if method.speaks:
         return generate.thoughts_of(generate.speak(backbone, thoughts, heed=heed).text[0])
     return "\n".join(spoken.taught(backbone, method, companions, thoughts, thoughts.count)[0]) if thoughts.count else ""
+
+
+def _speaks(model: Model) -> bool:
+    """Whether anyone has learnt to say its thoughts, see `_aloud`."""
+    method = model.method
+    return method.speaks or isinstance(method, Interpreters) or spoken.decoder_of(method, model.companions) is not None
 
 
 def _chain(
@@ -404,9 +409,11 @@ def _bounds(model: Model, visual: Frames, question: str, pauses: int) -> list[st
         said.append("This model has learnt to answer alone: it can't say its thoughts or write its chain.")
     elif model.trained_pauses is None:
         said.append("This model was never trained for pauses: trust the written chain rather than the silent answer.")
-    elif not model.trained_pauses[0] <= pauses <= model.trained_pauses[1]:
+    if model.taught and model.method.silent and model.trained_pauses is not None:
         low, high = model.trained_pauses
-        said.append(f"This model was trained with {low if low == high else f'{low} to {high}'} pauses, not {pauses}.")
+        if not low <= pauses <= high:
+            known = low if low == high else f"{low} to {high}"
+            said.append(f"This model was trained with {known} pauses, not {pauses}.")
     return said
 
 

@@ -22,7 +22,7 @@ def reply() -> Reply:
     return Reply(
         "left", (Option("left", 0.75), Option("<b>right</b>", 0.25)), "ball starts left\nso left is A",
         Explicit("ball starts left\nso left is A", "left", 40, 0.9), SLOTS, 4, {"think": 0.1, "answer": 0.2, "speak": 1.0},
-        ("A notice & more.",), {"model": "m", "silent": True}, True, torch.randn(LAYERS, SLOTS, DIM), torch.randn(LAYERS, DIM),
+        ("A notice & more.",), {"model": "m", "silent": True, "writes": True, "speaks": True}, True, torch.randn(LAYERS, SLOTS, DIM), torch.randn(LAYERS, DIM),
         torch.randn(LAYERS, DIM),
     )  # fmt: skip
 
@@ -91,6 +91,21 @@ def test_cards_escape_and_tell(reply: Reply) -> None:
     assert "A notice &amp; more." in cards.notices(reply)
     assert "s-right" not in card + cards.thoughts(reply)
     assert "<script" not in cards.thoughts(replace(reply, thoughts="<script>\x1ealert(1)</script>"))
+
+
+def test_what_a_model_has_not_learnt_is_told_apart_from_what_was_not_asked_for(reply: Reply) -> None:
+    mute = replace(reply, explicit=None, teacher_state=None, thoughts="")
+    alone = replace(mute, settings=reply.settings | {"writes": False, "speaks": False})
+    truth = {"answer": "left", "steps": [{"text": "ball starts left"}]}
+    assert "Not asked for." in cards.answers(mute)
+    assert "It hasn't learnt to write one." in cards.answers(alone)
+    assert "Nothing was said." in cards.thoughts(mute)
+    assert "0 of 1 right" in cards.thoughts(mute, truth)
+    assert "This model hasn't learnt to say its thoughts." in cards.thoughts(alone, truth)
+    assert "of 1 right" not in cards.thoughts(alone, truth)
+    assert "No pauses" in cards.thoughts(replace(mute, slots=0))
+    assert (cards.teacher_note(mute), cards.teacher_note(alone)) == (cards.NO_TEACHER, cards.NEVER_TEACHER)
+    assert cards.teacher_note(reply) == cards.TEACHER
 
 
 def test_an_abstention_is_loud(reply: Reply) -> None:

@@ -52,7 +52,7 @@ def seen(hidden: tuple[float, ...] = SURE_OF_B, changed: tuple[float, ...] = SUR
 def reply() -> Reply:
     torch.manual_seed(1)
     asked = {"model": "m", "pauses": SLOTS, "question": "Where <i>?", "options": ["left", "<b>right</b>"], "frames": 5,
-             "frame_size": [42, 28], "reader": "decord", "silent": True}  # fmt: skip
+             "frame_size": [42, 28], "reader": "decord", "silent": True, "writes": True, "speaks": True}  # fmt: skip
     return Reply(
         "left", (Option("left", 0.9), Option("<b>right</b>", 0.1)), "ball starts left\nleft and right swap, ball right",
         Explicit("ball starts left\nleft and right swap, ball right", "<b>right</b>", 40, 0.9), SLOTS, 4,
@@ -96,6 +96,8 @@ def test_without_slots_or_options_the_tabs_say_what_to_do(reply: Reply) -> None:
     bare = replace(reply, inside=None, slots=0)
     assert "ask with one pause or more" in panels.matters(bare)
     assert "ask with one pause or more" in panels.many(bare)
+    none = replace(bare, settings=reply.settings | {"silent": False})
+    assert panels.matters(none) == panels.many(none) == "<p>This model has no slots.</p>"
     assert panels.meanings(None) == panels.lens_table(None, 0) == panels.collapsed(None) == panels.chips(0, 0) == ""
 
 
@@ -176,7 +178,8 @@ def test_two_models_stand_beside_each_other(reply: Reply) -> None:
     assert "✗ incorrect" in told["Silent answer"][1]
     assert told["Slots"] == ("3", "0")
     assert told["Written chain's answer"][1] == "not asked for"
-    assert told["Thoughts"] == ("ball starts left<br>left and right swap, ball right", "none")
+    assert told["Thoughts"][0] == "ball starts left<br>left and right swap, ball right"
+    assert told["Thoughts"][1] == "No pauses, so no thoughts to say."
     assert "The slots decide this answer" in told["Do its slots matter?"][0]
     assert told["Do its slots matter?"][1] == "It has no slots."
     assert "<two>" not in table
@@ -185,8 +188,10 @@ def test_two_models_stand_beside_each_other(reply: Reply) -> None:
 
 
 def test_a_model_that_only_knows_its_chain_has_one_answer(reply: Reply) -> None:
-    asked = {**reply.settings, "silent": False}
-    only = replace(reply, answer="<b>right</b>", slots=0, generated_tokens=40, inside=None, thoughts="", settings=asked)
+    asked = {**reply.settings, "silent": False, "speaks": False}
+    only = replace(
+        reply, answer="<b>right</b>", slots=0, generated_tokens=40, inside=None, thoughts="", teacher_state=None, settings=asked
+    )  # fmt: skip
     card = cards.answers(only)
     assert card.count("<section>") == 1
     assert "By its written chain" in card
@@ -196,6 +201,24 @@ def test_a_model_that_only_knows_its_chain_has_one_answer(reply: Reply) -> None:
     assert told["Silent answer"] == "none: it knows its chain alone"
     assert told["Silent tokens and time"] == ""
     assert "90% sure" in told["Written chain's answer"]
+    assert "This model has no slots." in cards.thoughts(only)
+    assert told["Thoughts"] in cards.teacher_note(only)
+
+
+def test_compared_models_say_what_they_have_not_learnt_and_what_to_mind(reply: Reply) -> None:
+    asked = {**reply.settings, "writes": False, "speaks": False}
+    filler = replace(
+        reply, explicit=None, thoughts="", settings=asked, notices=("Trained with <b>4</b>.", "Not yours.")
+    )
+    table = panels.compared({"one": reply, "two": filler})
+    rows = {
+        name: cells for name, *cells in re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td><td>(.*?)</td>', table)
+    }
+    assert rows["Written chain's answer"][1] == "none: it hasn't learnt to write one"
+    assert rows["Thoughts"][1] == "This model hasn't learnt to say its thoughts."
+    assert rows["What to mind"] == ["", "Trained with &lt;b&gt;4&lt;/b&gt;.<br>Not yours."]
+    unasked = panels.compared({"one": replace(reply, explicit=None)})
+    assert "<td>not asked for</td>" in unasked
 
 
 def test_the_page_to_share_is_whole(reply: Reply) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -26,6 +27,7 @@ from engine.insight.observe import among_options, observe
 from engine.insight.study import beside_controls, how_many, in_words, replacement
 from engine.insight.subject import Clips, Subject, untrained, words_of
 from engine.methods import described
+from engine.methods.coconut import Coconut
 from engine.methods.controls import Explicit, Silent
 from engine.methods.method import META
 from engine.methods.pause import PauseDistillation
@@ -278,24 +280,52 @@ def test_observations_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch
     assert (np.array([x.sum(1) for x in together["looked"]]) <= together["on_clip"] + 1e-6).all()
 
 
+def test_slots_that_are_fed_back_count_as_tokens(monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path) -> None:
+    """Each takes a step of its own, on the page as in the study."""
+    monkeypatch.setattr("engine.insight.observe.LONGEST", 4)
+    shutil.copytree(model, tmp_path, dirs_exist_ok=True)
+    (tmp_path / META).write_text(json.dumps({"method": described(Coconut()), "pauses": [3, 3]}))
+    loaded = ask.load(tmp_path, device="cpu")
+    clips = command.clips_of(Benchmark("test", limit=1).records(), {})
+    clips = replace(clips, words={family: ["left"] for family in clips.families})
+    subject = Subject(loaded.backbone, loaded.method, 3, loaded.companions)
+    thoughts = subject.think(clips.samples)
+    written = generate.answer(loaded.backbone, thoughts, loaded.method.marks, loaded.method.longest)
+    assert thoughts.serial == 3
+    assert observe(subject, clips, 1)["tokens"].tolist() == [written.tokens[0] + 3]
+
+    clip = read(ask.SMALL.parent / "examples" / "cups-3-2.mp4", loaded.sampling)
+    told: list[generate.Written] = []
+    answer = generate.answer
+    monkeypatch.setattr(generate, "answer", lambda *given: told.append(answer(*given)) or told[-1])
+    reply = ask.ask(loaded, clip, "Where?", ["left", "right"], write_chain=False)
+    assert reply.generated_tokens == told[0].tokens[0] + 3
+
+
 def test_the_command_writes_everything_it_names(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("engine.insight.observe.LONGEST", 4)  # an untrained model never comes to an end
     monkeypatch.setattr("engine.insight.probe.FEWEST", 5)
     out = tmp_path / "report"
-    words = ["insight", "--split", "test", "--limit", "9", "--out", str(out), "--methods", str(model), "--batch", "5"]
+    filler = tmp_path / "filler"  # which has learnt neither to speak nor to write
+    shutil.copytree(model, filler)
+    (filler / META).write_text(json.dumps({"method": described(Silent(3)), "pauses": [3, 3]}))
+    methods = f"{model},{filler}"
+    words = ["insight", "--split", "test", "--limit", "9", "--out", str(out), "--methods", methods, "--batch", "5"]
     assert main([*words, "--device", "cpu"]) == 0
     printed, said = capsys.readouterr()
     told = json.loads(printed)
     assert "9 of 9 clips" in said
-    names = [str(model), f"{model}, {command.UNTRAINED}"]
+    names = [str(model), f"{model}, {command.UNTRAINED}", str(filler)]
     assert list(told["models"]) == names
     assert all((out / name).is_file() for name in told["files"])
     whole = json.loads((out / "insight.json").read_text())
     for name in names:
         figures = whole["models"][name]
-        assert {"replacement", "how_many", "collapse", "probe", "lens", "looked", "spoken", "in_words"} <= set(figures)
+        assert {"replacement", "how_many", "collapse", "probe", "lens", "looked", "in_words"} <= set(figures)
+        assert ("spoken" in figures) == ("towards" in figures) == (name != str(filler))
+        assert ("think_aloud" in figures["how_many"]) == ("written" in figures["how_many"]) == (name != str(filler))
         assert figures["slots"] == 3
         assert "end" in figures["probe"]
         assert 0 < figures["replacement"]["a changed clip"]["accuracy"]["n"] <= 9
@@ -382,4 +412,5 @@ def test_a_model_without_slots_claims_none(bare: Path) -> None:
     clip = read(ask.SMALL.parent / "examples" / "cups-3-2.mp4", loaded.sampling)
     reply = ask.ask(loaded, clip, "Where?", ["left", "right"], pauses=4, write_chain=False, donors={})
     assert (reply.slots, reply.states.shape[1], reply.inside) == (0, 0, None)
-    assert "At once, without pauses" in cards.answers(reply)
+    assert "By its written chain" in cards.answers(reply)
+    assert "This model has no slots." in cards.thoughts(reply)

@@ -136,16 +136,25 @@ def test_a_model_that_only_writes_answers_by_its_chain(folder, clip, tmp_path, m
     assert max(reply.options, key=lambda option: option.probability).text == "middle"
     assert not reply.settings["silent"]
     assert any("written chain alone" in notice for notice in reply.notices)
+    assert (reply.slots, reply.teacher_state) == (0, None)
+    assert set(reply.seconds) == {"think", "answer", "speak"}
+    assert reply.explicit.seconds == reply.seconds["think"] + reply.seconds["answer"]
 
 
 def test_a_model_that_has_learnt_to_answer_alone_says_no_more(folder, clip, tmp_path):
     shutil.copytree(folder, tmp_path / "filler")
-    (tmp_path / "filler" / ask.META).write_text('{"method": {"name": "controls.Silent", "pauses": 3}, "pauses": [3, 3]}')
+    (tmp_path / "filler" / ask.META).write_text(
+        '{"method": {"name": "controls.Silent", "pauses": 3}, "pauses": [3, 3]}'
+    )
     model = ask.load(tmp_path / "filler", device="cpu")
     reply = ask.ask(model, read(clip, model.sampling), QUESTION, OPTIONS)
     assert (reply.slots, reply.thoughts, reply.explicit) == (3, "", None)
     assert reply.answer in OPTIONS
     assert any("learnt to answer alone" in notice for notice in reply.notices)
+    assert (reply.settings["writes"], reply.settings["speaks"]) == (False, False)
+    assert not any("was trained with" in notice for notice in reply.notices)
+    more = ask.ask(model, read(clip, model.sampling), QUESTION, OPTIONS, pauses=5)
+    assert "This model was trained with 3 pauses, not 5." in more.notices
 
 
 def test_slots_can_still_be_tried(folder, clip):
@@ -201,6 +210,45 @@ def test_the_page(app, folder, clip):
     results = dict(zip(app.RESULTS, last, strict=True))
     assert "trained for pauses" in results["notices"]
     assert results["visit"].reply.slots == 2
+
+
+def test_a_compared_model_takes_the_clip_as_it_takes_clips(app, folder, clip):
+    model = ask.load(folder, device="cpu")
+    longer = replace(model, name="longer", sampling=replace(model.sampling, min_frames=3, max_frames=3))
+    page = app.Page(model, [longer, replace(model, name="alike")])
+    taken = []
+    read_clip = page.sandbox.read
+    page.sandbox.read = lambda path, sampling, *more: taken.append(sampling) or read_clip(path, sampling, *more)
+
+    def frames(other):
+        given = (str(clip), QUESTION, "\n".join(OPTIONS), 0, False, app.Visit(), other)
+        replies = [item[0] for item in page.stages(*given) if isinstance(item, tuple)]
+        return [reply.settings["frames"] for reply in replies]
+
+    assert frames("longer") == [2, 3]
+    assert taken == [model.sampling, longer.sampling]
+    assert frames("alike") == [2, 2]
+    assert len(taken) == 3
+    *_, last = page.on_think(str(clip), QUESTION, "\n".join(OPTIONS), 0, False, "longer", 1, app.Visit())
+    results = dict(zip(app.RESULTS, last, strict=True))
+    assert results["compared"].count("trust the written chain") == 2
+
+
+def test_models_of_the_same_name_are_told_apart(app, folder, tmp_path, monkeypatch):
+    """Only the very same folder, however it is written, isn't compared with itself."""
+    twin, pages = tmp_path / "twin", []
+    for made in (tmp_path / "first", twin):
+        shutil.copytree(folder, made)
+        (made / META).write_text('{"name": "small pause"}')
+    monkeypatch.setattr(app, "serve", lambda page, *rest: pages.append(page))
+    first, other = str(tmp_path / "first"), str(twin)
+    assert app.main(["--model", first, "--compare", f"{twin}/../first", "--compare", other, "--compare", other]) == 0
+    assert list(pages[0].others) == ["small pause (2)"]
+    assert pages[0].others["small pause (2)"].name == "small pause (2)"
+    parts = {block.elem_id: block for block in pages[0].build().blocks.values() if block.elem_id}
+    assert parts["other"].choices == [("no other", ""), ("small pause (2)", "small pause (2)")]
+    assert app.beside(None, [first]) == [first]  # with an adapter, the page's model isn't what the folder holds
+    assert app.beside("some/model", ["some/model", "some/other"]) == ["some/other"]
 
 
 def test_the_page_on_an_adapter(app, folder, clip, tmp_path):

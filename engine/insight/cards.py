@@ -20,6 +20,8 @@ the written one.</p></details></header>"""
 TEACHER = """<small>How alike each state is to the one from which the written chain reads its answer, in the same layer. The
 last column is the silent answer's own state, which training drew to it.</small>"""
 NO_TEACHER = "<small>Tick “Also answer by the written chain” to compare the slots with it.</small>"
+NEVER_TEACHER = "<small>This model hasn't learnt to write a chain that its slots could be compared with.</small>"
+NO_SLOTS = "This model has no slots."
 EMPTY = f"""<div class="s-empty"><b aria-hidden="true">{"<i></i>" * 8}</b>
 <p>Pick, film or upload a clip, then press <strong>Think</strong>.</p>
 <small>The answer, the thoughts, and what the slots hold and do appear here.</small></div>"""
@@ -98,7 +100,8 @@ def answers(reply: Reply, truth: Truth | None = None) -> str:
     silent = _verdict(title, doubt, reply.answer, reply.generated_tokens, seconds, truth, bars)
     words = reply.explicit
     if words is None:
-        written = "<section><h3>Written chain</h3><p>Not asked for.</p></section>"
+        why = "Not asked for." if reply.settings["writes"] else "It hasn't learnt to write one."
+        written = f"<section><h3>Written chain</h3><p>{why}</p></section>"
         return f'<div class="s-answers{muted}">{silent}{written}</div>'
     tokens = _times(words.generated_tokens / reply.generated_tokens, "fewer tokens", "more tokens")
     time = _times(words.seconds / seconds, "less time", "more time")
@@ -152,9 +155,27 @@ def thoughts(reply: Reply, truth: Truth | None = None) -> str:
     """The thoughts said from the slots, line by line, beside the written chain; with `truth`, each step is marked."""
     whose = "from the slots alone" if reply.slots else "said by interpreters, who know the question too"
     said = _steps(f"Thoughts, {whose}", reply.thoughts, truth)
-    if not reply.slots and not reply.thoughts:
-        said = "<section><h3>Thoughts, from the slots alone</h3><p>No pauses, so no thoughts to say.</p></section>"
+    if why := unsaid(reply):
+        said = f"<section><h3>Thoughts</h3><p>{why}</p></section>"
     return f'<div class="s-thoughts">{said}{_written(reply.explicit, truth)}</div>'
+
+
+def unsaid(reply: Reply) -> str:
+    """Why there were no thoughts to say; nothing where there were, be it that nothing was said."""
+    if not reply.settings["silent"]:
+        return NO_SLOTS
+    if not reply.settings["speaks"]:
+        return "This model hasn't learnt to say its thoughts."
+    return "" if reply.slots or reply.thoughts else "No pauses, so no thoughts to say."
+
+
+def teacher_note(reply: Reply) -> str:
+    """What stands under the comparison with the written chain: what it shows, or why there is none."""
+    if reply.teacher_state is not None:
+        return TEACHER
+    if not reply.settings["silent"]:
+        return f"<small>{NO_SLOTS}</small>"
+    return NO_TEACHER if reply.settings["writes"] else NEVER_TEACHER
 
 
 def _written(explicit: Explicit | None, truth: Truth | None) -> str:

@@ -93,14 +93,15 @@ def drawn(models: Models) -> dict[str, Figure]:
     first = next(iter(models.values()))
     layers = range(max(len(m["collapse"]["cosine"]) for m in models.values()))
     fewer = range(max(m["slots"] for m in models.values()) + 1)
-    thresholds = [row["threshold"] for row in first["how_many"]["think_aloud"]]
+    thresholds = [row["threshold"] for row in first["how_many"]["early_exit"]]
 
     def rows(key: str) -> dict[str, Any]:
         every = {name: m["replacement"] for name, m in models.items()}
         return {name: {c: r[key] for c, r in m.items() if key in r and r[key]["n"]} for name, m in every.items()}
 
     def many(part: str, key: str) -> dict[str, Any]:
-        return {name: [row[key] for row in m["how_many"][part]] for name, m in models.items()}
+        every = {name: m["how_many"].get(part, ()) for name, m in models.items()}
+        return {name: [row[key] for row in rows] for name, rows in every.items() if rows}
 
     def lenses(pick: Callable[[Any], Any]) -> dict[str, Any]:
         return {f"{name}, {kind}": pick(lens) for name, m in models.items() for kind, lens in m["lens"].items()}
@@ -122,8 +123,14 @@ def drawn(models: Models) -> dict[str, Figure]:
         },
         "how-many": plots.curves(many("by_slots", "accuracy"), fewer, "slots", "right answers, share"),
         "confidence": plots.curves(many("by_slots", "confidence"), fewer, "slots", "confidence, probability"),
-        "think-aloud": plots.curves(many("think_aloud", "accuracy"), thresholds, unsure, "right answers, share"),
-        "think-aloud-tokens": plots.curves(many("think_aloud", "tokens"), thresholds, unsure, "tokens a clip"),
+        **{
+            name: plots.curves(many("think_aloud", key), thresholds, unsure, title)
+            for name, key, title in (
+                ("think-aloud", "accuracy", "right answers, share"),
+                ("think-aloud-tokens", "tokens", "tokens a clip"),
+            )
+            if many("think_aloud", key)
+        },
         "early-exit": plots.curves(many("early_exit", "accuracy"), thresholds, unsure, "right answers, share"),
         "early-exit-slots": plots.curves(many("early_exit", "slots"), thresholds, unsure, "slots a clip"),
         "probe": plots.curves(probes, layers, "layer", "right, share"),
@@ -134,7 +141,7 @@ def drawn(models: Models) -> dict[str, Figure]:
         lines = {name: m["collapse"][measure] for name, m in models.items()}
         made[f"collapse-{measure}"] = plots.curves(lines, layers, "layer", unit)
     slots = [str(i + 1) for i in range(first["slots"])]
-    if alike := first["towards"]:
+    if alike := first.get("towards"):
         last = torch.tensor(alike[max(alike, key=int)])[-1]  # [slots, steps]
         made["towards"] = plots.cells(last, named_steps(last.shape[1]), slots, "written step", "slot", "cosine")
     if "looked" in first:

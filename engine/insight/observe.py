@@ -38,17 +38,19 @@ def _observed(subject: Subject, clips: Clips) -> dict[str, Any]:
     backbone, samples = subject.backbone, clips.samples
     thoughts = subject.think(samples)
     written = generate.answer(backbone, thoughts, subject.method.marks, subject.method.longest)
-    chain = generate.explicit(backbone, thoughts, LONGEST)
     found: dict[str, Any] = {
         "states": thoughts.states.transpose(0, 1).float().cpu().numpy(),
-        "tokens": np.array(written.tokens),
-        "written_tokens": np.array(chain.tokens),
-        "written_right": np.array([generate.answer_of(t) == s.answer for t, s in zip(chain.text, samples, strict=True)]),
-        "towards": [
+        "tokens": np.array(written.tokens) + thoughts.serial,  # slots that are fed back cost a step each
+    }
+    if subject.method.writes:
+        chain = generate.explicit(backbone, thoughts, LONGEST)
+        said = zip(chain.text, samples, strict=True)
+        found["written_tokens"] = np.array(chain.tokens)
+        found["written_right"] = np.array([generate.answer_of(text) == sample.answer for text, sample in said])
+        found["towards"] = [
             similarity.between(thoughts.states[:, i], spoken.step_states(backbone, chain, i)).cpu().numpy()
             for i in range(len(samples))
-        ],
-    }  # fmt: skip
+        ]
     found |= _changed(subject, clips, thoughts) | _lenses(subject, clips, thoughts)
     if all(sample.visual is not None for sample in samples):
         every = attention.looked(backbone, thoughts, samples, (*subject.method.marks, "<answer>"))

@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.ask import Reply
 from engine.insight import replace, spoken
-from engine.insight.cards import duration, mark, text
+from engine.insight.cards import NO_SLOTS, duration, mark, text, unsaid
 from engine.insight.inside import UNTOUCHED, Inside
 
 CHANGED = "a changed clip"  # donors, by name
@@ -99,7 +99,7 @@ def matters(reply: Reply) -> str:
     """In words: do the slots matter for this answer, and does it follow another clip's?"""
     inside, options = reply.inside, [option.text for option in reply.options]
     if inside is None or not inside.changes:
-        return "<p>Nothing can be replaced here: ask with one pause or more, and with options to choose from.</p>"
+        return f"<p>{_lacking(reply, 'Nothing can be replaced here')}</p>"
     own, told = inside.changes[UNTOUCHED], [verdict(inside, options)]
     for name, theirs in inside.donors.items():
         said, before, after = (options[_best(row)] for row in (theirs, own, inside.changes[name]))
@@ -111,6 +111,13 @@ def matters(reply: Reply) -> str:
         else:
             told.append(f"With the slots of {whose}, which is answered “{said}”, the answer is “{after}”: it does not follow.")  # fmt: skip
     return "".join(f"<p>{text(line)}</p>" for line in told)
+
+
+def _lacking(reply: Reply, why: str) -> str:
+    """What to do about a reply whose slots can't be tested, if anything can be done."""
+    if not reply.settings["silent"]:
+        return NO_SLOTS
+    return f"{why}: ask with one pause or more, and with options to choose from."
 
 
 def verdict(inside: Inside, options: Sequence[str]) -> str:
@@ -139,7 +146,7 @@ def many(reply: Reply) -> str:
     """In words: how many slots this answer needs."""
     inside, options = reply.inside, [option.text for option in reply.options]
     if inside is None or not inside.fewer:
-        return "<p>There is nothing to count here: ask with one pause or more, and with options to choose from.</p>"
+        return f"<p>{_lacking(reply, 'There is nothing to count here')}</p>"
     chosen = [_best(row) for row in inside.fewer]
     last = max((n for n, best in enumerate(chosen) if best != chosen[-1]), default=-1) + 1
     since = f"From {_slots(last)} on" if last else "Without any slot, and with every number of them"
@@ -239,6 +246,7 @@ def _column(reply: Reply, truth: Mapping[str, object] | None) -> dict[str, str]:
     chain, inside, options = reply.explicit, reply.inside, [option.text for option in reply.options]
     sure = f", {max(option.probability for option in reply.options):.0%} sure" if reply.options else ""
     silent = reply.settings["silent"]
+    no_chain = "not asked for" if reply.settings["writes"] else "none: it hasn't learnt to write one"
     felt = "It has no slots." if not reply.slots else verdict(inside, options) if inside and inside.changes else ""
     return {
         "Silent answer": f"<b>{answered(reply.answer)}</b>{sure}" if silent else "none: it knows its chain alone",
@@ -246,12 +254,11 @@ def _column(reply: Reply, truth: Mapping[str, object] | None) -> dict[str, str]:
         "Silent tokens and time": f"{reply.generated_tokens}, {duration(reply.seconds['think'] + reply.seconds['answer'])}"
         if silent
         else "",
-        "Written chain's answer": f"<b>{answered(chain.answer)}</b>{'' if silent else sure}"
-        if chain
-        else "not asked for",
+        "Written chain's answer": f"<b>{answered(chain.answer)}</b>{'' if silent else sure}" if chain else no_chain,
         "Written tokens and time": f"{chain.generated_tokens}, {duration(chain.seconds)}" if chain else "",
-        "Thoughts": "<br>".join(map(text, reply.thoughts.splitlines())) or "none",
+        "Thoughts": "<br>".join(map(text, reply.thoughts.splitlines())) or unsaid(reply) or "none",
         "Do its slots matter?": text(felt),
+        "What to mind": "<br>".join(map(text, reply.notices)),
     }
 
 

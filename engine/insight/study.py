@@ -32,10 +32,11 @@ def study(
         "replacement": replacement(seen, clips),
         "how_many": how_many(seen, clips),
         "collapse": holds.collapse(seen["states"], embeddings),
-        "towards": holds.towards(seen, clips.samples),
         "probe": holds.probes(seen["states"], clips, learned, lessons),
         "lens": holds.lenses(seen, clips),
     }
+    if "towards" in seen:
+        figures["towards"] = holds.towards(seen, clips.samples)
     if "looked" in seen:
         figures["looked"] = holds.looked(seen)
     if "said" in seen:
@@ -94,7 +95,7 @@ def _follows(
 
 
 def how_many(seen: Seen, clips: Clips) -> dict[str, Any]:
-    """Accuracy and confidence with fewer slots, and what leaving early and thinking aloud give."""
+    """Accuracy and confidence with fewer slots, and what leaving early gives; and thinking aloud, to a model that can write."""
     fewer = seen["shares"][:, len(seen["names"][0]) :]
     right, confidence = _right(fewer, clips.samples), fewer.max(-1)
 
@@ -104,18 +105,19 @@ def how_many(seen: Seen, clips: Clips) -> dict[str, Any]:
             for c in choices
         ]
 
-    aloud = howmany.think_aloud(
-        confidence[:, -1], right[:, -1], seen["tokens"], seen["written_right"], seen["written_tokens"]
-    )
-    return {
+    found: dict[str, Any] = {
         "by_slots": [
             {"slots": n, "accuracy": share(right[:, n]), "confidence": average(confidence[:, n])}
             for n in range(right.shape[1])
         ],
         "early_exit": told(howmany.early_exit(confidence, right), "slots"),
-        "think_aloud": told(aloud, "tokens"),
-        "written": {"accuracy": share(seen["written_right"]), "tokens": average(seen["written_tokens"])},
     }
+    if "written_right" in seen:
+        written, tokens = seen["written_right"], seen["written_tokens"]
+        aloud = howmany.think_aloud(confidence[:, -1], right[:, -1], seen["tokens"], written, tokens)
+        found["think_aloud"] = told(aloud, "tokens")
+        found["written"] = {"accuracy": share(written), "tokens": average(tokens)}
+    return found
 
 
 def percent(one: Estimate) -> str:
