@@ -64,7 +64,10 @@ def convert(value: Any, hint: Any, name: str) -> Any:
             if type(None) in args:
                 return None
             raise wrong
-        for choice in (a for a in args if a is not type(None)):
+        choices = [choice for choice in args if choice is not type(None)]
+        if len(choices) == 1:
+            return convert(value, choices[0], name)
+        for choice in choices:
             try:
                 return convert(value, choice, name)
             except ConfigError:

@@ -28,6 +28,7 @@ from engine import adapters
 from engine.config import ConfigError
 
 T = TypeVar("T")
+How = Literal["auto", "ddp", "fsdp2"]
 Learnt = tuple[Tensor, dict[str, Tensor]]  # the loss, and what of it is logged
 
 
@@ -223,25 +224,30 @@ class Zero(Replicas):
         return self.accelerator.get_state_dict(self.whole)
 
 
+def way(accelerator: Any, how: How) -> Literal["ddp", "fsdp2", "zero3"]:
+    """How a step is spread. how: auto = as the launch file says, which without one is ddp."""
+    kind = str(accelerator.distributed_type.value)
+    if how == "fsdp2" or (how == "auto" and kind == "FSDP"):
+        return "fsdp2"
+    return "zero3" if kind == "DEEPSPEED" else "ddp"
+
+
 def spread(
     accelerator: Any,
     together: Together,
     make: Callable[[nn.Module], list[torch.optim.Optimizer]],
-    how: Literal["auto", "ddp", "fsdp2"],
+    how: How,
     clip: float,
 ) -> Replicas:
-    """make: the optimizers of a module's weights. how: auto = as the launch file says, which without one is ddp.
-
-    Errors: ConfigError for what can't be combined.
-    """
-    kind = str(accelerator.distributed_type.value)
-    if how == "fsdp2" or (how == "auto" and kind == "FSDP"):
+    """make: the optimizers of a module's weights. how: as in `way`. Errors: ConfigError for what can't be combined."""
+    chosen = way(accelerator, how)
+    if chosen == "fsdp2":
         if not distributed.is_initialized():
             raise ConfigError(
                 "fsdp2 shares one model among several processes: start them with torchrun or accelerate launch."
             )
         return Shards(accelerator, together, make)
-    if kind == "DEEPSPEED":
+    if chosen == "zero3":
         return Zero(accelerator, together, make(together), clip)
     return Replicas(accelerator, together, make(together))
 

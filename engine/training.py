@@ -37,11 +37,12 @@ from engine.loop import looped, unrolled
 from engine.methods import described
 from engine.methods.method import COMPANIONS, META, Method, Tokens, run, shared, tokens_of
 from engine.muon import Muon
-from engine.parallel import Learnt, Replicas, Together, gathered, spread
+from engine.parallel import Learnt, Replicas, Together, gathered, spread, way
 from engine.recompute import recompute_layers
 from engine.video import VideoError
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from peft import PeftModel
 
 
@@ -50,6 +51,7 @@ def setting(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
+COUNTED = ("steps", "batch", "accumulate", "log_every", "validate_every", "save_every", "keep")  # 1 or more
 Validate = Callable[[Backbone, nn.ModuleDict], dict[str, float]]
 
 
@@ -153,6 +155,9 @@ def train(
 ) -> Path:
     """Trains and returns the folder of the best model (by `validate`'s "accuracy"); with `lora`, of its best adapter.
 
+    Resuming a finished run changes nothing. The first log line after a resume averages the steps since the resume alone, which
+    are fewer than `log_every` where `save_every` is no multiple of it.
+
     Errors: ConfigError for settings that can't work; VideoError for more clips that can't be read than `unreadable` allows;
     FloatingPointError when the loss is no number (the last good checkpoint stays).
     """
@@ -163,17 +168,24 @@ def train(
     seed_everything(config.seed)
     accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)
     rank, ranks, leads = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
+    found = checkpoints(out) if resume else []
+    state: dict[str, Any] = {"step": 0, "best": -1.0}
+    if found:
+        state = json.loads((found[-1] / "progress.json").read_text())
+    if state["step"] >= config.steps:
+        if leads:
+            restore(out)
+        return out / "best"
+    _possible(config, accelerator)
     backbone, companions, added = made_ready(config, method, lora)
     together = Together(backbone.model, companions)
     team = spread(accelerator, together, partial(optimizers, config), config.parallel, config.clip)
 
-    start, best = 0, -1.0
+    start, best = state["step"], state["best"]
     if leads:
         restore(out)
-    if resume and (found := checkpoints(out)):
+    if found:
         team.load(found[-1])
-        state = json.loads((found[-1] / "progress.json").read_text())
-        start, best = state["step"], state["best"]
         if leads:
             jot(out, {"resumed": start})
     out.mkdir(parents=True, exist_ok=True)
@@ -261,33 +273,45 @@ def _checked(config: Training, resume: bool) -> Path:
         raise ConfigError("Say what to start from (init) and where to write (out).")
     if config.init.count("/") > 1 and not Path(config.init).is_dir():  # else it may be a Hub id
         raise ConfigError(f"There is no folder {config.init} to start from (init).")
+    if wrong := [name for name in COUNTED if getattr(config, name) < 1]:
+        raise ConfigError(f"{wrong[0]} is {getattr(config, wrong[0])}: it must be 1 or more.")
     if config.batch % config.accumulate:
         raise ConfigError(f"batch {config.batch} can't be divided among {config.accumulate} passes.")
-    if config.optimizer == "muon" and config.parallel == "fsdp2":
-        raise ConfigError("muon turns whole matrices, which fsdp2 divides: choose adamw, or parallel: ddp.")
-    if config.looped != (0, 0) and config.parallel == "fsdp2":
-        raise ConfigError("looped layers share weights that fsdp2 would divide layer by layer: choose parallel: ddp.")
     out = Path(config.out)
     if checkpoints(out) and not resume:
         raise ConfigError(f"{out} holds a run already: add --resume to go on with it, or choose another folder.")
     return out
 
 
+def _possible(config: Training, accelerator: Accelerator) -> None:
+    """Errors: ConfigError for settings that can't work on this machine, or as this run was launched."""
+    if config.device not in ("auto", accelerator.device.type):
+        raise ConfigError(
+            f"device: {config.device} can't be used here, only {accelerator.device.type}: choose device: auto."
+        )
+    if (chosen := way(accelerator, config.parallel)) == "ddp":
+        return
+    if config.optimizer == "muon":
+        raise ConfigError(f"muon turns whole matrices, which {chosen} divides: choose adamw, or train with ddp.")
+    if config.looped != (0, 0):
+        raise ConfigError(f"looped layers share weights that {chosen} would divide layer by layer: train with ddp.")
+
+
 def made_ready(
     config: Training, method: Method, lora: Lora | None
 ) -> tuple[Backbone, nn.ModuleDict, dict[str, PeftModel]]:
     """The model, its companions, and their adapters by companion, each as it is to be trained."""
+    from engine.ask import local
+
     backbone = load(config.init, tokens=method.tokens)
     if config.adapter and (lora is None or method.frozen):
         adapters.merge(backbone.model, config.adapter)
     companions = method.companions(backbone)
-    if len(companions) and (Path(config.init) / COMPANIONS).is_file():
+    if len(companions) and ((place := local(config.init)) / COMPANIONS).is_file():
         try:
-            adapters.load_companions(Path(config.init), companions)
+            adapters.load_companions(place, companions)
         except (RuntimeError, SafetensorError):
-            raise ConfigError(
-                f"{Path(config.init) / COMPANIONS} belongs to another method: remove it to start anew."
-            ) from None
+            raise ConfigError(f"{place / COMPANIONS} belongs to another method: remove it to start anew.") from None
         companions.train()
     if config.looped != (0, 0):
         looped(backbone, *config.looped)

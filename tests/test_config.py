@@ -8,7 +8,7 @@ import pytest
 
 from engine.config import ConfigError, build, convert, read_yaml
 from engine.methods.pause import PauseDistillation
-from train.command import changed
+from train.command import changed, main
 
 
 @dataclass(frozen=True)
@@ -112,3 +112,21 @@ def test_one_setting_of_a_file_is_changed_on_the_command_line():
     for wrong in ("corrupt=blind", "worlds.corrupt", "worlds.=x", ".corrupt=x"):
         with pytest.raises(ConfigError, match=r"write SECTION\.KEY=VALUE"):
             changed({}, wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "says"),
+    [
+        ("method: {}\nworlds: {}", ["--set", "worlds.families=cup"], "there is no world 'cup'"),
+        ("method: {}\nstages: [{name: a}]", ["--set", "stages.x=1"], "stages must hold keys and values, not list"),
+        ("method: {}\ntraining: [1]", [], "training must hold keys and values, not list"),
+        ("method: {}\ntraining:\ntext_worlds: {}\nvalidation: {samples: 1}", [], "what to start from"),
+    ],
+)
+def test_mistakes_on_the_command_line_give_one_sentence_and_exit_2(tmp_path, capsys, text, words, says):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    assert main(None, PauseDistillation, ["--config", str(path), *words]) == 2
+    told = capsys.readouterr().err
+    assert says in told
+    assert len(told.strip().splitlines()) == 1

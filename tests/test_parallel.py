@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin, is_deepspeed_available
+from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin, is_deepspeed_available
 
 from engine import latents
 from engine.backbones.base import add_tokens
@@ -57,6 +58,22 @@ def test_a_model_that_is_shared_needs_several_processes(tmp_path: Path) -> None:
         train(
             Training(init="x", out=str(tmp_path), parallel="fsdp2", optimizer="muon"), Coconut(), lambda _: None, dict
         )
+
+
+@pytest.mark.parametrize(("kind", "way"), [("FSDP", "fsdp2"), ("DEEPSPEED", "zero3")])
+@pytest.mark.parametrize("change", [{"optimizer": "muon"}, {"looped": (1, 2)}], ids=["muon", "looped"])
+def test_what_a_launch_file_cannot_share_is_refused(
+    kind: str, way: str, change: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = SimpleNamespace(
+        device=torch.device("cpu"), distributed_type=DistributedType(kind), process_index=0, num_processes=2,
+        is_main_process=True,
+    )  # fmt: skip
+    monkeypatch.setattr("accelerate.Accelerator", lambda **_: launched)
+    config = Training(init="x", out=str(tmp_path / "out"), device="cpu", **change)
+    with pytest.raises(ConfigError, match=f"{way} (divides|would divide)"):
+        train(config, Coconut(), lambda _: None, dict)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("epoch", [0, 4])

@@ -4,11 +4,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from engine import training
 from engine.backbones.load import load
 from engine.batches import Batches
 from engine.config import ConfigError
@@ -20,6 +22,7 @@ from engine.methods.pause import PauseDistillation
 from engine.methods.steps import StepSupervision
 from engine.training import Training, learning_rate, optimizers, train, without_bf16
 from tests.tiny import tiny_backbone
+from train.command import evaluated
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +98,16 @@ def test_companions_go_on_from_those_beside_the_model(start, tmp_path):
         )
 
 
+def test_companions_of_a_hub_id_are_those_in_its_download(start, tmp_path, monkeypatch):
+    method = PauseDistillation(pauses=(3, 3), steps=StepSupervision(layers=1))
+    taught = train(settings(start, tmp_path / "first", 1), method, SOURCE, accuracy)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(taught))
+    monkeypatch.setattr(training, "load", lambda _, tokens: load(taught, tokens=tokens))
+    _, companions, _ = training.made_ready(Training(init="someone/taught"), method, None)
+    kept, found = load_file(taught / COMPANIONS), companions.state_dict()
+    assert all(torch.equal(kept[name], found[name]) for name in kept)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_step_is_decided_by_seed_and_step_alone(start, workers):
     from engine.backbones.qwen2_5_vl import Qwen25VL
@@ -146,6 +159,16 @@ def test_a_run_is_not_overwritten(start, tmp_path):
         train(settings(start, tmp_path, 2), Explicit(), SOURCE, accuracy)
 
 
+def test_a_finished_run_is_left_as_it_is(start, tmp_path):
+    best = train(settings(start, tmp_path, 2), Explicit(), SOURCE, accuracy)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    best.rename(tmp_path / "best.old")  # as a kill may leave it
+    for steps in (2, 1):
+        again = settings(start, tmp_path, steps, lr=1.0)
+        assert train(again, Silent(pauses=2), SOURCE, accuracy, resume=True) == best
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize(
     ("broken", "words"),
     [(lambda loss: loss * float("nan"), "loss is nan at step 2"), (lambda loss: loss + (loss - loss).sqrt(), "norm is nan at step 2")],
@@ -178,11 +201,43 @@ def test_the_learning_rate_rises_and_falls():
 
 @pytest.mark.parametrize(
     ("change", "word"),
-    [({"batch": 3}, "divided"), ({"init": ""}, "start from"), ({"init": "no/such/folder"}, "no folder")],
+    [
+        ({"batch": 3}, "divided"),
+        ({"init": ""}, "start from"),
+        ({"init": "no/such/folder"}, "no folder"),
+        *(({name: 0}, f"^{name} is 0: it must be 1 or more") for name in training.COUNTED),
+    ],
 )
 def test_impossible_settings_are_refused(start, tmp_path, change, word):
     with pytest.raises(ConfigError, match=word):
-        train(settings(start, tmp_path, 2, **change), Explicit(), SOURCE, accuracy)
+        train(replace(settings(start, tmp_path, 2), **change), Explicit(), SOURCE, accuracy)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU that isn't there is asked for")
+def test_a_device_that_is_not_there_is_refused(start, tmp_path):
+    elsewhere = settings(start, tmp_path / "out", 2, device="cuda")
+    with pytest.raises(ConfigError, match="cuda can't be used here"):
+        train(elsewhere, Explicit(), SOURCE, accuracy)
+    with pytest.raises(ConfigError, match="cuda can't be used here"):
+        evaluated(elsewhere, Explicit(), accuracy)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_is_scored_where_it_is_asked_to_be(start, tmp_path, monkeypatch):
+    """auto: on a GPU, if there is one."""
+    asked = []
+
+    def loaded(path, device="cpu", tokens=()):
+        asked.append(device)
+        return load(path, tokens=tokens)
+
+    monkeypatch.setattr("train.command.load", loaded)
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+        for device in ("auto", "cpu"):
+            evaluated(settings(start, tmp_path, 2, device=device), Explicit(), accuracy)
+    assert asked == ["cpu", "cpu", "cuda", "cpu"]
 
 
 def test_a_processor_without_bf16_is_known_by_what_it_says(tmp_path: Path) -> None:

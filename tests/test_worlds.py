@@ -9,6 +9,8 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 
+from engine.config import ConfigError
+from engine.data.worlds import WorldsSource
 from engine.worlds import FAMILIES, as_json, draw, make, tally, write
 from engine.worlds.oracle import solve
 
@@ -328,6 +330,33 @@ def test_json_names_the_clip(family):
 def test_bad_clips_are_refused_in_a_sentence(arguments, says):
     with pytest.raises(ValueError, match=says):
         make(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"families": ("cup",)}, "no world 'cup'"),
+        ({"families": ()}, "name a world"),
+        ({"difficulties": (0, 3)}, "from 1 to 10"),
+        ({"difficulties": (3, 11)}, "from 1 to 10"),
+        ({"difficulties": (4, 3)}, "the fewest and the most steps"),
+        ({"split": "exam"}, "no split 'exam'"),
+        ({"seed": -1}, "from 0, not -1"),
+    ],
+)
+def test_a_source_that_cannot_be_is_refused_in_a_sentence(settings, says):
+    with pytest.raises(ConfigError, match=f"^worlds: .*{says}"):
+        WorldsSource(**settings)
+
+
+def test_steps_grow_in_training_alone():
+    """What is held out is as long at the start as at the end."""
+    rising, whole = WorldsSource(families=("cups",), ramp=60), WorldsSource(families=("cups",))
+    assert {rising.record(i).difficulty for i in range(10)} == {1}
+    assert {whole.record(i).difficulty for i in range(60)} == set(range(1, 7))
+    for split in ("validation", "test"):
+        one, other = replace(rising, split=split), replace(whole, split=split)
+        assert all(one.record(i) == other.record(i) for i in range(30))
 
 
 def test_bad_films_are_refused_in_a_sentence(tmp_path):

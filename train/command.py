@@ -127,17 +127,25 @@ def arguments(
     values = translate(values)
     for assignment in assignments:
         values = changed(values, assignment)
-    values["training"] = {**values.get("training", {}), **given}
+    values["training"] = section(values, "training") | given
     return Asked(values, resume, wanted, card, share, shape)
 
 
 def changed(values: dict[str, Any], assignment: str) -> dict[str, Any]:
     """The values with one of them changed: SECTION.KEY=VALUE. Errors: ConfigError for another form."""
     name, equals, text = assignment.partition("=")
-    section, dot, key = name.partition(".")
-    if not (section and dot and key and equals):
+    place, dot, key = name.partition(".")
+    if not (place and dot and key and equals):
         raise ConfigError(f"--set {assignment}: write SECTION.KEY=VALUE, such as worlds.corrupt=blind.")
-    return values | {section: {**(values.get(section) or {}), key: text}}
+    return values | {place: section(values, place) | {key: text}}
+
+
+def section(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """A section's settings, none where it is empty or missing. Errors: ConfigError for one that is a list or a single value."""
+    held = values.get(name) or {}
+    if not isinstance(held, dict):
+        raise ConfigError(f"{name} must hold keys and values, not {type(held).__name__}.")
+    return held
 
 
 def main(
@@ -173,17 +181,26 @@ def trained(run: Run, method: Method, validate: Validate, resume: bool) -> Path:
 
 def evaluated(config: Training, method: Method, validate: Validate) -> dict[str, float]:
     """Scores of the model at `init`, under its adapter if one is named, with the companions that lie beside it."""
-    return validate(*opened(config.init, config.adapter, method, Path(config.adapter or config.init)))
+    place = Path(config.adapter or config.init)
+    return validate(*opened(config.init, config.adapter, method, place, config.device))
 
 
-def opened(init: str, adapter: str, method: Method, place: Path) -> tuple[Backbone, nn.ModuleDict]:
-    """A model with its adapter merged in, if one is named, and its companions from the folder `place`."""
-    backbone = load(init, tokens=method.tokens)
+def opened(init: str, adapter: str, method: Method, place: Path, device: str = "cpu") -> tuple[Backbone, nn.ModuleDict]:
+    """A model with its adapter merged in, if one is named, and its companions from the folder `place`.
+
+    device: auto = the first of cuda, mps and cpu that is here. Errors: ConfigError for one that isn't.
+    """
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        device = next(kind for kind, there in here.items() if there)
+    if not here[device]:
+        raise ConfigError(f"device: {device} can't be used here: choose device: auto.")
+    backbone = load(init, device, tokens=method.tokens)
     if adapter:
         adapters.merge(backbone.model, adapter)
     companions = method.companions(backbone)
     adapters.load_companions(place, companions)
-    return backbone, companions
+    return backbone, companions.to(device)
 
 
 def held_out(run: Run) -> list[Sample]:

@@ -129,7 +129,7 @@ def scores(stages: list[Planned]) -> dict[str, Any]:
         method, training = stage.method, stage.run.training
         base = training.init if stage.run.lora or method.frozen else str(stage.best)
         adapter = training.adapter if method.frozen else str(stage.best) if stage.run.lora else ""
-        backbone, companions = opened(base, adapter, method, stage.best)
+        backbone, companions = opened(base, adapter, method, stage.best, training.device)
         samples, size = held_out(stage.run), stage.run.validation.batch
         if isinstance(method, Interpreters):
             said = by_section(interpreted(backbone, companions, method, samples, size))

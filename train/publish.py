@@ -1,10 +1,11 @@
 """Turns a finished run into a shipped model: weights in bf16, what the page needs to know, a model card with its scores.
 
-python -m train.publish runs/pause/pause assets/small/pause
+python -m train.publish runs/pause/polish assets/small/pause
 """
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 from safetensors.torch import save_model
@@ -16,6 +17,7 @@ from engine.benchmark import Benchmark
 from engine.data.worlds import FRAMES_PER_SECOND, HEIGHT, WIDTH, WorldsSource, frames, sample
 from engine.evaluation import How, evaluate, summary
 from engine.familiarity import fit
+from engine.folders import replace_folder
 from engine.methods import from_description
 from engine.methods.method import COMPANIONS
 
@@ -33,16 +35,23 @@ def main() -> None:
 
 
 def publish(run: Path, out: Path, clips: int) -> None:
+    """Into a fresh folder, which then takes the place of `out`: an old model stays whole until the new one is, and leaves
+    nothing beside it, such as a tuned lens of other weights.
+    """
+    made = out.with_name(out.name + ".unfinished")
+    shutil.rmtree(made, ignore_errors=True)
     settings = json.loads((run / "settings.json").read_text())
     method = from_description(settings["method"])
     backbone = load(run / "best", tokens=method.tokens)
     companions = method.companions(backbone)
     adapters.load_companions(run / "best", companions)
     backbone.model.bfloat16()
-    backbone.save(out)
+    backbone.save(made)
     if len(companions):
-        save_model(companions.bfloat16(), str(out / COMPANIONS))
-    backbone = load(out, tokens=method.tokens)  # the shipped weights, computed in float32 as on a CPU
+        save_model(companions.bfloat16(), str(made / COMPANIONS))
+    backbone = load(made, tokens=method.tokens)  # the shipped weights, computed in float32 as on a CPU
+    companions = method.companions(backbone)
+    adapters.load_companions(made, companions)
 
     meta = {
         "name": f"small {out.name}",
@@ -50,12 +59,11 @@ def publish(run: Path, out: Path, clips: int) -> None:
         "pauses": list(method.slot_range) if method.silent else None,
         "sampling": {"fps": FRAMES_PER_SECOND, "min_frames": 4, "max_frames": 64, "pixels": HEIGHT * WIDTH},
     }
-    (out / META).write_text(json.dumps(meta, indent=1) + "\n")
 
     source, held_out = WorldsSource(), WorldsSource(split="validation")
     known = [source.record(i) for i in range(1800)]
     questions = list(dict.fromkeys(r.question for r in known))
-    fit(backbone, map(frames, known), (frames(held_out.record(i)) for i in range(600)), questions).save(out)
+    fit(backbone, map(frames, known), (frames(held_out.record(i)) for i in range(600)), questions).save(made)
 
     scores = {}
     for split in ("test", "longer"):
@@ -63,11 +71,13 @@ def publish(run: Path, out: Path, clips: int) -> None:
         samples = [sample(r, frames(r)) for r in records]
         how: How = "silent" if method.silent else "explicit"
         speak = method.speaks
-        results = evaluate(backbone, samples, method, how, method.trained_slots, speak=speak)
+        results = evaluate(backbone, samples, method, how, method.trained_slots, companions, speak=speak)
         scores[split] = summary(results, [r.family for r in records], [r.difficulty for r in records])
     stages = lineage(run)
-    (out / HISTORY).write_text(json.dumps(stages, indent=1) + "\n")
-    (out / "README.md").write_text(card(out.name, stages, scores, sum(p.numel() for p in backbone.model.parameters())))
+    (made / HISTORY).write_text(json.dumps(stages, indent=1) + "\n")
+    (made / "README.md").write_text(card(out.name, stages, scores, sum(p.numel() for p in backbone.model.parameters())))
+    (made / META).write_text(json.dumps(meta, indent=1) + "\n")  # last: by it a folder counts as a shipped model
+    replace_folder(made, out)
 
 
 def lineage(run: Path) -> list[Stage]:
@@ -76,12 +86,19 @@ def lineage(run: Path) -> list[Stage]:
     stages: list[Stage] = []
     while (run / "settings.json").is_file():
         settings = json.loads((run / "settings.json").read_text())
-        stages.insert(0, (settings, *seen(run, settings)))
         start = Path(settings["training"]["init"])
+        settings["training"] |= {name: nearby(settings["training"][name]) for name in ("init", "out")}
+        stages.insert(0, (settings, *seen(run, settings)))
         if (start / HISTORY).is_file():
             return [*map(tuple, json.loads((start / HISTORY).read_text())), *stages]
         run = start.parent
     return stages
+
+
+def nearby(path: str) -> str:
+    """As seen from here, where it lies below: a published card names no folder of the machine that it was made on."""
+    place = Path(path)
+    return str(place.relative_to(Path.cwd())) if place.is_relative_to(Path.cwd()) else path
 
 
 def seen(run: Path, settings: dict) -> tuple[int, float]:
@@ -132,7 +149,8 @@ def stage(settings: dict, clips: int, seconds: float) -> str:
     training, worlds = settings["training"], settings["WorldsSource"]
     low, high = worlds["difficulties"]
     shown = "rows of text" if worlds["corrupt"] == "blind" else "clips"
-    rate = f"{training['optimizer']} at {training['lr']}, {training['schedule']}, {training['precision']}"
+    precision = "float32" if training["precision"] == "no" else training["precision"]
+    rate = f"{training['optimizer']} at {training['lr']}, {training['schedule']}, {precision}"
     return f"  - {Path(training['out']).name}: {clips:,} {shown} of {low} to {high} steps ({', '.join(dict.fromkeys(worlds['families']))}), {rate}, seed {worlds['seed']}, {seconds / 60:.0f} minutes"  # fmt: skip
 
 

@@ -212,7 +212,7 @@ def tested(wanted: Trial, count: int, batch: int, real: Sequence[Sample]) -> dic
     records = [test.record(i) for i in range(count)]
     asked = [(record.family, record.difficulty, test(i)) for i, record in enumerate(records)]
     base, adapter = (final.run.training.init, str(final.best)) if final.run.lora else (str(final.best), "")
-    backbone, companions = opened(base, adapter, method, final.best)
+    backbone, companions = opened(base, adapter, method, final.best, final.run.training.device)
     how: How = "silent" if method.silent else "explicit"
 
     def answered(samples: Sequence[Sample]) -> list[Outcome]:

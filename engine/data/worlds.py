@@ -8,8 +8,10 @@ from typing import Literal
 import numpy as np
 
 from engine import worlds
+from engine.config import ConfigError
 from engine.data.samples import SYSTEM, TYPE_HINTS, Sample, letter, user_turn
 from engine.layout import Frames
+from engine.worlds.record import LONGEST
 
 FRAMES_PER_SECOND = 4.0
 HEIGHT, WIDTH = 56, 84
@@ -24,6 +26,7 @@ class WorldsSource:
     corrupt: what the model is shown instead of the clip, for the baselines that prove the benchmark: nothing, the last
     frame, one frame at random, the frames in random order.
     sections: the chain as three named steps, as Heima reads it.
+    Errors: ConfigError for a world, a split, a number of steps or a seed that there isn't.
     """
 
     split: str = "train"
@@ -31,14 +34,27 @@ class WorldsSource:
     difficulties: tuple[int, int] = (1, 6)  # fewest and most steps
     seed: int = 0
     corrupt: Corruption = "none"
-    ramp: int = 0  # samples over which the most steps grow from the fewest to their full number
+    ramp: int = 0  # samples over which the most steps grow from the fewest to their full number, in training
     sections: bool = False
+
+    def __post_init__(self) -> None:
+        """No clip is made for it: the first of tally's takes seconds."""
+        fewest, most = self.difficulties
+        if not self.families or not 1 <= fewest <= most <= LONGEST:
+            raise ConfigError(f"worlds: name a world, and the fewest and the most steps, from 1 to {LONGEST}.")
+        if strange := [family for family in self.families if family not in worlds.FAMILIES]:
+            raise ConfigError(f"worlds: there is no world {strange[0]!r}; choose among {', '.join(worlds.FAMILIES)}.")
+        if self.split not in worlds.SPLITS:
+            raise ConfigError(f"worlds: there is no split {self.split!r}; choose one of {', '.join(worlds.SPLITS)}.")
+        if self.seed < 0:
+            raise ConfigError(f"worlds: a seed is a whole number from 0, not {self.seed}.")
 
     def rng(self, index: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, index])
 
     def record(self, index: int) -> worlds.Record:
-        return worlds.make(*drawn(self.families, self.difficulties, self.ramp, self.seed, index), self.split)
+        ramp = self.ramp if self.split == "train" else 0
+        return worlds.make(*drawn(self.families, self.difficulties, ramp, self.seed, index), self.split)
 
     def __call__(self, index: int) -> Sample:
         record = self.record(index)
