@@ -76,6 +76,12 @@ def test_what_is_shipped_is_each_ones_last_stage(ran: list[list[str]], tmp_path:
     ]
 
 
+def test_the_lens_is_the_new_weights_own(ran: list[list[str]]) -> None:
+    """It comes after they are shipped."""
+    assert ran[-1] == ["train.lens", str(small.EXPECTED.parent / "pause")]
+    assert [words[0] for words in ran].count("train.lens") == 1
+
+
 def test_baselines_are_the_explicit_control_on_less(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     commands: list[list[str]] = []
     monkeypatch.setattr(subprocess, "run", lambda words, **_: commands.append(words))

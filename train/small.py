@@ -163,6 +163,8 @@ def retrain(at: Workshop, models: Sequence[str], start: Path) -> None:
 
     for name, run in zip(models, at.side_by_side(trained, models), strict=True):
         python("train.publish", str(run), str(EXPECTED.parent / name))
+    if "pause" in models:
+        python("train.lens", str(EXPECTED.parent / "pause"))
 
 
 if __name__ == "__main__":
