@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from engine import adapters, generate
 from engine.backbones.base import Backbone
+from engine.backbones.load import devices
 from engine.backbones.load import load as load_backbone
 from engine.config import ConfigError, build
 from engine.data.samples import TYPE_HINTS, Sample, letter, with_options
@@ -157,7 +158,7 @@ def load(path: str | Path | None = None, adapter: str | Path | None = None, devi
     ):
         raise ValueError(f"There is no folder {place}: name one that holds a model, or a Hub id.")
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = devices()[0]
     try:
         place = local(place)
         adapter = local(adapter) if adapter else None

@@ -14,7 +14,7 @@ import numpy as np
 from engine import worlds
 from engine.ask import META, SMALL, load
 from engine.data.samples import Sample
-from engine.data.worlds import Corruption, corrupted, frames, sample
+from engine.data.worlds import Corruption, sample, shown
 from engine.evaluation import How, evaluate, summary
 
 RANGES = {"validation": (1, 6), "test": (1, 6), "longer": (7, 10)}
@@ -37,17 +37,10 @@ class Benchmark:
     seeds: tuple[int, int] | None = None
     corrupt: Corruption = "none"
 
-    def samples(self) -> list[Sample]:
-        """The records' questions, each with what is shown of its clip. Errors: as `records`."""
-        made = []
-        for number, record in enumerate(self.records()):
-            clip = (
-                None
-                if self.corrupt == "blind"
-                else corrupted(frames(record), self.corrupt, np.random.default_rng(number))
-            )
-            made.append(sample(record, clip))
-        return made
+    def samples(self, records: Sequence[worlds.Record]) -> list[Sample]:
+        """The records' questions, each with what is shown of its clip."""
+        rngs = map(np.random.default_rng, range(len(records)))
+        return [sample(record, shown(record, self.corrupt, rng)) for record, rng in zip(records, rngs, strict=True)]
 
     def records(self) -> list[worlds.Record]:
         """Errors: ValueError for an empty or impossible choice."""
@@ -95,7 +88,7 @@ def measure(
     WRITTEN behind it, its written chain. Errors: ValueError for an unknown or missing method."""
     records, known = benchmark.records(), shipped()
     places = {name: place(name.removesuffix(WRITTEN), known) for name in methods}
-    samples = benchmark.samples()
+    samples = benchmark.samples(records)
     families, difficulties = [r.family for r in records], [r.difficulty for r in records]
     figures = {}
     used = {}
@@ -107,8 +100,7 @@ def measure(
         count = method.trained_slots if pauses is None or not method.trained_slots else pauses
         used[name] = count if how == "silent" else 0
         say(f"{name}: {len(samples)} clips")
-        speak = method.speaks
-        results = evaluate(model.backbone, samples, method, how, count, model.companions, speak=speak)
+        results = evaluate(model.backbone, samples, method, how, count, model.companions, speak=method.speaks)
         figures[name] = summary(results, families, difficulties)
     settings = asdict(benchmark) | {
         "steps": [min(difficulties), max(difficulties)], "clips": len(records), "pauses": used, "device": device,

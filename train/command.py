@@ -17,7 +17,7 @@ from torch import nn
 from engine import adapters
 from engine.adapters import Lora
 from engine.backbones.base import Backbone
-from engine.backbones.load import load
+from engine.backbones.load import devices, load
 from engine.config import ConfigError, build, read_yaml
 from engine.data.aokvqa import AokvqaSource, MultimodalCoconutSource
 from engine.data.coconut_json import CoconutSource
@@ -190,10 +190,8 @@ def opened(init: str, adapter: str, method: Method, place: Path, device: str = "
 
     device: auto = the first of cuda, mps and cpu that is here. Errors: ConfigError for one that isn't.
     """
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        device = next(kind for kind, there in here.items() if there)
-    if not here[device]:
+    device = devices()[0] if device == "auto" else device
+    if device not in devices():
         raise ConfigError(f"device: {device} can't be used here: choose device: auto.")
     backbone = load(init, device, tokens=method.tokens)
     if adapter:

@@ -14,7 +14,7 @@ from engine import adapters
 from engine.ask import META
 from engine.backbones.load import load
 from engine.benchmark import Benchmark
-from engine.data.worlds import FRAMES_PER_SECOND, HEIGHT, WIDTH, WorldsSource, frames, sample
+from engine.data.worlds import FRAMES_PER_SECOND, HEIGHT, WIDTH, WorldsSource, frames
 from engine.evaluation import How, evaluate, summary
 from engine.familiarity import fit
 from engine.folders import replace_folder
@@ -67,11 +67,11 @@ def publish(run: Path, out: Path, clips: int) -> None:
 
     scores = {}
     for split in ("test", "longer"):
-        records = Benchmark(split, limit=clips).records()
-        samples = [sample(r, frames(r)) for r in records]
+        benchmark = Benchmark(split, limit=clips)
+        records = benchmark.records()
+        samples = benchmark.samples(records)
         how: How = "silent" if method.silent else "explicit"
-        speak = method.speaks
-        results = evaluate(backbone, samples, method, how, method.trained_slots, companions, speak=speak)
+        results = evaluate(backbone, samples, method, how, method.trained_slots, companions, speak=method.speaks)
         scores[split] = summary(results, [r.family for r in records], [r.difficulty for r in records])
     stages = lineage(run)
     (made / HISTORY).write_text(json.dumps(stages, indent=1) + "\n")

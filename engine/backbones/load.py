@@ -43,6 +43,12 @@ NAMED = {
 }
 
 
+def devices() -> list[str]:
+    """The kinds of device that are here, the quickest first: what "auto" takes is the first."""
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [kind for kind, there in here.items() if there]
+
+
 def load(
     path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, tokens: Sequence[str] = SPECIAL_TOKENS
 ) -> Backbone:

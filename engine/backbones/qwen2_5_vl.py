@@ -147,6 +147,17 @@ def rows_attention(module, query, key, value, attention_mask, **kwargs):  # noqa
     return torch.cat(blocks, dim=1).to(dtype), None
 
 
+def register_attention() -> None:
+    """Makes the attention functions of this file known to transformers, before a model is made that names them."""
+    AttentionInterface.register("runs", runs_attention)
+    AttentionInterface.register("rows", rows_attention)
+
+
+def whole_patches(model: Any) -> None:
+    """The patch embedding becomes one matrix product, in place: same weights, same names."""
+    model.model.visual.patch_embed.proj.__class__ = WholePatches
+
+
 @dataclass(frozen=True)
 class Qwen25VL(Backbone):
     axes = 3  # time, height, width
@@ -159,10 +170,9 @@ class Qwen25VL(Backbone):
         cls, path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32,
         tokens: Sequence[str] = SPECIAL_TOKENS,
     ) -> Self:  # fmt: skip
-        AttentionInterface.register("runs", runs_attention)
-        AttentionInterface.register("rows", rows_attention)
+        register_attention()
         backbone = super().load(path, device, dtype, tokens)
-        backbone.model.model.visual.patch_embed.proj.__class__ = WholePatches  # same weights, same names
+        whole_patches(backbone.model)
         return backbone
 
     # Vision
@@ -194,10 +204,8 @@ class Qwen25VL(Backbone):
 
     def encode_pixels(self, pixels: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """Normalised patches [patches, columns] -> [visual tokens, dim]."""
-        visual, grid = (
-            self.model.model.visual,
-            torch.tensor(joined(grids)),
-        )  # counted from without waiting for the device
+        visual = self.model.model.visual
+        grid = torch.tensor(joined(grids))  # on the CPU: what is counted from it then waits for no device
         more = self.runs(grid, pixels.device) if self.vision_config._attn_implementation == "runs" else {}
         return visual(pixels.to(visual.dtype), grid_thw=grid.to(pixels.device), **more).pooler_output
 

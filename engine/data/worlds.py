@@ -58,8 +58,7 @@ class WorldsSource:
 
     def __call__(self, index: int) -> Sample:
         record = self.record(index)
-        clip = None if self.corrupt == "blind" else corrupted(frames(record), self.corrupt, self.rng(index))
-        made = sample(record, clip)
+        made = sample(record, shown(record, self.corrupt, self.rng(index)))
         return sectioned(made) if self.sections else made
 
 
@@ -81,6 +80,11 @@ def frame_times(record: worlds.Record) -> np.ndarray:
 
 def frames(record: worlds.Record) -> Frames:
     return Frames(worlds.draw(record, frame_times(record), HEIGHT, WIDTH), 1 / FRAMES_PER_SECOND)
+
+
+def shown(record: worlds.Record, how: Corruption, rng: np.random.Generator) -> Frames | None:
+    """What a model is shown of a record: its clip, what stands in its place, or nothing, which isn't drawn at all."""
+    return None if how == "blind" else corrupted(frames(record), how, rng)
 
 
 def corrupted(clip: Frames, how: Corruption, rng: np.random.Generator) -> Frames:

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from engine import adapters, generate, masks
 from engine.adapters import Lora
 from engine.backbones import qwen2_5_vl
-from engine.backbones.qwen2_5_vl import Qwen25VL, WholePatches, rows_attention, runs_attention
+from engine.backbones.qwen2_5_vl import Qwen25VL, register_attention, whole_patches
 from engine.data.samples import Sample, context
 from engine.layout import Layout, Packed, pack
 from engine.methods.method import run
@@ -79,13 +79,12 @@ def card_of(device: str) -> Card:
 
 def untrained(name: str, device: str) -> Qwen25VL:
     """Weights in float32, as for training."""
-    AttentionInterface.register("runs", runs_attention)
-    AttentionInterface.register("rows", rows_attention)
+    register_attention()
     with torch.device(device):
         model = Qwen2_5_VLForConditionalGeneration._from_config(
             shape(name), attn_implementation=dict(Qwen25VL.attention)
         )
-    model.model.visual.patch_embed.proj.__class__ = WholePatches
+    whole_patches(model)
     return Qwen25VL(model, Wordless())
 
 
