@@ -87,11 +87,8 @@ def run(case: Case, folder: Path, out: str, processes: int, stop: int = STEPS, *
         "accumulate": 2, "lr": 3e-3, "warmup": 2, "schedule": "constant", "epoch": 8, "device": "cpu", "workers": 0,
         "log_every": 1, "validate_every": SAVE, "save_every": SAVE, "gradient_checkpointing": True,
     }  # fmt: skip
-    scores = iter(range(1, 100))
-    train(
-        Training(**(values | changes)), case.method, case.source, lambda *_: {"accuracy": float(next(scores))}, True,
-        lora=case.lora,
-    )  # fmt: skip
+    always = {"accuracy": 1.0}  # of equals the last is the best, in a resumed run too
+    train(Training(**(values | changes)), case.method, case.source, lambda *_: always, True, lora=case.lora)
 
 
 def started(work: Any, log: Path, processes: int) -> list[int]:
