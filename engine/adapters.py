@@ -184,10 +184,14 @@ def save(
 
 
 def load_companions(folder: Path, companions: nn.ModuleDict) -> None:
-    """Fills companions with what `save` has left."""
+    """Fills companions with what `save` has left. Errors: ConfigError where it left none."""
     adapted = {name for name in companions if (folder / name / CONFIG).is_file()}
     for name in adapted:
         merge(companions[name], folder / name)
     if whole := nn.ModuleDict({name: module for name, module in companions.items() if name not in adapted}):
+        if not (folder / COMPANIONS).is_file():
+            raise ConfigError(
+                f"{folder} holds no {COMPANIONS} with the method's {', '.join(whole)}: name a folder that its training left."
+            )
         load_model(whole, str(folder / COMPANIONS))
     companions.eval()

@@ -94,6 +94,12 @@ def test_the_companions_are_saved_beside_the_model(start, tmp_path):
     assert not any("projector" in name for name in load_file(best / "model.safetensors"))
 
 
+def test_a_model_without_the_methods_companions_is_not_scored(start, tmp_path, capsys):
+    words = ["--init", start, "--out", str(tmp_path), "--only-eval", "true", "--device", "cpu", "--set", "validation.samples=1"]
+    assert main(None, Codi, ["--config", "train/configs/text/codi.yaml", *words]) == 2
+    assert f"{start} holds no companions.safetensors with the method's projector" in capsys.readouterr().err
+
+
 def flat_file(tmp_path: Path, **changes) -> dict:
     rows = [{"question": "1 + 1?", "steps": ["<<1+1=2>>"], "answer": "2"}] * 8
     (tmp_path / "data.json").write_text(json.dumps(rows))

@@ -144,6 +144,11 @@ def test_the_presets_are_the_published_stages() -> None:
         assert sum(p.run.training.steps for p in found if type(p.method) is Heima) == 1500
 
 
+def test_an_empty_section_is_one_without_settings(start: str, tmp_path: Path) -> None:
+    (stage,) = plan({**config(start, tmp_path, stages=[{"name": "a"}]), "method": None})
+    assert stage.method == Heima()
+
+
 def test_a_file_without_good_stages_is_refused(start: str, tmp_path: Path) -> None:
     for stages in ([], [{"name": "a"}, {"name": "a"}]):
         with pytest.raises(ConfigError, match="a name of its own"):

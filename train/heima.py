@@ -35,7 +35,7 @@ from engine.methods.scorers import Scorers, scored
 from engine.training import Validate
 from engine.video import VideoError
 from train import planned
-from train.command import Run, arguments, held_out, opened, trained, validation
+from train.command import Run, arguments, held_out, opened, section, trained, validation
 
 KINDS: dict[str, type[Heima]] = {"heima": Heima, "interpreters": Interpreters, "scorers": Scorers}
 
@@ -81,9 +81,9 @@ def plan(values: Mapping[str, Any]) -> list[Planned]:
     start: dict[str, str] = {}  # what the stage before left
     planned = []
     for stage in stages:
-        training = {**shared.get("training", {}), **start, **stage.training}
+        training = {**section(shared, "training"), **start, **stage.training}
         training["out"] = str(Path(training.get("out", "")) / stage.name)
-        method = {**shared.get("method", {}), **stage.method}
+        method = {**section(shared, "method"), **stage.method}
         run = build(Run, {**shared, "method": method, "training": training})
         planned.append(Planned(run, build(KINDS[stage.kind], run.method, "method.")))
         if stage.kind == "heima":

@@ -247,7 +247,7 @@ def _column(reply: Reply, truth: Mapping[str, object] | None) -> dict[str, str]:
     sure = f", {max(option.probability for option in reply.options):.0%} sure" if reply.options else ""
     silent = reply.settings["silent"]
     no_chain = "not asked for" if reply.settings["writes"] else "none: it hasn't learnt to write one"
-    felt = "It has no slots." if not reply.slots else verdict(inside, options) if inside and inside.changes else ""
+    felt = verdict(inside, options) if inside and inside.changes else ""
     return {
         "Silent answer": f"<b>{answered(reply.answer)}</b>{sure}" if silent else "none: it knows its chain alone",
         "Slots": str(reply.slots),
