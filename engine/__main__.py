@@ -61,7 +61,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     low, high = span(options.steps, "--steps") if options.steps else (None, None)
     seeds = span(options.seeds, "--seeds") if options.seeds else None
     methods = options.methods.split(",") if options.methods else shipped()
-    benchmark = Benchmark(options.split, families, low, high, options.limit, seeds, options.corrupt)
+    limit = options.limit if options.limit is not None else seeds[1] - seeds[0] if seeds else Benchmark.limit
+    benchmark = Benchmark(options.split, families, low, high, limit, seeds, options.corrupt)
     return measure(benchmark, methods, options.pauses, options.device, lambda line: print(line, file=sys.stderr))
 
 
@@ -81,6 +82,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         options.name, options.file, options.media or str(Path(options.file).parent), options.model or model.name,
         options.adapter or "", options.mode, model.usual_pauses if options.pauses is None else options.pauses,
         examination.sampling(model, options.name, given), not options.as_asked, options.limit, options.longest,
+        options.judge or "",
     )  # fmt: skip
     return examination.examine(
         model, exam, Path(options.out), shard, options.resume, options.batch, judge,
@@ -226,7 +228,7 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--families", default="cups,relay,tally")
     score.add_argument("--steps", help="A:B, both included (default: the split's range)")
     score.add_argument("--pauses", type=int, help="default: the trained number")
-    score.add_argument("--limit", type=int, default=500, help="clips")
+    score.add_argument("--limit", type=int, help="clips (default: 500, or all of --seeds)")
     score.add_argument("--corrupt", default="none", choices=["none", "blind", "last", "single", "shuffled"], help="shown instead of a clip: nothing, its last frame, one frame, its frames in random order")  # fmt: skip
     score.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     score.add_argument("--json", action="store_true", help="print JSON (the default, and the only form)")
@@ -332,7 +334,7 @@ def parser() -> argparse.ArgumentParser:
     eyes.set_defaults(run=prepare_lite0)
 
     take = verbs.add_parser(
-        "import-checkpoint", help="a published checkpoint of CODI, SIM-CoT or Heima as a folder of ours"
+        "import-checkpoint", help="a published checkpoint of CODI, Coconut, SIM-CoT or Heima as a folder of ours"
     )
     take.add_argument(
         "kind", choices=["codi", "coconut", "heima"], help="codi and coconut: with SIM-CoT's decoder or without"

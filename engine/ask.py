@@ -28,14 +28,15 @@ from engine.backbones.base import Backbone
 from engine.backbones.load import devices
 from engine.backbones.load import load as load_backbone
 from engine.config import ConfigError, build
-from engine.data.samples import TYPE_HINTS, Sample, letter, with_options
+from engine.data.samples import TYPE_HINTS, Dialect, Sample, letter, with_options
 from engine.exams.scores import option_letter
 from engine.familiarity import Familiarity
+from engine.folders import fingerprint
 from engine.insight import inside, reconstruction, spoken
 from engine.insight.inside import Inside
 from engine.insight.lens import TunedLens
 from engine.insight.subject import Subject
-from engine.layout import Frames, Layout, Segment, Special, slots
+from engine.layout import Frames, Layout, Segment, slots
 from engine.methods import from_description
 from engine.methods.heima import Interpreters
 from engine.methods.method import META, Method
@@ -83,6 +84,9 @@ class Model:
     method: Method = field(default_factory=PauseDistillation)
     companions: nn.ModuleDict = field(default_factory=nn.ModuleDict)
     tuned: TunedLens | None = None
+    dialect: Dialect = "chat"  # in which it was taught
+    image_pixels: int | None = None  # most of one image in training; None: as of a clip's frame
+    weights: str = ""  # tells its files from others
 
     @property
     def small(self) -> bool:
@@ -101,6 +105,10 @@ class Model:
     def usual_pauses(self) -> int:
         """8, or the nearest number that it was trained with."""
         return self.pauses_near(8)
+
+    def sampling_of(self, still: bool) -> Sampling:
+        """How clips, or images, were looked at in training."""
+        return replace(self.sampling, pixels=self.image_pixels) if still and self.image_pixels else self.sampling
 
     def pauses_near(self, wanted: int) -> int:
         """The nearest number to `wanted` that it was trained with; none where it was never trained for them."""
@@ -159,6 +167,8 @@ def load(path: str | Path | None = None, adapter: str | Path | None = None, devi
         raise ValueError(f"There is no folder {place}: name one that holds a model, or a Hub id.")
     if device == "auto":
         device = devices()[0]
+    if device.partition(":")[0] not in devices():
+        raise ValueError(f"There is no device {device} here that torch can use: choose among {', '.join(devices())}.")
     try:
         place = local(place)
         adapter = local(adapter) if adapter else None
@@ -177,9 +187,13 @@ def load(path: str | Path | None = None, adapter: str | Path | None = None, devi
         familiarity = Familiarity.load(place)
         tuned = TunedLens.load(place, backbone)
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"Can't load {adapter or place}: {' '.join(str(error).split())[:300]}") from None
-    companions.to(device)
-    return Model(backbone, meta.get("name", str(path)), pauses, sampling, familiarity, method, companions, tuned)
+        reason = " ".join(str(error).split()).removeprefix(f"Can't load {place}: ")[:300]
+        raise ValueError(f"Can't load {adapter or place}: {reason}") from None
+    companions.to(device, backbone.model.dtype)
+    return Model(
+        backbone, meta.get("name", str(path)), pauses, sampling, familiarity, method, companions, tuned,
+        meta.get("dialect", "chat"), meta.get("image_pixels"), fingerprint(*([place, adapter] if adapter else [place])),
+    )  # fmt: skip
 
 
 def local(place: str | Path) -> Path:
@@ -243,9 +257,12 @@ def posed(
 ) -> Sample:
     """The question as this model is used to being asked. kind: a type of problem, see `TYPE_HINTS`.
 
-    To a model of ours the tags around an answer are tokens, and it writes a chain because it was taught to. Another is
-    asked in words: for the answer alone, or with `chain` to think step by step first.
+    To one that was taught in plain text, options stand behind the question, and nothing is said of the answer's form. To
+    another of ours the tags around an answer are tokens, and it writes a chain because it was taught to. Any other is asked
+    in words: for the answer alone, or with `chain` to think step by step first.
     """
+    if model.dialect == "plain":
+        return Sample(visual, with_options(question, options), (), (), "", kind, "plain")
     if model.taught or not TYPE_HINTS[kind]:
         return Sample(visual, question, tuple(options), (), "", kind)
     hint = f"{TYPE_HINTS[kind]} within the <answer> </answer> tags."
@@ -292,24 +309,24 @@ def ask(
     thoughts = timed("think", "Thinking silently", lambda: generate.think(backbone, [sample], thought, feedback))
     written = timed("answer", "Answering", lambda: generate.answer(backbone, thoughts, marks, model.method.longest, heed)
                     if silent else _chain(model, thoughts, None, heed))  # fmt: skip
-    answer = generate.answer_of(written.text[0])
+    answer = generate.answer_of(written.text[0], model.dialect)
     chances: tuple[Option, ...] = ()
-    if options:
-        letters = [letter(i) for i in range(len(options))]
-        opening: str | Special = generate.ANSWER_TAG if model.taught else generate.ANSWER_TAG.name
-        shares = (
-            generate.option_probabilities(backbone, thoughts, letters, marks, opening)
-            if silent
-            else generate.shares_of(backbone, _before_answer(backbone, written), letters)
-        )
-        chances = tuple(Option(text, share) for text, share in zip(options, shares[0].tolist(), strict=True))
-        if not (picked := meant(answer, options)):
-            notices.append(
-                f"The model wrote {answer[:60]!r}, which is no option's letter; its likeliest option is given."
-            )
-            answer = max(chances, key=lambda option: option.probability).text
+    letters = [letter(i) for i in range(len(options))]
+    picked = meant(answer, options)
+    if options and model.dialect == "chat":  # in plain text an answer has no place where a letter must stand
+        if model.taught:
+            before = _before_answer(model, written)
+            shares = generate.shares_of(backbone, before, [model.method.space + each for each in letters])
         else:
-            answer = options[letters.index(picked)]
+            shares = generate.option_probabilities(backbone, thoughts, letters, [generate.ANSWER_TAG.name])
+        chances = tuple(Option(text, share) for text, share in zip(options, shares[0].tolist(), strict=True))
+    if picked:
+        answer = options[letters.index(picked)]
+    elif chances:
+        notices.append(f"The model wrote {answer[:60]!r}, which is no option's letter; its likeliest option is given.")
+        answer = max(chances, key=lambda option: option.probability).text
+    elif options:
+        notices.append(f"The model wrote {answer[:60]!r}, which is none of the options.")
     said_aloud = timed("speak", "Saying the thoughts", lambda: _aloud(model, sample, thoughts, heed))
     explicit, chain, teacher_state = None, None, None
     asked_for_chain = None if model.taught else posed(model, visual, question, options, kind, chain=True)
@@ -317,12 +334,12 @@ def ask(
         chain = written
     elif write_chain and model.method.writes:
         chain = timed("explicit", "Writing the chain out", lambda: _chain(model, thoughts, asked_for_chain, heed))  # fmt: skip
-        teacher_state = _answer_state(backbone, chain)
+        teacher_state = _answer_state(model, chain)
     if chain:
-        said = generate.answer_of(chain.text[0])
+        said = generate.answer_of(chain.text[0], model.dialect)
         if options and (picked := meant(said, options)):
             said = options[letters.index(picked)]
-        text = generate.thoughts_of(chain.text[0])
+        text = generate.thoughts_of(chain.text[0], model.dialect)
         prefill = seconds["think"] if model.taught else 0.0  # another prompt has its own, within "explicit"
         explicit = Explicit(text, said, chain.tokens[0], prefill + seconds["explicit" if silent else "answer"])
     seen = None
@@ -342,7 +359,7 @@ def ask(
     return Reply(
         answer, chances, said_aloud, explicit, thoughts.count, generated, seconds,
         tuple(notices), settings, familiar, thoughts.states[:, 0].float().cpu(),
-        _answer_state(backbone, written), teacher_state, seen,
+        _answer_state(model, written), teacher_state, seen,
     )  # fmt: skip
 
 
@@ -358,14 +375,16 @@ def _aloud(model: Model, sample: Sample, thoughts: generate.Thoughts, heed: Call
     if isinstance(method, Interpreters):
         return reconstruction.unfolded(backbone, companions, method, sample)
     if method.speaks:
-        return generate.thoughts_of(generate.speak(backbone, thoughts, heed=heed).text[0])
-    return "\n".join(spoken.taught(backbone, method, companions, thoughts, thoughts.count)[0]) if thoughts.count else ""
+        return generate.thoughts_of(generate.speak(backbone, thoughts, heed=heed).text[0], model.dialect)
+    if not thoughts.count or not spoken.tells(method, companions):
+        return ""
+    return "\n".join(spoken.taught(backbone, method, companions, thoughts, thoughts.count)[0])
 
 
 def _speaks(model: Model) -> bool:
     """Whether anyone has learnt to say its thoughts, see `_aloud`."""
     method = model.method
-    return method.speaks or isinstance(method, Interpreters) or spoken.decoder_of(method, model.companions) is not None
+    return method.speaks or isinstance(method, Interpreters) or spoken.tells(method, model.companions)
 
 
 def _chain(
@@ -381,17 +400,19 @@ def _frames(clip: Clip) -> Frames:
     return Frames(clip.frames, clip.seconds_per_frame, still=len(clip.frames) == 1)
 
 
-def _before_answer(backbone: Backbone, written: generate.Written) -> Tensor:
-    """The state that predicted the first token after the last <answer>, or the first of all without one: [layers + 1, 1, dim]."""
-    mark = backbone.token("<answer>")
-    ids = written.ids[0]
-    place = len(ids) - ids[::-1].index(mark) if mark in ids else 0
-    return written.states[min(place, len(written.states) - 1), :, :1]
+def _before_answer(model: Model, written: generate.Written) -> Tensor:
+    """The state that predicted the first token behind the tag that opens the answer, or the first of all without one:
+    [layers + 1, 1, dim]."""
+    ids, opened = written.ids[0], model.method.opened
+    # From the end, where the answer is. The tag is one token, or is spelled.
+    places = range(min(len(ids), len(written.states) - 1), 0, -1) if opened in written.text[0] else ()
+    place = next((end for end in places if model.backbone.decode(ids[:end]).endswith(opened)), 0)
+    return written.states[place, :, :1]
 
 
-def _answer_state(backbone: Backbone, written: generate.Written) -> Tensor:
+def _answer_state(model: Model, written: generate.Written) -> Tensor:
     """[layers + 1, dim]"""
-    return _before_answer(backbone, written)[:, 0].float().cpu()
+    return _before_answer(model, written)[:, 0].float().cpu()
 
 
 def _bounds(model: Model, visual: Frames, question: str, pauses: int) -> list[str]:
@@ -407,7 +428,8 @@ def _bounds(model: Model, visual: Frames, question: str, pauses: int) -> list[st
     elif not model.method.silent:
         said.append("This model has learnt to answer by its written chain alone.")
     elif not model.method.writes:
-        said.append("This model has learnt to answer alone: it can't say its thoughts or write its chain.")
+        thoughts = "" if _speaks(model) else "say its thoughts or "
+        said.append(f"This model has learnt to answer silently alone: it can't {thoughts}write its chain.")
     elif model.trained_pauses is None:
         said.append("This model was never trained for pauses: trust the written chain rather than the silent answer.")
     if model.taught and model.method.silent and model.trained_pauses is not None:

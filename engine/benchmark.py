@@ -97,6 +97,10 @@ def measure(
         method = model.method
         how: How = "silent" if method.silent and not name.endswith(WRITTEN) else "explicit"
         method.expect(how)
+        if not model.taught:
+            raise ValueError(
+                f"{name} was trained by none of this project's methods: ask it with python -m engine answer."
+            )
         count = method.trained_slots if pauses is None or not method.trained_slots else pauses
         used[name] = count if how == "silent" else 0
         say(f"{name}: {len(samples)} clips")

@@ -71,10 +71,10 @@ def respond(
         thoughts = generate.think(
             backbone, part, method.thinking(slots), method.feedback(companions or nn.ModuleDict())
         )
-        written = generate.answer(backbone, thoughts, method.marks, longest or method.longest)
+        written = generate.answer(backbone, thoughts, method.marks, longest or method.longest, keep=False)
     else:
         thoughts = generate.think(backbone, part, ())
-        written = generate.explicit(backbone, thoughts, longest or generate.LONGEST_CHAIN)
+        written = generate.explicit(backbone, thoughts, longest or generate.LONGEST_CHAIN, keep=False)
     seconds = (time.perf_counter() - began) / len(part)
     said: list[str | None] = [None] * len(part)
     if how == "explicit":

@@ -53,7 +53,8 @@ def feature(backbone: Backbone, clip: Frames) -> Tensor:
     """Mean and standard deviation over a clip's visual tokens: [2 x dim], float64 on the CPU."""
     visual = backbone.cut(clip)
     tokens = backbone.encode_patches(visual.patches.to(backbone.device), [visual.grid])
-    return torch.cat([tokens.mean(0), tokens.std(0)]).double().cpu()
+    tokens = tokens.float().cpu()  # Apple's GPUs know no float64
+    return torch.cat([tokens.mean(0), tokens.std(0)]).double()
 
 
 def _distance(features: Tensor, mean: Tensor, whiten: Tensor) -> Tensor:

@@ -5,12 +5,13 @@ What is written stands beside its place until it is finished, and is then moved 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, BinaryIO, Concatenate, ParamSpec, Protocol, TypeVar
@@ -19,6 +20,7 @@ from engine.config import ConfigError
 from engine.parallel import Replicas
 
 P = ParamSpec("P")
+MEBIBYTE = 2**20
 
 
 class Placed(Protocol):
@@ -39,6 +41,19 @@ def replace_folder(made: Path, place: Path) -> None:
         os.replace(place, old)
     os.replace(made, place)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def as_a_whole(place: Path) -> Iterator[Path]:
+    """A folder to write into, beside `place`, which it takes once all is written; whatever stood there stays until then."""
+    made = place.with_name(place.name + ".unfinished")
+    shutil.rmtree(made, ignore_errors=True)
+    try:
+        yield made
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    replace_folder(made, place)
 
 
 def restore(out: Path) -> None:
@@ -133,3 +148,16 @@ class Journal:
         self.file.close()
         if self.board:
             self.board.close()
+
+
+def fingerprint(*folders: Path) -> str:
+    """What tells the weights in these folders from others: their files' names, sizes, first and last mebibytes, hashed."""
+    read = hashlib.sha256()
+    for file in sorted(file for folder in folders for file in folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        read.update(f"{file.name} {size} ".encode())
+        with file.open("rb") as stored:
+            read.update(stored.read(MEBIBYTE))
+            stored.seek(max(size - MEBIBYTE, 0))
+            read.update(stored.read(MEBIBYTE))
+    return read.hexdigest()[:16]

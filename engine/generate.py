@@ -83,7 +83,7 @@ class Written:
     ids: list[list[int]]
     text: list[str]
     tokens: list[int]
-    states: Tensor  # [steps, layers + 1, batch, dim]: the state that predicted each emitted token
+    states: Tensor  # [steps, layers + 1, batch, dim]: the state that predicted each emitted token; no steps where none are kept
 
 
 @torch.no_grad()
@@ -179,16 +179,19 @@ def unheeded() -> None:
     """Nobody waits to end the writing."""
 
 
-def _write(backbone: Backbone, fork: _Fork, state: Tensor, limit: int, heed: Callable[[], None] = unheeded) -> Written:
+def _write(
+    backbone: Backbone, fork: _Fork, state: Tensor, limit: int, heed: Callable[[], None] = unheeded, keep: bool = True
+) -> Written:  # fmt: skip
     """Greedy decoding from the state [layers + 1, batch, dim] that predicts the first token, until every turn has ended.
 
-    heed: is called before each token is fed, and ends the writing by raising.
+    heed: is called before each token is fed, and ends the writing by raising. keep: the states too, which of a long chain of
+    a large model are gigabytes.
     """
     end = backbone.end
     done = torch.zeros(state.shape[1], dtype=torch.bool, device=state.device)
     token = torch.zeros_like(done, dtype=torch.long)
     _choose(backbone, state, token, done)
-    emitted, states = [token.clone()], [state]
+    emitted, states = [token.clone()], [state] if keep else []
     step = partial(_step, backbone, fork, token, done)
     if state.is_cuda and limit > WORTH_A_GRAPH and not backbone.waits:
         fork.place.show_all()  # so that shapes are the same at each step
@@ -197,12 +200,14 @@ def _write(backbone: Backbone, fork: _Fork, state: Tensor, limit: int, heed: Cal
         steps = (step() for _ in itertools.count())
     while not (bool(done.all()) or len(emitted) == limit):
         heed()
-        states.append(next(steps))
+        state = next(steps)
+        states += [state] if keep else []
         emitted.append(token.clone())
     table = torch.stack(emitted, dim=1).tolist()
     ids = [row[: row.index(end) + 1] if end in row else row for row in table]
     text = [backbone.decode([token for token in row if token != end]) for row in ids]
-    return Written(ids, text, [len(row) for row in ids], torch.stack(states))
+    kept = torch.stack(states) if keep else state.new_zeros(0, *state.shape)
+    return Written(ids, text, [len(row) for row in ids], kept)
 
 
 def _choose(backbone: Backbone, state: Tensor, token: Tensor, done: Tensor) -> None:
@@ -252,13 +257,13 @@ def _given(backbone: Backbone, fork: _Fork, ids: Sequence[int]) -> Tensor:
 @torch.no_grad()
 def answer(
     backbone: Backbone, thoughts: Thoughts, marks: Sequence[str] = ("<ANS>",), limit: int = 32,
-    heed: Callable[[], None] = unheeded,
+    heed: Callable[[], None] = unheeded, keep: bool = True,
 ) -> Written:  # fmt: skip
     """The answer after the thought and what marks it; a model that writes its remaining steps first goes on with those."""
     marked = _ids(backbone, *map(Special, marks))
     fork = _fork(thoughts, with_thought=True, ahead=len(marked) + limit)
     state = _given(backbone, fork, marked) if marked else thoughts.last
-    return _write(backbone, fork, state, limit, heed)
+    return _write(backbone, fork, state, limit, heed, keep)
 
 
 @torch.no_grad()
@@ -274,11 +279,12 @@ def speak(backbone: Backbone, thoughts: Thoughts, limit: int = 256, heed: Callab
 
 @torch.no_grad()
 def explicit(
-    backbone: Backbone, thoughts: Thoughts, limit: int = LONGEST_CHAIN, heed: Callable[[], None] = unheeded
-) -> Written:
+    backbone: Backbone, thoughts: Thoughts, limit: int = LONGEST_CHAIN, heed: Callable[[], None] = unheeded,
+    keep: bool = True,
+) -> Written:  # fmt: skip
     """The chain written out, then the answer: from video and question alone, the slots unseen."""
     fork = _fork(thoughts, with_thought=False, ahead=limit)
-    return _write(backbone, fork, thoughts.last_context, limit, heed)
+    return _write(backbone, fork, thoughts.last_context, limit, heed, keep)
 
 
 @torch.no_grad()
@@ -297,14 +303,14 @@ def go_on(backbone: Backbone, packed: Packed, embeds: Tensor, limit: int = 256) 
 
 @torch.no_grad()
 def option_probabilities(
-    backbone: Backbone, thoughts: Thoughts, letters: Sequence[str], marks: Sequence[str] = ("<ANS>",),
-    opening: str | Special = ANSWER_TAG,
+    backbone: Backbone, thoughts: Thoughts, letters: Sequence[str],
+    lead: Sequence[str | Special] = (Special("<ANS>"), ANSWER_TAG),
 ) -> Tensor:  # fmt: skip
     """Probabilities of the letters where the silent answer's letter stands, without decoding: [batch, letters].
 
-    opening: what stands before the letter; as text, for a model to which the tag is no token of its own.
+    lead: what stands between the thought and the letter; as text, for a model to which the tag is no token of its own.
     """
-    marked = _ids(backbone, *map(Special, marks), opening)
+    marked = _ids(backbone, *lead)
     fork = _fork(thoughts, with_thought=True, ahead=len(marked))
     return shares_of(backbone, _given(backbone, fork, marked), letters)
 

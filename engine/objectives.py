@@ -1,4 +1,4 @@
-"""Losses as pure functions on gathered rows. Every sample counts the same: its mean over its own rows, then the mean over samples."""
+"""Losses as pure functions on gathered rows. What they are averaged over, samples or tokens, is each method's choice."""
 
 from __future__ import annotations
 
@@ -42,11 +42,6 @@ def token_loss_from_states(
 
     parts = zip(states.split(rows), target.split(rows), strict=True)
     return torch.cat([checkpoint(part, some, wanted, use_reentrant=False) for some, wanted in parts])
-
-
-def cross_entropy(logits: Tensor, target: Tensor, sample: Tensor, batch: int) -> Tensor:
-    """Mean negative log-likelihood per sample [batch], from logits [rows, vocabulary] and target [rows]."""
-    return sample_mean(token_loss(logits, target), sample, batch)
 
 
 def hidden_distance(

@@ -225,8 +225,11 @@ class Zero(Replicas):
 
 
 def way(accelerator: Any, how: How) -> Literal["ddp", "fsdp2", "zero3"]:
-    """How a step is spread. how: auto = as the launch file says, which without one is ddp."""
+    """How a step is spread. how: auto = as the launch file says, which without one is ddp. Errors: ConfigError for another
+    way than that of the launch file."""
     kind = str(accelerator.distributed_type.value)
+    if (kind == "DEEPSPEED" and how != "auto") or (kind == "FSDP" and how == "ddp"):
+        raise ConfigError(f"parallel: {how}, but the launch file says {kind}: choose parallel: auto, or another file.")
     if how == "fsdp2" or (how == "auto" and kind == "FSDP"):
         return "fsdp2"
     return "zero3" if kind == "DEEPSPEED" else "ddp"

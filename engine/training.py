@@ -10,9 +10,9 @@ import json
 import math
 import random
 import re
-import shutil
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from engine.backbones.load import load
 from engine.batches import SPARES, Batches, Unread, batches, epoch_of, unread_before
 from engine.config import ConfigError
 from engine.data.samples import Sample
-from engine.folders import Journal, checkpoints, jot, replace_folder, restore, save, tells_its_end
+from engine.folders import Journal, as_a_whole, checkpoints, jot, restore, save, tells_its_end
 from engine.latents import segments_of
 from engine.layout import Packed
 from engine.loop import looped, unrolled
@@ -70,6 +70,9 @@ class Training:
         "cosine", "how it falls; late: in the last fifth"
     )
     optimizer: Literal["adamw", "muon"] = setting("adamw", "muon: on the matrices inside the layers, AdamW on the rest")
+    beta2: float = setting(
+        0.999, "AdamW's memory of squared gradients; shorter, such as 0.98, suits runs of some thousand steps"
+    )
     weight_decay: float = setting(0.01, "the optimizer's, on matrices only")
     epoch: int = setting(0, "samples an epoch, for methods with a curriculum (0: no epochs)")
     clip: float = setting(1.0, "largest gradient norm")
@@ -120,7 +123,7 @@ def optimizers(config: Training, modules: nn.Module) -> list[torch.optim.Optimiz
     rest = [p for p in trained if p not in inner]
     matrices, vectors = [p for p in rest if p.dim() >= 2], [p for p in rest if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    chosen: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))]
+    chosen: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2))]
     if inner:
         ordered = [p for p in trained if p in inner]
         chosen.append(Muon(ordered, lr=config.lr, weight_decay=config.weight_decay))
@@ -152,8 +155,12 @@ def train(
     resume: bool = False,
     note: dict[str, Any] | None = None,
     lora: Lora | None = None,
+    told: Mapping[str, Any] | None = None,
 ) -> Path:
     """Trains and returns the folder of the best model (by `validate`'s "accuracy"); with `lora`, of its best adapter.
+
+    note: more for the run's settings. told: what the model's folder says of itself beside its method, such as how its clips
+    are looked at.
 
     Resuming a finished run changes nothing. The first log line after a resume averages the steps since the resume alone, which
     are fewer than `log_every` where `save_every` is no multiple of it.
@@ -165,6 +172,8 @@ def train(
     from tqdm import tqdm
 
     out = _checked(config, resume)
+    if not config.epoch and method.stage(sys.maxsize):
+        raise ConfigError("The method has a curriculum of epochs: say how many samples one has (epoch).")
     seed_everything(config.seed)
     accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)
     rank, ranks, leads = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
@@ -256,7 +265,7 @@ def train(
                 best = scores["accuracy"]
                 weights = team.weights()
                 if leads:
-                    _keep_best(out, method, {"step": done, **scores}, backbone, companions, added, weights)
+                    _keep_best(out, method, told or {}, {"step": done, **scores}, backbone, companions, added, weights)
         if done % config.save_every == 0 or done == config.steps:
             save(out, {"step": done, "best": best}, config.keep, team)
     journal.close()
@@ -271,16 +280,22 @@ def _checked(config: Training, resume: bool) -> Path:
     """The folder to write to. Errors: ConfigError for settings that can't work."""
     if not config.init or not config.out:
         raise ConfigError("Say what to start from (init) and where to write (out).")
+    divided(config)
     if config.init.count("/") > 1 and not Path(config.init).is_dir():  # else it may be a Hub id
         raise ConfigError(f"There is no folder {config.init} to start from (init).")
-    if wrong := [name for name in COUNTED if getattr(config, name) < 1]:
-        raise ConfigError(f"{wrong[0]} is {getattr(config, wrong[0])}: it must be 1 or more.")
-    if config.batch % config.accumulate:
-        raise ConfigError(f"batch {config.batch} can't be divided among {config.accumulate} passes.")
     out = Path(config.out)
     if checkpoints(out) and not resume:
         raise ConfigError(f"{out} holds a run already: add --resume to go on with it, or choose another folder.")
     return out
+
+
+def divided(config: Training) -> int:
+    """Samples a pass. Errors: ConfigError for counts that there can't be."""
+    if wrong := [name for name in COUNTED if getattr(config, name) < 1]:
+        raise ConfigError(f"{wrong[0]} is {getattr(config, wrong[0])}: it must be 1 or more.")
+    if config.batch % config.accumulate:
+        raise ConfigError(f"batch {config.batch} can't be divided among {config.accumulate} passes.")
+    return config.batch // config.accumulate
 
 
 def _possible(config: Training, accelerator: Accelerator) -> None:
@@ -312,7 +327,7 @@ def made_ready(
             adapters.load_companions(place, companions)
         except (RuntimeError, SafetensorError):
             raise ConfigError(f"{place / COMPANIONS} belongs to another method: remove it to start anew.") from None
-        companions.train()
+    companions.train()
     if config.looped != (0, 0):
         looped(backbone, *config.looped)
     if config.gradient_checkpointing:
@@ -379,13 +394,11 @@ def _validated(
 
 
 def _keep_best(
-    out: Path, method: Method, scores: dict[str, float], backbone: Backbone, companions: nn.ModuleDict,
-    added: dict[str, PeftModel], weights: dict[str, torch.Tensor] | None,
+    out: Path, method: Method, told: Mapping[str, Any], scores: dict[str, float], backbone: Backbone,
+    companions: nn.ModuleDict, added: dict[str, PeftModel], weights: dict[str, torch.Tensor] | None,
 ) -> None:  # fmt: skip
-    made = out / "best.unfinished"
-    shutil.rmtree(made, ignore_errors=True)
-    adapters.save(made, unrolled(backbone), companions, added, method.frozen, weights)
     pauses = list(method.slot_range) if method.silent else None
-    (made / META).write_text(json.dumps({"method": described(method), "pauses": pauses}))
-    (made / "scores.json").write_text(json.dumps(scores, indent=1))
-    replace_folder(made, out / "best")
+    with as_a_whole(out / "best") as made:
+        adapters.save(made, unrolled(backbone), companions, added, method.frozen, weights)
+        (made / META).write_text(json.dumps({"method": described(method), "pauses": pauses, **told}))
+        (made / "scores.json").write_text(json.dumps(scores, indent=1))

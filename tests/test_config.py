@@ -8,7 +8,7 @@ import pytest
 
 from engine.config import ConfigError, build, convert, read_yaml
 from engine.methods.pause import PauseDistillation
-from train.command import changed, main
+from train.command import arguments, changed, main
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,26 @@ def test_one_setting_of_a_file_is_changed_on_the_command_line():
     for wrong in ("corrupt=blind", "worlds.corrupt", "worlds.=x", ".corrupt=x"):
         with pytest.raises(ConfigError, match=r"write SECTION\.KEY=VALUE"):
             changed({}, wrong)
+
+
+def test_settings_may_be_given_one_by_one_or_together(tmp_path):
+    (tmp_path / "one.yaml").write_text("worlds: {seed: 1}")
+    (tmp_path / "two.yaml").write_text("method: {pauses: 2}")
+    words = ["--config", str(tmp_path / "one.yaml"), "--config", str(tmp_path / "two.yaml")]
+    asked = arguments(
+        "", [*words, "--set", "worlds.corrupt=blind", "--set", "worlds.seed=2", "method.pauses=3", "--steps", "5"]
+    )
+    assert asked.values == {
+        "worlds": {"seed": "2", "corrupt": "blind"},
+        "method": {"pauses": "3"},
+        "training": {"steps": "5"},
+    }
+    assert asked.given == {
+        "worlds": {"seed": "2", "corrupt": "blind"},
+        "method": {"pauses": "3"},
+        "training": {"steps": "5"},
+    }
+    assert arguments("", words).given == {"training": {}}
 
 
 @pytest.mark.parametrize(

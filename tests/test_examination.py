@@ -14,7 +14,7 @@ from engine.exams import examination
 from engine.exams.examination import Examination, examine
 from engine.video import Sampling
 from tests.test_protocols import VIDEO_R1, wrote
-from tests.tiny import tiny_backbone
+from tests.tiny import tiny_backbone, tiny_llama
 
 SAMPLING = Sampling(fps=2.0, min_frames=2, max_frames=4, pixels=56 * 56)
 
@@ -68,6 +68,26 @@ def test_answers_and_scores(model, media, tmp_path):
     assert all(line["slots"] == 4 and 1 <= line["generated_tokens"] <= 6 for line in found if not line["problem"])
     assert (told["n"], told["unread"], told["complete"]) == (5, 1, True)
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == told
+
+
+def test_another_model_of_the_same_name_or_another_judge_starts_anew(model, media, tmp_path):
+    out = tmp_path / "out"
+    examine(model, exam(media, limit=1), out)
+    for what, other, given in (
+        ("weights", replace(model, weights="others"), exam(media, limit=1)),
+        ("judge", model, exam(media, limit=1, judge="mine:judge")),
+    ):
+        with pytest.raises(ConfigError, match=f"another {what}"):
+            examine(other, given, out, resume=True)
+
+
+def test_who_cannot_sit_it_says_so_before_the_first_question(model, media, tmp_path):
+    blind = replace(model, backbone=tiny_llama())
+    with pytest.raises(ConfigError, match="without vision"):
+        examine(blind, exam(media), tmp_path / "out")
+    with pytest.raises(ConfigError, match="batch 0"):
+        examine(model, exam(media), tmp_path / "out", batch=0)
+    assert not (tmp_path / "out").exists()
 
 
 def test_right_answers_score(model, media, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from engine import adapters, ask, generate
 from engine.__main__ import main
 from engine.adapters import Lora
 from engine.ask import META
+from engine.data.video_r1 import VideoR1Source
 from engine.exchange.export import export, push
 from engine.exchange.prompt import AFTER_VIDEO, NOT_TEXT, prompt
 from engine.layout import Frames
@@ -68,8 +69,15 @@ def served(kind, folder, given, limit: int = 12) -> list[int]:
     return whole[0, len(given.ids) :].tolist()
 
 
-@pytest.mark.parametrize("method", [PauseDistillation(pauses=(4, 8)), Heima()], ids=["pause", "heima"])
-@pytest.mark.parametrize("how", ["silent", "explicit"])
+@pytest.mark.parametrize(
+    ("method", "how"),
+    [
+        (PauseDistillation(pauses=(4, 8)), "silent"),
+        (PauseDistillation(pauses=(4, 8)), "explicit"),
+        (Heima(), "silent"),
+        (Heima(compressed=0), "explicit"),
+    ],
+)
 def test_generate_serves_an_exported_model_as_the_engine_does(tmp_path, method, how):
     out = export(saved(tmp_path / "model", method), tmp_path / "out")
     model = ask.load(out, device="cpu")
@@ -152,7 +160,8 @@ def run_folder(tmp_path, lora: bool):
     else:
         adapters.save(run / "best", backbone, torch.nn.ModuleDict(), {}, False)
     (run / "settings.json").write_text(json.dumps(settings))
-    (run / "best" / META).write_text(json.dumps({"method": described(method), "pauses": [4, 8]}))
+    looks = VideoR1Source(fps=1.0, frames=(2, 8), pixels=6272).looks
+    (run / "best" / META).write_text(json.dumps({"method": described(method), "pauses": [4, 8], **looks}))
     (run / "best" / "scores.json").write_text(json.dumps({"step": 40, "silent": 0.625}))
     return base, run
 

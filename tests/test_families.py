@@ -419,7 +419,7 @@ def test_attention_and_replacements(model: Backbone, samples: list[Sample]) -> N
     torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]), rtol=1e-4, atol=1e-4)
     own = matter.held(model, thoughts)
     same, gone = matter.Change("same"), matter.Change("put back", own)
-    shares = matter.probabilities(model, thoughts, [same, gone], ["A", "B"], ("<ANS>",))
+    shares = matter.probabilities(model, thoughts, [same, gone], ["A", "B"], ("<ANS>", "<answer>"))
     torch.testing.assert_close(shares[1], shares[0], rtol=1e-4, atol=1e-5)
     marked = generate.option_probabilities(model, thoughts, ["A", "B"])
     torch.testing.assert_close(shares[0], marked, rtol=1e-4, atol=1e-5)

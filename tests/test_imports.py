@@ -246,6 +246,15 @@ def test_what_does_not_fit_is_refused(base: tuple[Path, Backbone], tmp_path: Pat
     save_file({k.replace("base_causallm", "codi"): t for k, t in weights.items()}, tmp_path / "model.safetensors")
     with pytest.raises(ConfigError, match="projector"):
         imported("codi", tmp_path / "model.safetensors", tmp_path / "out", str(folder))
+    half = {"prj.1.weight": torch.zeros(8, 64), "prj.1.bias": torch.zeros(8)}
+    save_file(
+        {k.replace("base_causallm", "codi"): t for k, t in (weights | half).items()}, tmp_path / "model.safetensors"
+    )
+    with pytest.raises(ConfigError, match=r"projector isn't CODI's: down\.bias"):
+        imported("codi", tmp_path / "model.safetensors", tmp_path / "out", str(folder))
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ConfigError, match="can't be read as weights"):
+        imported("codi", tmp_path / "model.safetensors", tmp_path / "out", str(folder))
     assert not (tmp_path / "out").exists()
 
 

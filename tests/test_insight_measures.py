@@ -18,7 +18,7 @@ LAYERS, SLOTS, DIM = 3, 4, 8
 def test_slots_on_one_line_have_rank_one() -> None:
     direction = torch.randn(DIM)
     states = torch.stack([direction * scale for scale in (1, 2, 0.5, 3)]).expand(LAYERS, -1, -1)
-    found = similarity.collapse(states, torch.eye(DIM))
+    found = similarity.collapse(states, similarity.vocabulary(torch.eye(DIM)))
     assert found["cosine"].tolist() == pytest.approx([1] * LAYERS)
     assert found["effective_rank"].tolist() == pytest.approx([1] * LAYERS, abs=1e-5)
     lengths = direction.norm() * torch.tensor([1, 2, 0.5, 3])
@@ -31,7 +31,7 @@ def test_slots_on_one_line_have_rank_one() -> None:
 def test_orthogonal_slots_have_full_rank_and_known_distances() -> None:
     states = 2 * torch.eye(SLOTS, DIM).expand(LAYERS, 5, -1, -1)  # with an axis of clips between
     vocabulary = torch.stack([torch.zeros(DIM), torch.ones(DIM)])  # its middle is a half everywhere
-    found = similarity.collapse(states, vocabulary)
+    found = similarity.collapse(states, similarity.vocabulary(vocabulary))
     assert {values.shape for values in found.values()} == {(LAYERS, 5)}
     assert torch.allclose(found["cosine"], torch.zeros(()).double())
     assert torch.allclose(found["effective_rank"], torch.tensor(float(SLOTS)).double())

@@ -93,6 +93,22 @@ def test_the_step_decoder_reads_what_it_was_taught_on(backbone: Backbone, name: 
             assert said[sample][group] == text
 
 
+def test_a_thought_that_is_not_whole_says_nothing(backbone: Backbone) -> None:
+    method = METHODS["coconut"]
+    companions = method.companions(backbone).eval()
+    samples = tiny.chains(backbone)[:2]
+    for count, whole in ((5, 2), (1, 0)):
+        thoughts = generate.think(backbone, samples, method.thinking(count), method.feedback(companions))
+        said = spoken.taught(backbone, method, companions, thoughts, 3, limit=2)
+        assert [len(texts) for texts in said] == [whole, whole]
+
+
+def test_who_needs_the_number_of_steps_does_not_tell_without(backbone: Backbone) -> None:
+    for steps, tells in ((StepSupervision(), True), (StepSupervision(stairs=1), False), (None, False)):
+        method = PauseDistillation(mode="silent", steps=steps)
+        assert spoken.tells(method, method.companions(backbone)) == tells
+
+
 def greedy(backbone: Backbone, decoder: torch.nn.Module, embeds: Tensor, first: int, limit: int) -> str:
     """Without a cache; words are embedded by the model's own table."""
     reader, ids = replace(backbone, model=decoder), list[int]()

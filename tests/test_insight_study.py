@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from engine import ask, generate, worlds
+from engine import adapters, ask, generate, worlds
 from engine.__main__ import main
 from engine.backbones import small
+from engine.backbones.base import add_tokens
 from engine.benchmark import Benchmark
 from engine.data.samples import Sample
 from engine.data.worlds import texts
@@ -28,8 +29,9 @@ from engine.insight.study import beside_controls, how_many, in_words, replacemen
 from engine.insight.subject import Clips, Subject, untrained, words_of
 from engine.methods import described
 from engine.methods.coconut import Coconut
+from engine.methods.codi import Codi
 from engine.methods.controls import Explicit, Silent
-from engine.methods.method import META
+from engine.methods.method import META, Method
 from engine.methods.pause import PauseDistillation
 from engine.video import read
 
@@ -278,6 +280,31 @@ def test_observations_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch
     assert together["names"] == apart["names"]
     assert [x.shape for x in together["looked"]] == [(3 + 2, len(m)) for m in clips.moments]
     assert (np.array([x.sum(1) for x in together["looked"]]) <= together["on_clip"] + 1e-6).all()
+
+
+@pytest.mark.parametrize("method", [PauseDistillation(pauses=(3, 3)), Coconut(), Codi(num_latent=3, prj_dim=8)])
+def test_half_precision_is_looked_into_too(
+    method: Method, monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
+) -> None:
+    """As on every GPU."""
+    monkeypatch.setattr("engine.insight.observe.LONGEST", 4)
+    monkeypatch.setattr("engine.generate.LONGEST_CHAIN", 4)
+    monkeypatch.setattr(type(method), "longest", 4)  # an untrained model never ends its turn
+    monkeypatch.setattr(ask, "precision", lambda *_: torch.bfloat16)
+    backbone, folder = ask.load(model, device="cpu").backbone, tmp_path / "model"
+    add_tokens(backbone.model, backbone.tokenizer, method.tokens)
+    adapters.save(folder, backbone, method.companions(backbone), {}, frozen=False)
+    (folder / META).write_text(json.dumps({"method": described(method), "pauses": [3, 3]}))
+    loaded = ask.load(folder, device="cpu")
+    clips = command.clips_of(Benchmark("test", limit=1).records(), {})
+    clips = replace(clips, words={family: ["left"] for family in clips.families})
+    lens = TunedLens(loaded.layers, 64)
+    subject = Subject(loaded.backbone, loaded.method, 3, loaded.companions, lens)
+    assert np.isfinite(observe(subject, clips, 1)["shares"]).all()
+    clip = read(ask.SMALL.parent / "examples" / "cups-3-2.mp4", loaded.sampling)
+    reply = ask.ask(replace(loaded, tuned=lens), clip, "Where?", ["left", "right"], 3, donors={"the same": clip})
+    assert sum(option.probability for option in reply.options) == pytest.approx(1)
+    assert reply.inside is not None
 
 
 def test_slots_that_are_fed_back_count_as_tokens(monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path) -> None:

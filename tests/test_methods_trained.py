@@ -2,32 +2,39 @@
 
 import json
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from engine import ask
 from engine.backbones.base import add_tokens
 from engine.config import ConfigError, build
+from engine.data.jsonl import JsonlSource
+from engine.data.samples import context
 from engine.data.text_worlds import TextWorldsSource
 from engine.data.text_worlds import sample as problem
+from engine.data.worlds import HEIGHT, WIDTH, WorldsSource
 from engine.folders import checkpoints
 from engine.layout import pack
+from engine.methods import described
 from engine.methods.coconut import Coconut
 from engine.methods.codi import Codi
 from engine.methods.controls import Explicit, Silent
 from engine.methods.diversity import Diversity
-from engine.methods.method import COMPANIONS, Method, run
+from engine.methods.heima import Heima
+from engine.methods.method import COMPANIONS, META, Method, run
 from engine.methods.pause import PauseDistillation
 from engine.methods.steps import StepSupervision
-from engine.training import Training, train
-from tests.tiny import tiny_llama
+from engine.training import Training, made_ready, train
+from engine.video import Sampling
+from tests.tiny import tiny_backbone, tiny_llama
 from train import codi
 from train.__main__ import run as by_name
 from train.coconut import published
-from train.command import main
+from train.command import Run, main, trained
 
 SOURCE = TextWorldsSource(difficulties=(1, 3))
 
@@ -95,9 +102,72 @@ def test_the_companions_are_saved_beside_the_model(start, tmp_path):
 
 
 def test_a_model_without_the_methods_companions_is_not_scored(start, tmp_path, capsys):
-    words = ["--init", start, "--out", str(tmp_path), "--only-eval", "true", "--device", "cpu", "--set", "validation.samples=1"]
+    words = [
+        "--init",
+        start,
+        "--out",
+        str(tmp_path),
+        "--only-eval",
+        "true",
+        "--device",
+        "cpu",
+        "--set",
+        "validation.samples=1",
+    ]
     assert main(None, Codi, ["--config", "train/configs/text/codi.yaml", *words]) == 2
     assert f"{start} holds no companions.safetensors with the method's projector" in capsys.readouterr().err
+
+
+def test_a_model_is_asked_as_it_was_taught(start, tmp_path):
+    """In plain text, by its own name for the answer, whatever was said before it."""
+    run = {
+        "training": asdict(settings(start, tmp_path, 1)),
+        "method": {},
+        "text_worlds": {},
+        "validation": {"samples": 1},
+    }
+    trained(build(Run, run), Explicit(), lambda *_: {"accuracy": 0.5}, False)
+    model = ask.load(tmp_path / "best", device="cpu")
+    assert model.dialect == "plain"
+    sample = ask.posed(model, None, "What is 1 + 2?", ["3", "4"], "multiple choice")
+    assert context(sample).pieces == ("What is 1 + 2? Options:\nA. 3\nB. 4\n",)
+
+
+def test_a_model_looks_as_it_was_trained_to(tmp_path):
+    looks = JsonlSource(fps=1.0, frames=(2, 8), pixels=6272, image_pixels=12544).looks
+    tiny_backbone().save(tmp_path)
+    meta = {"method": described(Silent(2)), "pauses": [2, 2], **looks}
+    (tmp_path / META).write_text(json.dumps(meta))
+    model = ask.load(tmp_path, device="cpu")
+    assert model.sampling == Sampling(fps=1.0, min_frames=2, max_frames=8, pixels=6272)
+    assert model.sampling_of(still=True).pixels == 12544
+    assert WorldsSource().looks["sampling"]["pixels"] == HEIGHT * WIDTH
+
+
+def test_a_companion_learns_from_its_first_step_as_later(start):
+    """It is copied from a model at rest, whose dropout and recomputing are off."""
+    config = Training(init=start, out="x", device="cpu")
+    for method in (Coconut(steps=StepSupervision()), Codi(prj_dim=8)):
+        _, companions, _ = made_ready(config, method, None)
+        assert len(companions)
+        assert all(module.training for module in companions.modules())
+
+
+def test_a_curriculum_needs_epochs(start, tmp_path):
+    with pytest.raises(ConfigError, match="how many samples one has"):
+        train(replace(settings(start, tmp_path, 1), epoch=0), Coconut(), SOURCE, accuracy)
+    assert not tmp_path.joinpath("checkpoints").exists()
+
+
+def test_published_runs_count_what_all_processes_see(start, tmp_path, monkeypatch):
+    alone = published(flat_file(tmp_path, load_model_path=start))["training"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    both = published(flat_file(tmp_path, load_model_path=start))["training"]
+    assert (both["batch"], both["steps"] * 2, both["validate_every"] * 2) == (
+        alone["batch"],
+        alone["steps"],
+        alone["validate_every"],
+    )
 
 
 def flat_file(tmp_path: Path, **changes) -> dict:
@@ -284,7 +354,7 @@ def test_every_method_is_trained_by_its_name(start, tmp_path, capsys):
     assert by_name(["nothing"]) == 2
     assert "no method 'nothing'" in capsys.readouterr().err
     method = {"c_thought": 1, "epochs_per_stage": 1, "max_latent_stage": 1}
-    training = {"init": start, "steps": 1, "batch": 2, "accumulate": 1, "device": "cpu", "workers": 0}
+    training = {"init": start, "steps": 1, "batch": 2, "accumulate": 1, "epoch": 2, "device": "cpu", "workers": 0}
     file = tmp_path / "run.yaml"
     for name, own in {"controls.Silent": {"pauses": 2}, "diversity": {}, "coconut": method}.items():
         config = {"method": own, "training": training | {"out": str(tmp_path / name)}, "text_worlds": {"difficulties": [1, 2]}, "validation": {"samples": 2}}  # fmt: skip
@@ -324,6 +394,8 @@ def test_every_token_of_a_step_counts_the_same_in_any_number_of_passes(start, tm
         (Coconut(mode="no_cot"), True, False, False),
         (Diversity(), True, False, False),
         (Codi(), True, True, False),
+        (Heima(compressed=0), False, True, False),
+        (Heima(compressed=1), True, False, False),
     ],
 )
 def test_nobody_is_asked_for_what_they_have_not_learnt(

@@ -20,6 +20,8 @@ from engine.config import ConfigError
 from engine.latents import segments_of, stepped
 from engine.layout import pack
 from engine.methods.coconut import Coconut
+from engine.methods.controls import Explicit
+from engine.parallel import How, way
 from engine.training import Training, train
 from tests import tiny
 from tests.serve import ROOT
@@ -53,10 +55,10 @@ def test_a_model_that_is_shared_needs_several_processes(tmp_path: Path) -> None:
     tiny.tiny_gpt2().save(tmp_path / "start")
     config = Training(init=str(tmp_path / "start"), out=str(tmp_path / "out"), parallel="fsdp2", batch=4, device="cpu")
     with pytest.raises(ConfigError, match="torchrun"):
-        train(config, Coconut(), lambda index: tiny.chains(tiny.tiny_gpt2())[2], lambda *_: {"accuracy": 0.0})
+        train(config, Explicit(), lambda index: tiny.chains(tiny.tiny_gpt2())[2], lambda *_: {"accuracy": 0.0})
     with pytest.raises(ConfigError, match="muon"):
         train(
-            Training(init="x", out=str(tmp_path), parallel="fsdp2", optimizer="muon"), Coconut(), lambda _: None, dict
+            Training(init="x", out=str(tmp_path), parallel="fsdp2", optimizer="muon"), Explicit(), lambda _: None, dict
         )
 
 
@@ -72,8 +74,15 @@ def test_what_a_launch_file_cannot_share_is_refused(
     monkeypatch.setattr("accelerate.Accelerator", lambda **_: launched)
     config = Training(init="x", out=str(tmp_path / "out"), device="cpu", **change)
     with pytest.raises(ConfigError, match=f"{way} (divides|would divide)"):
-        train(config, Coconut(), lambda _: None, dict)
+        train(config, Explicit(), lambda _: None, dict)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("kind", "how"), [("FSDP", "ddp"), ("DEEPSPEED", "ddp"), ("DEEPSPEED", "fsdp2")])
+def test_another_way_than_the_launch_files_is_refused(kind: str, how: How) -> None:
+    launched = SimpleNamespace(distributed_type=DistributedType(kind))
+    with pytest.raises(ConfigError, match=f"parallel: {how}, but the launch file says {kind}"):
+        way(launched, how)
 
 
 @pytest.mark.parametrize("epoch", [0, 4])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -56,10 +57,11 @@ def test_a_preset_can_be_planned(file: str) -> None:
         config = run.training
         init = "openai-community/gpt2" if config.init.startswith("runs/gsm8k") else SHAPES.get(config.init, "")
         said: list[str] = []
-        planned.show(run, method, Asked({}, False, True, "H100", 0.4, init), said.append)
+        planned.show(run, method, Asked({}, {}, False, True, "H100", 0.4, init), said.append)
         assert "8 x H100" in said[1]
-        if run.lora:
-            assert "trained" in said[1]
+        counts = re.search(r"parameters +([\d,]+), of which ([\d,]+)", said[1])
+        total, taught = (int(count.replace(",", "")) for count in counts.groups())
+        assert (taught < total) == bool(run.lora)
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_a_model_that_has_learnt_to_answer_alone_says_no_more(folder, clip, tmp_
     reply = ask.ask(model, read(clip, model.sampling), QUESTION, OPTIONS)
     assert (reply.slots, reply.thoughts, reply.explicit) == (3, "", None)
     assert reply.answer in OPTIONS
-    assert any("learnt to answer alone" in notice for notice in reply.notices)
+    assert any("learnt to answer silently alone" in notice for notice in reply.notices)
     assert (reply.settings["writes"], reply.settings["speaks"]) == (False, False)
     assert not any("was trained with" in notice for notice in reply.notices)
     more = ask.ask(model, read(clip, model.sampling), QUESTION, OPTIONS, pauses=5)
@@ -298,6 +298,13 @@ def test_zerogpu_decorates_where_the_environment_says_so(monkeypatch):
     assert lent == [(len, app.GPU_SECONDS)]
     monkeypatch.setitem(sys.modules, "spaces", None)  # as if it weren't installed
     assert opened("app_without").spaces is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU that isn't there is asked for")
+def test_a_device_that_is_not_there_is_refused(folder):
+    for device in ("cuda", "cuda:1"):
+        with pytest.raises(ValueError, match=f"no device {device} here"):
+            ask.load(folder, device=device)
 
 
 def test_precision(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from engine.config import ConfigError
 from engine.evaluation import evaluate, wilson
@@ -28,7 +29,7 @@ def place(tmp_path):
 
 
 def config(place, **changes) -> str:
-    two = {"method": {"c_thought": 1, "max_latent_stage": 2}}
+    two = {"method": {"c_thought": 1, "max_latent_stage": 2}, "training": {"epoch": 2}}
     rows = [
         {"name": "answer only", "method": "controls.Silent", "config": "plain.yaml", "changes": {"method": {"pauses": 0}}},
         {"name": "thoughts", "method": "coconut", "config": "plain.yaml", "changes": two, "against": "answer only", "seeds": 2},
@@ -104,6 +105,12 @@ def test_what_can_not_be_compared_is_refused(place, capsys):
     more = [rows[0], rows[1] | {"changes": {"training": {"batch": 4}}}]
     assert main(["--config", config(place, rows=more)]) == 2
     assert "thoughts sees 8 samples and answer only 4" in capsys.readouterr().err
+    more = [rows[0], rows[1] | {"changes": {"text_worlds": {"families": ["graph"]}}}]
+    assert main(["--config", config(place, rows=more)]) == 2
+    assert "thoughts and answer only would be tested on different problems" in capsys.readouterr().err
+    more = [rows[0], rows[1] | {"changes": {"jsonl": {"file": "mine.jsonl"}}}]
+    assert main(["--config", config(place, rows=more)]) == 2
+    assert "not on files (jsonl)" in capsys.readouterr().err
     assert main(["--config", config(place, rows=[rows[1]])]) == 2
     assert "no row 'answer only'" in capsys.readouterr().err
     assert not (place / "runs").exists()
@@ -116,6 +123,19 @@ def test_a_run_made_otherwise_is_refused(place, capsys):
         assert f"was made with another {name}: move it away" in capsys.readouterr().err
     assert main(["--config", config(place, shared={"training": {"steps": 2}})]) == 2
     assert "another TextWorldsSource.difficulties" in capsys.readouterr().err
+    run = place / "runs" / "answer-only-1" / "settings.json"
+    kept = run.read_text()
+    run.write_text(kept.replace("TextWorldsSource", "WorldsSource"))
+    assert main(["--config", config(place)]) == 2
+    assert "another choice of data or of weights to train" in capsys.readouterr().err
+    run.write_text(json.dumps(json.loads(kept) | {"lora": {"r": 4}}))
+    assert main(["--config", config(place)]) == 2
+    assert "another choice of data or of weights to train (lora)" in capsys.readouterr().err
+    run.write_text(kept)
+    weights = place / "runs" / "base-0" / "best" / "model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    assert main(["--config", config(place)]) == 2
+    assert "was started from other weights" in capsys.readouterr().err
 
 
 def test_stages_are_one_budget(place):

@@ -149,6 +149,34 @@ def test_an_empty_section_is_one_without_settings(start: str, tmp_path: Path) ->
     assert stage.method == Heima()
 
 
+def test_what_is_given_holds_for_every_stage(start: str, tmp_path: Path) -> None:
+    given = {"training": {"steps": 7, "lr": 0.5, "init": "elsewhere", "out": "elsewhere"}, "method": {"per_section": 2}}
+    for stage in plan(config(start, tmp_path), given):
+        assert (stage.run.training.steps, stage.run.training.lr, stage.method.per_section) == (7, 0.5, 2)
+        assert Path(stage.run.training.out).parent == tmp_path
+
+
+def test_all_stages_can_be_planned_before_any_is_trained(
+    start: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "heima.yaml").write_text(yaml.safe_dump(config(start, tmp_path / "runs")))
+    assert main(["--config", str(tmp_path / "heima.yaml"), "--plan"]) == 0
+    told = capsys.readouterr().out
+    assert [line for line in told.splitlines() if line in {stage["name"] for stage in STAGES}] == [
+        s["name"] for s in STAGES
+    ]
+
+
+def test_only_finished_stages_are_scored(start: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for stages, words in ((STAGES[:1], []), (STAGES[:2], ["--only-eval", "true"])):
+        (tmp_path / "heima.yaml").write_text(yaml.safe_dump(config(start, tmp_path / "runs", stages=stages)))
+        capsys.readouterr()
+        assert main(["--config", str(tmp_path / "heima.yaml"), *words]) == 0
+    told = capsys.readouterr()
+    assert list(json.loads(told.out)) == ["summary"]
+    assert "reasoning isn't trained yet" in told.err
+
+
 def test_a_file_without_good_stages_is_refused(start: str, tmp_path: Path) -> None:
     for stages in ([], [{"name": "a"}, {"name": "a"}]):
         with pytest.raises(ConfigError, match="a name of its own"):

@@ -191,6 +191,13 @@ def test_a_half_written_checkpoint_is_not_taken(start, tmp_path):
     assert [p.name for p in checkpoints(tmp_path)] == ["step-0000002"]
 
 
+def test_adamw_remembers_as_long_as_it_is_told(start):
+    model = load(start).model
+    for config, remembered in ((Training(), 0.999), (Training(beta2=0.98), 0.98)):
+        (adamw,) = training.optimizers(config, model)
+        assert {group["betas"] for group in adamw.param_groups} == {(0.9, remembered)}
+
+
 def test_the_learning_rate_rises_and_falls():
     config = Training(steps=100, warmup=10, lr=1.0, schedule="linear", final_lr=0.1)
     assert learning_rate(config, 0) == pytest.approx(0.1)

@@ -10,6 +10,7 @@ python -m train.align runs/lite0/start runs/lite0/aligned
 import argparse
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from engine import worlds
 from engine.backbones.llama_lite0 import LlamaLite0
 from engine.data.worlds import WorldsSource, frames
+from engine.folders import as_a_whole
 
 STEPS = 4  # of every clip
 NOTHING = "nothing more"  # what a clip shows after its last event
@@ -107,7 +109,8 @@ def main() -> None:
     held_out = looked(backbone, WorldsSource("validation", source.families, source.difficulties), 60)
     print(f"Of held-out clips' slices, {said_right(backbone, held_out):.1%} are said right, word by word.")
     backbone.shorten()
-    backbone.save(options.out)
+    with as_a_whole(Path(options.out)) as made:
+        backbone.save(made)
 
 
 if __name__ == "__main__":

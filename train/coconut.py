@@ -7,13 +7,14 @@ A file with the published flat keys (coconut, cot, c_thought, load_model_path, t
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
 from engine.config import ConfigError
 from engine.data.coconut_json import CoconutSource
 from engine.methods.coconut import Coconut
-from train.command import main
+from train.command import main, processes
 
 MODES = ("coconut", "cot", "no_cot", "no_thoughts")
 SAME = ("c_thought", "epochs_per_stage", "max_latent_stage", "pad_latent_to_max", "uniform_prob")  # in both formats
@@ -39,17 +40,18 @@ def published(values: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"Set one of {', '.join(MODES)} to true; {len(chosen)} of them are.")
     samples = len(CoconutSource(values["train_path"], values["val_path"]))
     accumulate = int(values.get("gradient_accumulation_steps", 1))
-    batch = int(values["batch_size_training"]) * accumulate
+    batch = int(values["batch_size_training"]) * accumulate  # a process
+    round_ = math.ceil(samples / (batch * processes()))
     loaded = values.get("load_model_path")
     return {
         "method": {"mode": chosen[0], **{key: values[key] for key in SAME if key in values}},
         "training": {
             "init": values["model_id"] if loaded in (None, "None") else loaded,
-            "out": f"{values['save_path']}/{values['name']}", "steps": int(values["num_epochs"]) * samples // batch,
+            "out": f"{values['save_path']}/{values['name']}", "steps": int(values["num_epochs"]) * round_,
             "epoch": samples, "batch": batch, "accumulate": accumulate, "lr": values["lr"], "warmup": 0,
             "schedule": "constant", "weight_decay": values.get("weight_decay", 0.01), "seed": values.get("seed", 0),
             "precision": "bf16" if values.get("bf16") else "no", "only_eval": bool(values.get("only_eval")),
-            "validate_every": samples // batch, "save_every": samples // batch,
+            "validate_every": round_, "save_every": round_,
         },
         "coconut_json": {"file": values["train_path"], "validation_file": values["val_path"]},
     }  # fmt: skip

@@ -17,7 +17,7 @@ from engine.config import ConfigError, convert
 from engine.data.codi_json import CodiSource
 from engine.data.gsm8k_icot import Gsm8kIcotSource
 from engine.methods.codi import Codi
-from train.command import main
+from train.command import main, processes
 
 NEEDED = (
     "output_dir", "model_name_or_path", "data_name", "num_train_epochs", "learning_rate",
@@ -59,8 +59,8 @@ def published(values: dict[str, Any]) -> dict[str, Any]:
     file = given["icot_train_path"] or str(values["data_name"])
     whole = (Gsm8kIcotSource if equations else CodiSource)(file, split="test")
     held_out = min(256, len(whole) // 10)
-    batch = size * given["gradient_accumulation_steps"]
-    round_ = math.ceil((len(whole) - held_out) / batch)
+    batch = size * given["gradient_accumulation_steps"]  # a process
+    round_ = math.ceil((len(whole) - held_out) / (batch * processes()))
     steps = round_ * epochs
     decoder = {"mean": "tokens", "missing": "ignore", "first_position": 0, "weight": given["explain_loss_factor"]}
     lora = {"r": given["lora_r"], "alpha": given["lora_alpha"], "dropout": 0.1, "targets": ["attention", "mlp"]}

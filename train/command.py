@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -51,6 +52,10 @@ class Validation:
     samples: int = 180
     batch: int = 60
 
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.batch < 1:
+            raise ConfigError("validation: take at least one sample, and one at a time.")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -86,6 +91,7 @@ class Asked:
     """A training script's command line."""
 
     values: dict[str, Any]  # the files', then the settings given
+    given: dict[str, Any]  # the settings given alone, by section
     resume: bool
     plan: bool
     card: str
@@ -104,8 +110,8 @@ def arguments(
     translate: turns a file's keys into this project's. Errors: ConfigError for a file that can't be read.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, nargs="+", metavar="YAML", help="train/configs/ has one for each published recipe; of several, a later one's sections replace an earlier one's")  # fmt: skip
-    parser.add_argument("--set", nargs="+", default=[], metavar="SECTION.KEY=VALUE", help="one setting of the file's each, such as worlds.corrupt=blind or method.pauses=4,16")  # fmt: skip
+    parser.add_argument("--config", required=True, nargs="+", action="extend", metavar="YAML", help="train/configs/ has one for each published recipe; of several, a later one's sections replace an earlier one's")  # fmt: skip
+    parser.add_argument("--set", nargs="+", action="extend", metavar="SECTION.KEY=VALUE", help="one setting of the file's each, such as worlds.corrupt=blind or method.pauses=4,16")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in `out`")
     ahead = parser.add_argument_group("before a GPU is rented")
     ahead.add_argument("--plan", action="store_true", help="print parameters, tokens, memory and time a step, and stop; no weights are read")  # fmt: skip
@@ -120,15 +126,17 @@ def arguments(
     values: dict[str, Any] = {}
     for path in given.pop("config"):
         values |= read_yaml(path)
-    assignments = given.pop("set")
+    assignments = given.pop("set", [])
     resume, wanted, card, share, shape = map(given.pop, ("resume", "plan", "card", "peak_share", "shape"))
     if not 0 < share <= 1:
         raise ConfigError(f"--peak-share {share:g}: it is a share, above 0 and at most 1.")
     values = translate(values)
+    own: dict[str, Any] = {}
     for assignment in assignments:
-        values = changed(values, assignment)
-    values["training"] = section(values, "training") | given
-    return Asked(values, resume, wanted, card, share, shape)
+        own = changed(own, assignment)
+    own["training"] = section(own, "training") | given
+    values |= {name: section(values, name) | settings for name, settings in own.items()}
+    return Asked(values, own, resume, wanted, card, share, shape)
 
 
 def changed(values: dict[str, Any], assignment: str) -> dict[str, Any]:
@@ -138,6 +146,11 @@ def changed(values: dict[str, Any], assignment: str) -> dict[str, Any]:
     if not (place and dot and key and equals):
         raise ConfigError(f"--set {assignment}: write SECTION.KEY=VALUE, such as worlds.corrupt=blind.")
     return values | {place: section(values, place) | {key: text}}
+
+
+def processes() -> int:
+    """How many learn one model together, as torchrun and accelerate tell each of them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def section(values: dict[str, Any], name: str) -> dict[str, Any]:
@@ -174,9 +187,10 @@ def main(
 def trained(run: Run, method: Method, validate: Validate, resume: bool) -> Path:
     """Carries a configuration out -> the folder of its best model or adapter. Errors: ConfigError before anything is written."""
     source = run.source
-    source(0)  # reads all there is to train on
+    first = source(0)  # reads all there is to train on
     note = {type(source).__name__: asdict(source), "validation": asdict(run.validation)}
-    return train(run.training, method, source, validate, resume, note, run.lora)
+    told = {"dialect": first.dialect, **source.looks}
+    return train(run.training, method, source, validate, resume, note, run.lora, told)
 
 
 def evaluated(config: Training, method: Method, validate: Validate) -> dict[str, float]:
@@ -223,10 +237,10 @@ def validation(run: Run, method: Method) -> Validate:
             return letters_right(backbone, layouts)
         if not looked:
             looked.extend(looked_at(sample, backbone.see) for sample in samples)
-        if "teacher" in branches:
+        if "teacher" in branches or not method.silent:
             written = evaluate(backbone, looked, method, "explicit", 0, batch=run.validation.batch)
             scores |= {"explicit": mean([r.correct for r in written]), "explicit_steps": step_share(written)}
-        if "answer" in branches:
+        if "answer" in branches and method.silent:
             count, size = method.trained_slots, run.validation.batch
             silent = evaluate(backbone, looked, method, "silent", count, companions, size, "speak" in branches)
             scores["silent"] = mean([r.correct for r in silent])

@@ -5,10 +5,13 @@ python -m train.fresh runs/gpt2 --family gpt2        # a language model, for the
 """
 
 import argparse
+from pathlib import Path
 from typing import Literal
 
 from engine.backbones import small
+from engine.backbones.base import Backbone
 from engine.data import text_worlds, worlds
+from engine.folders import as_a_whole
 
 
 def main() -> None:
@@ -27,10 +30,12 @@ def make(out: str, family: Literal["qwen2_5_vl", "gpt2", "llama"], layers: int, 
     """Writes an untrained model with its tokenizer to the folder `out`."""
     if family == "qwen2_5_vl":
         words = small.tokenizer(worlds.texts(), phrases=worlds.phrases())
-        small.fresh(words, seed, layers=layers, hidden=hidden).save(out)
+        backbone: Backbone = small.fresh(words, seed, layers=layers, hidden=hidden)
     else:
         words = small.tokenizer(text_worlds.texts(), phrases=text_worlds.phrases())
-        small.fresh_text(words, family, seed, layers=layers, hidden=hidden).save(out)
+        backbone = small.fresh_text(words, family, seed, layers=layers, hidden=hidden)
+    with as_a_whole(Path(out)) as made:
+        backbone.save(made)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,18 +72,23 @@ class Planned:
         return validation(self.run, self.method)
 
 
-def plan(values: Mapping[str, Any]) -> list[Planned]:
-    """The stages of a file, in their order. Errors: ConfigError for what can't be run."""
+def plan(values: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> list[Planned]:
+    """The stages of a file, in their order. given: settings by section, which hold for every stage whatever the file says
+    of it. Errors: ConfigError for what can't be run."""
     shared = {key: value for key, value in values.items() if key != "stages"}
     stages = convert(values.get("stages"), tuple[Stage, ...], "stages")
     if not stages or len({stage.name for stage in stages}) < len(stages):
         raise ConfigError("A file for Heima lists its stages, each with a name of its own.")
+    own = {name: section(dict(given or {}), name) for name in ("training", "method")}
+    own["training"] = {name: value for name, value in own["training"].items() if name not in ("init", "adapter", "out")}
     start: dict[str, str] = {}  # what the stage before left
     planned = []
     for stage in stages:
-        training = {**section(shared, "training"), **start, **stage.training}
-        training["out"] = str(Path(training.get("out", "")) / stage.name)
-        method = {**section(shared, "method"), **stage.method}
+        training = {**section(shared, "training"), **start, **stage.training, **own["training"]}
+        if not training.get("out"):
+            raise ConfigError("Say what to start from (init) and where to write (out).")
+        training["out"] = str(Path(training["out"]) / stage.name)
+        method = {**section(shared, "method"), **stage.method, **own["method"]}
         run = build(Run, {**shared, "method": method, "training": training})
         planned.append(Planned(run, build(KINDS[stage.kind], run.method, "method.")))
         if stage.kind == "heima":
@@ -127,6 +132,9 @@ def scores(stages: list[Planned]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for stage in stages:
         method, training = stage.method, stage.run.training
+        if not stage.best.is_dir():
+            print(f"{stage.best.parent} isn't trained yet.", file=sys.stderr)
+            continue
         base = training.init if stage.run.lora or method.frozen else str(stage.best)
         adapter = training.adapter if method.frozen else str(stage.best) if stage.run.lora else ""
         backbone, companions = opened(base, adapter, method, stage.best, training.device)
@@ -145,11 +153,13 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code 2 with one sentence for a bad configuration."""
     try:
         asked = arguments(__doc__, argv)
-        stages = plan(asked.values)
+        stages = plan(asked.values, asked.given)
         if asked.plan:
+            first = stages[0].run.training  # what a later stage starts from isn't there yet, and has the same shape
             for stage in stages:
                 print(f"\n{stage.name}")
-                planned.show(stage.run, stage.method, asked)
+                training = replace(stage.run.training, init=first.init, adapter="")
+                planned.show(replace(stage.run, training=training), stage.method, asked)
             return 0
         if stages[0].run.training.only_eval:
             print(json.dumps(scores(stages), indent=1))

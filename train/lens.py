@@ -9,6 +9,7 @@ python -m train.lens assets/small/pause --steps 400
 import argparse
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,13 +23,15 @@ from engine.insight.lens import TunedLens, divergence, logits, loss
 from engine.layout import pack
 from engine.methods.method import run
 
+LAST = 10**6  # an epoch of a curriculum's last stage
+
 
 @torch.no_grad()
 def states(model: Model, step: int, clips: int, rows: int, seed: int) -> Tensor:
     """Of a step's clips, at `rows` tokens drawn among those that show no picture: [layers + 1, rows, dim]."""
     source, backbone = WorldsSource(seed=seed), model.backbone
     layouts = [
-        model.method.layout(source(i), np.random.default_rng([seed, i]))
+        model.method.layout(source(i), np.random.default_rng([seed, i]), LAST)
         for i in range(step * clips, (step + 1) * clips)
     ]
     packed = pack(layouts, backbone.encode, backbone.pad).to(backbone.device)
@@ -44,7 +47,7 @@ def states(model: Model, step: int, clips: int, rows: int, seed: int) -> Tensor:
 def distances(model: Model, lens: TunedLens, clips: int) -> dict[str, list[float]]:
     """Mean divergence of each layer from the last, at the slots of validation clips, by the plain and the tuned lens."""
     source = WorldsSource(split="validation")
-    thinking = model.method.thinking(model.method.trained_slots or 8)
+    thinking = model.method.thinking(model.method.trained_slots)
     thoughts = generate.think(
         model.backbone, [source(i) for i in range(clips)], thinking, model.method.feedback(model.companions)
     )
@@ -66,7 +69,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     options = parser.parse_args(argv)
     try:
+        if not Path(options.model).is_dir():
+            raise ValueError(f"There is no folder {options.model} to write the lens into.")
         model = load(options.model, device=options.device)
+        if not model.method.silent or not model.method.trained_slots:
+            raise ValueError(f"{options.model} has no slots that a lens could be held to.")
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

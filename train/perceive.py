@@ -8,6 +8,7 @@ python -m train.perceive runs/lookup/best runs/start
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from engine import worlds
 from engine.backbones.qwen2_5_vl import Qwen25VL
 from engine.data.worlds import WorldsSource, frames
+from engine.folders import as_a_whole
 from engine.layout import Frames
 
 STEPS = 4  # of every clip
@@ -90,7 +92,8 @@ def main() -> None:
         bar.set_postfix(right=float((logits.argmax(-1) == each).float().mean()))
     as_large_as_words(backbone, features)
     backbone.model.bfloat16()  # as it is shipped
-    backbone.save(options.out)
+    with as_a_whole(Path(options.out)) as made:
+        backbone.save(made)
 
 
 if __name__ == "__main__":

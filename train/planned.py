@@ -21,6 +21,7 @@ from engine.layout import Frames, Seen, pack
 from engine.methods.heima import Heima, Interpreters
 from engine.methods.method import Method
 from engine.plan import CARDS, CHARACTERS, largest_frames, outline, outlined_companions, plan, table
+from engine.training import divided
 from engine.video import VideoError
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def show(run: Run, method: Method, asked: Asked, say: Callable[[str], None] = pr
     if not samples:
         samples = [assumed(run, method)]
     samples = [looked_at(sample, backbone.see) for sample in samples]
-    size = config.batch // config.accumulate
+    size = divided(config)
     chosen = (samples * math.ceil(size / len(samples)))[:size]
     last = 10**6  # the curriculum's last stage
     layouts = [method.layout(sample, np.random.default_rng(i), last) for i, sample in enumerate(chosen)]

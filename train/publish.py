@@ -5,7 +5,6 @@ python -m train.publish runs/pause/polish assets/small/pause
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 from safetensors.torch import save_model
@@ -14,10 +13,10 @@ from engine import adapters
 from engine.ask import META
 from engine.backbones.load import load
 from engine.benchmark import Benchmark
-from engine.data.worlds import FRAMES_PER_SECOND, HEIGHT, WIDTH, WorldsSource, frames
+from engine.data.worlds import LOOKS, WorldsSource, frames
 from engine.evaluation import How, evaluate, summary
 from engine.familiarity import fit
-from engine.folders import replace_folder
+from engine.folders import as_a_whole
 from engine.methods import from_description
 from engine.methods.method import COMPANIONS
 
@@ -35,11 +34,13 @@ def main() -> None:
 
 
 def publish(run: Path, out: Path, clips: int) -> None:
-    """Into a fresh folder, which then takes the place of `out`: an old model stays whole until the new one is, and leaves
-    nothing beside it, such as a tuned lens of other weights.
-    """
-    made = out.with_name(out.name + ".unfinished")
-    shutil.rmtree(made, ignore_errors=True)
+    """An old model stays until the new one is whole, and leaves nothing beside it, such as a tuned lens of other weights."""
+    with as_a_whole(out) as made:
+        fill(run, made, out.name, clips)
+
+
+def fill(run: Path, made: Path, name: str, clips: int) -> None:
+    """Writes all that ships of a run's best model into the folder `made`."""
     settings = json.loads((run / "settings.json").read_text())
     method = from_description(settings["method"])
     backbone = load(run / "best", tokens=method.tokens)
@@ -54,10 +55,10 @@ def publish(run: Path, out: Path, clips: int) -> None:
     adapters.load_companions(made, companions)
 
     meta = {
-        "name": f"small {out.name}",
+        "name": f"small {name}",
         "method": settings["method"],
         "pauses": list(method.slot_range) if method.silent else None,
-        "sampling": {"fps": FRAMES_PER_SECOND, "min_frames": 4, "max_frames": 64, "pixels": HEIGHT * WIDTH},
+        "sampling": LOOKS,
     }
 
     source, held_out = WorldsSource(), WorldsSource(split="validation")
@@ -75,9 +76,8 @@ def publish(run: Path, out: Path, clips: int) -> None:
         scores[split] = summary(results, [r.family for r in records], [r.difficulty for r in records])
     stages = lineage(run)
     (made / HISTORY).write_text(json.dumps(stages, indent=1) + "\n")
-    (made / "README.md").write_text(card(out.name, stages, scores, sum(p.numel() for p in backbone.model.parameters())))
-    (made / META).write_text(json.dumps(meta, indent=1) + "\n")  # last: by it a folder counts as a shipped model
-    replace_folder(made, out)
+    (made / "README.md").write_text(card(name, stages, scores, sum(p.numel() for p in backbone.model.parameters())))
+    (made / META).write_text(json.dumps(meta, indent=1) + "\n")
 
 
 def lineage(run: Path) -> list[Stage]:

@@ -116,6 +116,9 @@ def main() -> int:
     parser.add_argument("--anew", action="store_true", help="make what they start from too")
     options = parser.parse_args()
     models = options.models or ([name for name in MODELS if name in shipped()] if options.check else list(MODELS))
+    if options.check and (missing := [name for name in models if name not in shipped()]):
+        print(f"{missing[0]} isn't shipped: there is nothing to score.", file=sys.stderr)
+        return 2
     if not options.check:
         retrain(workshop(options), models, anew(options.out) if options.anew else START)
     figures = {split: measure(Benchmark(split), models, None, "cpu", print)["methods"] for split in SPLITS}

@@ -10,11 +10,12 @@ refused. Figures and words: train/tabulate.py.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +31,8 @@ from engine.data.samples import Sample, context
 from engine.data.text_worlds import TextWorldsSource
 from engine.data.worlds import WorldsSource
 from engine.evaluation import How, Outcome, evaluate, mean
-from engine.folders import checkpoints
-from engine.insight.similarity import collapse
+from engine.folders import checkpoints, fingerprint
+from engine.insight.similarity import collapse, vocabulary
 from engine.layout import Layout, pack
 from engine.methods import described, find
 from engine.methods.method import Method
@@ -43,6 +44,15 @@ from train.publish import seconds
 from train.tabulate import tabulate, write
 
 RESULT = "test.json"  # in a run's folder
+START = "start.txt"  # in a run's folder: what tells the weights that it was started from
+OWN = {
+    "method",
+    "training",
+    "lora",
+    "validation",
+    "worlds",
+    "text_worlds",
+}  # a run's sections that no file of data stands in
 INDIFFERENT = ("device", "workers", "log_every", "save_every", "keep", "only_eval")  # settings of no effect on a run
 SIGNS = "+-*/"
 OPERATORS = re.compile(rf"[{re.escape(SIGNS)}]")
@@ -122,10 +132,13 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
 def trial(table: Table, place: Path, row: Row, seed: int, init: str = "") -> Trial:
     """A row's run with this seed, ready to train. Errors: ConfigError."""
     preset = read_yaml(place / row.config)
-    data = "text_worlds" if "text_worlds" in merged(preset, table.shared, row.changes) else "worlds"
+    given = merged(preset, table.shared, row.changes)
+    if filed := sorted(({each.name for each in fields(Run)} - OWN) & set(given)):
+        raise ConfigError(f"{row.name}: a table is made on the worlds, not on files ({filed[0]}).")
+    data = "text_worlds" if "text_worlds" in given else "worlds"
     out = Path(table.out) / re.sub(r"\W+", "-", f"{row.name} {seed}".lower())
     own = {"training": {"out": str(out), "seed": seed, **({"init": init} if init else {})}, data: {"seed": seed}}
-    values = merged(preset, table.shared, row.changes, own)
+    values = merged(given, own)
     if "stages" in values:
         return Trial(row, seed, tuple(plan(values)))
     run = build(Run, values)
@@ -133,7 +146,8 @@ def trial(table: Table, place: Path, row: Row, seed: int, init: str = "") -> Tri
 
 
 def trials(table: Table, place: Path) -> list[Trial]:
-    """Every run of the table. Errors: ConfigError for a control that isn't there, and for unequal budgets."""
+    """Every run of the table. Errors: ConfigError for a control that isn't there, for unequal budgets, and for rows that would be
+    tested on different problems."""
     names = [row.name for row in table.rows]
     if unknown := [row.against for row in table.rows if row.against and row.against not in names]:
         raise ConfigError(f"There is no row {unknown[0]!r} to hold another against.")
@@ -146,7 +160,16 @@ def trials(table: Table, place: Path) -> list[Trial]:
             raise ConfigError(
                 f"{other.row.name} sees {other.seen} samples and {first.row.name} {first.seen}: give all rows one budget."
             )
+        if asked(other) != asked(first):
+            raise ConfigError(f"{other.row.name} and {first.row.name} would be tested on different problems: give all rows the same worlds and steps.")  # fmt: skip
     return made
+
+
+def asked(wanted: Trial) -> Sequence[object]:
+    """What decides a row's test problems."""
+    source = wanted.final.run.source
+    assert isinstance(source, WorldsSource | TextWorldsSource)  # `trial` makes no other
+    return type(source), source.families, source.difficulties
 
 
 def prepare(table: Table, place: Path) -> None:
@@ -171,10 +194,23 @@ def finished(stage: Planned) -> bool:
         type(data).__name__: asdict(data),
         "lora": asdict(stage.run.lora) if stage.run.lora else {},
     }
+    sections = {name for name in saved if name.endswith("Source")} | {"lora"} & saved.keys()
+    if other := sorted(sections ^ {type(data).__name__, *(["lora"] if stage.run.lora else [])}):
+        raise ConfigError(f"{out} was made with another choice of data or of weights to train ({other[0]}): move it away, or set that back.")  # fmt: skip
+    if (out / START).exists() and (out / START).read_text() != start_of(stage):
+        raise ConfigError(
+            f"{out} was started from other weights than {stage.run.training.init} holds now: move it away."
+        )
     for name, settings in json.loads(json.dumps(wanted)).items():
         if other := [key for key in differing(saved.get(name, {}), settings) if key not in INDIFFERENT]:
             raise ConfigError(f"{out} was made with another {name}.{other[0]}: move it away, or set that back.")
     return int(last[0].name.removeprefix("step-")) >= stage.run.training.steps
+
+
+def start_of(stage: Planned) -> str:
+    """What tells the weights that a run starts from, where they are files here."""
+    training = stage.run.training
+    return fingerprint(*(Path(place) for place in (training.init, training.adapter) if place))
 
 
 def differing(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
@@ -186,6 +222,10 @@ def finish(wanted: Trial) -> None:
     """Trains what isn't trained yet."""
     for stage in wanted.stages:
         if not finished(stage):
+            out = Path(stage.run.training.out)
+            out.mkdir(parents=True, exist_ok=True)
+            if not checkpoints(out):
+                (out / START).write_text(start_of(stage))
             trained(stage.run, stage.method, stage.validate, resume=True)
 
 
@@ -200,14 +240,13 @@ def real_problems(table: Table) -> list[Sample]:
 def tested(wanted: Trial, count: int, batch: int, real: Sequence[Sample]) -> dict[str, Any]:
     """What a finished run answers to the test problems, and to real ones: as its folder says, or asked now."""
     final, place = wanted.final, wanted.folder / RESULT
-    state = {"best": json.loads((final.best / "scores.json").read_text()), "samples": count}
+    state = {"best": json.loads((final.best / "scores.json").read_text()), "samples": count, "batch": batch}
     if real:
-        state["gsm8k"] = len(real)
+        state["gsm8k"] = hashlib.sha256(repr(real).encode()).hexdigest()
     if place.exists() and (known := json.loads(place.read_text()))["state"] == state:
         return known
     source, method = final.run.source, final.method
-    if not isinstance(source, WorldsSource | TextWorldsSource):
-        raise ConfigError(f"{wanted.row.name}: a table is made on the worlds, not on files.")
+    assert isinstance(source, WorldsSource | TextWorldsSource)  # `trial` makes no other
     test = replace(source, split="test", seed=0)
     records = [test.record(i) for i in range(count)]
     asked = [(record.family, record.difficulty, test(i)) for i, record in enumerate(records)]
@@ -246,7 +285,7 @@ def what_slots_hold(
     A slot's thought is what it is fed; of one that rides the prefill, its own last state.
     """
     feedback, count = method.feedback(companions), method.trained_slots
-    embeddings = backbone.model.get_input_embeddings().weight
+    words = vocabulary(backbone.model.get_input_embeddings().weight)
     measured: dict[str, list[float]] = {"cosine": [], "effective_rank": [], "centre": []}
     said = []
     for first in range(0, len(samples), batch):
@@ -256,7 +295,7 @@ def what_slots_hold(
         last = latents.forward(backbone, packed, feedback)[-1]
         fed_back = packed.latents[packed.slot_sample, packed.slot_row]
         states = last[packed.slot_sample, packed.slot_row - fed_back.long()].unflatten(0, (len(part), count))
-        found = collapse((feedback(states) if fed_back.all() else states)[None], embeddings)
+        found = collapse((feedback(states) if fed_back.all() else states)[None], words)
         for name, values in measured.items():
             values += found[name][0].tolist()
         said.append(backbone.logits(states))

@@ -126,9 +126,10 @@ def percent(cell: Cell) -> str:
 
 def write(place: Path, said: Mapping[str, int], whole: Sequence[Cell]) -> None:
     """`place` with .json, .md and .csv behind it."""
-    place.with_suffix(".json").write_text(json.dumps({**said, "cells": whole}, indent=1))
-    place.with_suffix(".md").write_text(markdown(said, whole), encoding="utf-8")
-    with place.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
+    beside = {kind: place.with_name(f"{place.name}.{kind}") for kind in ("json", "md", "csv")}
+    beside["json"].write_text(json.dumps({**said, "cells": whole}, indent=1))
+    beside["md"].write_text(markdown(said, whole), encoding="utf-8")
+    with beside["csv"].open("w", newline="", encoding="utf-8") as file:
         rows = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         rows.writeheader()
         for cell in whole:

@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils.hub import cached_file
 
 from engine import masks
+from engine.config import ConfigError
 from engine.footage import Footage
 from engine.layout import CLOSE, END, REPLY, Encoded, Frames, Opening, Packed, Seen, Segment, Special, Visual, Written
 from engine.video import Sampling
@@ -266,7 +267,7 @@ class Backbone:
 
     def cut(self, frames: Frames) -> Visual:
         """Decoded frames -> what the vision encoder reads."""
-        raise ValueError(NO_VISION)
+        raise ConfigError(NO_VISION)
 
     def written(self, visual: Visual) -> tuple[Written, ...]:
         """A visual as it stands in a prompt, among the tokens and words that the family puts around it."""
@@ -274,11 +275,11 @@ class Backbone:
 
     def encode_patches(self, patches: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """The patches of all visuals of a batch, in one vision pass -> [visual tokens, dim]."""
-        raise ValueError(NO_VISION)
+        raise ConfigError(NO_VISION)
 
     def places(self, visual: Visual) -> list[int]:
         """The ids that stand for a visual: one a visual token."""
-        raise ValueError(NO_VISION)
+        raise ConfigError(NO_VISION)
 
     def encode(self, segment: Segment) -> Encoded:
         """One segment -> ids, positions from 0, and where its visuals' tokens stand."""

@@ -20,6 +20,7 @@ from transformers import LlavaNextForConditionalGeneration, LlavaNextVideoForCon
 
 from engine.backbones.base import Backbone, without
 from engine.backbones.pixels import normalised, tiles
+from engine.config import ConfigError
 from engine.layout import Frames, Opening, Visual, Written
 from engine.video import Sampling, resize
 
@@ -50,7 +51,7 @@ class LlavaNext(Backbone):
 
     def cut(self, frames: Frames) -> Visual:
         if not frames.still:
-            raise ValueError(
+            raise ConfigError(
                 "LLaVA-NeXT looks at images, not at videos: give it one picture, or take LLaVA-NeXT-Video."
             )
         return cut_tiles(frames, self.tile_side, self.model.config.image_grid_pinpoints)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
 from engine.backbones import text
@@ -52,12 +53,17 @@ def devices() -> list[str]:
 def load(
     path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, tokens: Sequence[str] = SPECIAL_TOKENS
 ) -> Backbone:
-    """Errors: ValueError for a family that isn't supported, with the list of those that are, and for weights or a
-    tokenizer that aren't this model's.
+    """Errors: ConfigError for a folder that isn't there or is broken, a family that isn't supported, with the list of those
+    that are, and for weights or a tokenizer that aren't this model's.
     """
-    backbone = family_of(path).load(path, device, dtype, tokens)
+    try:
+        backbone = family_of(path).load(path, device, dtype, tokens)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(f"Can't load {path}: {' '.join(str(error).split())[:300]}") from None
     if strange := misplaced(backbone):
-        raise ValueError(f"The tokenizer is another model's: {strange[0]!r} isn't where this one expects it.")
+        raise ConfigError(
+            f"Can't load {path}: the tokenizer is another model's: {strange[0]!r} isn't where this one expects it."
+        )
     return backbone
 
 

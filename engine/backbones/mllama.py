@@ -23,6 +23,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from engine import masks
 from engine.backbones.base import WORDS, Backbone, Sight, States, without
 from engine.backbones.pixels import normalised, tiles
+from engine.config import ConfigError
 from engine.layout import Frames, Opening, Packed, Visual
 from engine.video import Sampling, resize
 
@@ -73,7 +74,7 @@ class Mllama(Backbone):
 
     def cut(self, frames: Frames) -> Visual:
         if not frames.still:
-            raise ValueError(
+            raise ConfigError(
                 "Llama 3.2 Vision looks at images, not at videos: give it one picture, or choose another model."
             )
         vision = self.model.config.vision_config

@@ -77,6 +77,11 @@ class FileSource(ABC):
     most_steps: int = 64
     leave_out: int = 0
 
+    @property
+    def looks(self) -> dict[str, Any]:
+        """How clips and images are looked at, for the folder of a model that was trained so; in rows of text there are none."""
+        return {}
+
     @abstractmethod
     def index(self, path: Path) -> Rows:
         """Where the rows of a file stand. Errors: OSError, ConfigError."""

@@ -43,6 +43,10 @@ class JsonlSource(FilmedSource):
     image_pixels: int = 1024 * 28 * 28  # most of one image, after resizing
     dialect: Dialect = "chat"
 
+    @property
+    def looks(self) -> dict[str, Any]:
+        return super().looks | {"image_pixels": self.image_pixels}
+
     def index(self, path: Path) -> Rows:
         return lines(path)
 

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from engine.config import ConfigError
 from engine.data.files import FileSource, NoFile
@@ -64,10 +65,23 @@ class FilmedSource(MediaSource):
     def sampling(self) -> Sampling:
         return sampled("fps, frames, pixels", self.fps, None, *self.frames, self.pixels)
 
+    @property
+    def looks(self) -> dict[str, Any]:
+        """How clips are looked at, and how large images, for the folder of a model that was trained so."""
+        fewest, most = self.frames
+        sampling = {"fps": self.fps, "min_frames": fewest, "max_frames": most, "pixels": self.pixels}
+        return {"sampling": sampling, "image_pixels": self.pixels}
+
 
 @dataclass(frozen=True)
 class PicturedSource(MediaSource):
     pixels: int = 1024 * 28 * 28  # most of one image, after resizing; families that cut tiles have sizes of their own
+
+    @property
+    def looks(self) -> dict[str, Any]:
+        """A clip, of which there is none here, would be looked at like the images, frame by frame."""
+        sampling = {"fps": FilmedSource.fps, "min_frames": 4, "max_frames": 16, "pixels": self.pixels}
+        return {"sampling": sampling, "image_pixels": self.pixels}
 
     def image(self, name: str, field: str) -> Footage:
         """Errors: NoFile."""

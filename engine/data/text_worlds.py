@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from engine.config import ConfigError
 from engine.data.samples import Sample
@@ -14,7 +15,7 @@ from engine.worlds import text
 
 @dataclass(frozen=True)
 class TextWorldsSource:
-    """Problems made on the fly. Errors: ConfigError for a world, a split or a number of steps that there isn't."""
+    """Problems made on the fly. Errors: ConfigError for a world, a split, a number of steps or a seed that there isn't."""
 
     split: str = "train"
     families: tuple[str, ...] = text.FAMILIES
@@ -24,6 +25,8 @@ class TextWorldsSource:
 
     def __post_init__(self) -> None:
         fewest, most = self.difficulties
+        if self.seed < 0:
+            raise ConfigError(f"text_worlds: a seed is a whole number from 0, not {self.seed}.")
         if not self.families or fewest > most:
             raise ConfigError("text_worlds: name a world, and of two numbers of steps the fewer first.")
         try:
@@ -31,6 +34,11 @@ class TextWorldsSource:
                 text.make(family, steps, 0, self.split)
         except ValueError as error:
             raise ConfigError(f"text_worlds: {error}") from None
+
+    @property
+    def looks(self) -> dict[str, Any]:
+        """There is nothing to look at."""
+        return {}
 
     def record(self, index: int) -> text.TextRecord:
         ramp = self.ramp if self.split == "train" else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,6 +15,12 @@ from engine.worlds.record import LONGEST
 
 FRAMES_PER_SECOND = 4.0
 HEIGHT, WIDTH = 56, 84
+LOOKS = {
+    "fps": FRAMES_PER_SECOND,
+    "min_frames": 4,
+    "max_frames": 64,
+    "pixels": HEIGHT * WIDTH,
+}  # how clips are looked at
 
 Corruption = Literal["none", "blind", "last", "single", "shuffled"]
 
@@ -48,6 +54,11 @@ class WorldsSource:
             raise ConfigError(f"worlds: there is no split {self.split!r}; choose one of {', '.join(worlds.SPLITS)}.")
         if self.seed < 0:
             raise ConfigError(f"worlds: a seed is a whole number from 0, not {self.seed}.")
+
+    @property
+    def looks(self) -> dict[str, Any]:
+        """How clips are looked at, for the folder of a model that was trained so."""
+        return {"sampling": dict(LOOKS)}
 
     def rng(self, index: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, index])

@@ -19,6 +19,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import numpy as np
+
 from engine import ask, generate
 from engine.config import ConfigError
 from engine.data.samples import Sample
@@ -27,6 +29,7 @@ from engine.exams import scores
 from engine.exams.protocols import PROTOCOLS, Graded, Protocol, Question, questions, summary
 from engine.exams.scores import Judge
 from engine.footage import Footage
+from engine.layout import Frames
 from engine.video import Sampling
 
 IMAGE_PIXELS = 1024 * 28 * 28
@@ -41,7 +44,7 @@ class Examination:
     mode: silent = after the slots; spoken = the same, and the thoughts are said too; explicit = behind a written chain.
     pauses: slots of a silent answer. hints: a sentence behind each question says in which form to answer; without, it is
     asked as it stands, as LLaVA-CoT's and Heima's training data has it. limit: so many questions, from the first. longest:
-    most tokens of what is written.
+    most tokens of what is written. judge: the name of the user's own, where there is one.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Examination:
     hints: bool = True
     limit: int | None = None
     longest: int = 1024
+    judge: str = ""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -75,8 +79,10 @@ def protocol_of(name: str, judge: Judge | None) -> Protocol:
 
 
 def sampling(model: ask.Model, name: str, given: Mapping[str, Any]) -> Sampling:
-    """How clips are looked at: as the model was trained, but for what is given. Others' models see images larger."""
-    usual = model.sampling
+    """How clips are looked at: as the model was trained, but for what is given. Others' models see images larger.
+
+    All benchmarks but Video-R1's are of images; its own are read at the size of its frames."""
+    usual = model.sampling_of(still=name != "video-r1")
     if name != "video-r1" and not model.taught:
         usual = replace(usual, pixels=IMAGE_PIXELS)
     return replace(usual, **given)
@@ -118,7 +124,12 @@ def examine(
     asked = questions(exam.name, exam.file, exam.media)[: exam.limit]
     if exam.name == "video-r1" and any(each.kind == "free-form" for each in asked):
         scores.rouge("", "")  # says what to install now rather than hours later
-    settings = described(exam, model.taught)
+    if batch < 1:
+        raise ConfigError(f"batch {batch}: answer at least one question at a time.")
+    blank = Frames(np.zeros((1, 224, 224, 3), np.uint8), 1.0, still=True)
+    for visual in {each.still: replace(blank, still=each.still) for each in asked if each.media is not None}.values():
+        model.backbone.see(visual)  # one that has no eyes, or none for videos, says so before the first question
+    settings = described(exam, model)
     out.mkdir(parents=True, exist_ok=True)
     place, (part, parts) = path(out, *shard), shard
     if place.exists() and not resume:
@@ -142,10 +153,16 @@ def path(out: Path, part: int, parts: int) -> Path:
     return out / f"answers-{part}-of-{parts}.jsonl"
 
 
-def described(exam: Examination, taught: bool) -> dict[str, Any]:
-    """What decides the answers, as JSON. The benchmark's file is known by its content, wherever it and its clips lie."""
+def described(exam: Examination, model: ask.Model) -> dict[str, Any]:
+    """What decides the answers, as JSON. The benchmark's file, and the model's, are known by their content, wherever they and
+    the clips lie."""
     content = hashlib.sha256(Path(exam.file).read_bytes()).hexdigest()[:16]
-    told = asdict(exam) | {"file": Path(exam.file).name, "content": content, "taught": taught}
+    told = asdict(exam) | {
+        "file": Path(exam.file).name,
+        "content": content,
+        "taught": model.taught,
+        "weights": model.weights,
+    }
     return json.loads(json.dumps({name: value for name, value in told.items() if name != "media"}))
 
 
@@ -246,7 +263,7 @@ def answered(model: ask.Model, exam: Examination, part: Ready, judge: Judge | No
             yield line | {"problem": given, "score": 0.0}
             continue
         reply = told[question.id]
-        said = generate.answer_of(reply.text)
+        said = generate.answer_of(reply.text, model.dialect)
         yield line | {
             "problem": None, "answer": said, "score": PROTOCOLS[exam.name].score(said, question, judge),
             **asdict(reply),

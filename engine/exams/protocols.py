@@ -23,7 +23,7 @@ from typing import Any
 from engine.config import ConfigError
 from engine.data.files import BadRow, said, text
 from engine.data.files import field as column
-from engine.data.samples import TYPE_HINTS, letter
+from engine.data.samples import letter
 from engine.evaluation import mean, wilson
 from engine.exams import scores
 from engine.exams.scores import Judge
@@ -199,9 +199,18 @@ def _groups(row: Row, *columns: str) -> dict[str, tuple[str, ...]]:
 # Video-R1: MVBench, TempCompass, VideoMME, VideoMMMU, VSI-Bench and MMVU in its form
 
 
+VIDEO_R1 = {  # how each of its types of problem is scored
+    "multiple choice": scores.exact,
+    "numerical": scores.numerical,
+    "regression": scores.mean_relative_accuracy,
+    "OCR": scores.transcription,
+    "free-form": scores.rouge,
+}
+
+
 def _video_r1(row: Row, given: Table) -> Question:
     kind, data = text(row, "problem_type"), text(row, "data_type")
-    if kind not in TYPE_HINTS:
+    if kind not in VIDEO_R1:
         raise BadRow(f"unknown problem_type {kind!r}")
     if data not in ("image", "video"):
         raise BadRow(f"data_type must be image or video, not {data!r:.40}")
@@ -220,14 +229,7 @@ def _video_r1(row: Row, given: Table) -> Question:
 
 
 def _video_r1_score(told: str, question: Question, judge: Judge | None) -> float:
-    rules = {
-        "multiple choice": scores.exact,
-        "numerical": scores.numerical,
-        "regression": scores.mean_relative_accuracy,
-        "OCR": scores.transcription,
-        "free-form": scores.rouge,
-    }
-    return rules[question.kind](told, question.true)
+    return VIDEO_R1[question.kind](told, question.true)
 
 
 def _video_r1_summed(graded: Sequence[Graded]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from transformers import GenerationConfig
 from engine import adapters, ask
 from engine.backbones.base import Backbone
 from engine.backbones.load import load
-from engine.exchange.prompt import SERVED, prompt
+from engine.exchange.prompt import SERVED, How, prompt
+from engine.folders import as_a_whole
 from engine.methods import from_description
 from engine.methods.method import COMPANIONS, META, Method
 from engine.methods.pause import PauseDistillation
@@ -30,7 +31,6 @@ PROCESSOR = (
     "chat_template.jinja",
 )  # fmt: skip
 UNKEPT = ("README.md", "scores.json", adapters.CONFIG, adapters.WEIGHTS)
-SAMPLING = ("fps", "frames", "pixels")  # of a source of clips or images
 
 
 @dataclass(frozen=True)
@@ -78,23 +78,11 @@ def trained(source: str | Path, base: str = "") -> Trained:
     base = base or settings.get("training", {}).get("init", "") or held.get("base_model_name_or_path") or ""
     if held and not base:
         raise ValueError(f"{folder} doesn't say which model its adapter is for: name it with --base.")
-    return Trained(folder, base, settings, with_sampling(meta, settings), scores)
+    return Trained(folder, base, settings, meta, scores)
 
 
 def _json(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-
-def with_sampling(meta: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Which frames, and how large, the model was trained on, where the run's data says so and the folder doesn't yet."""
-    found = [value for name, value in settings.items() if name.endswith("Source") and isinstance(value, dict)]
-    if "sampling" in meta or not found or "pixels" not in found[0]:
-        return dict(meta)
-    sampling: dict[str, Any] = {"pixels": found[0]["pixels"]}
-    if "fps" in found[0] and "frames" in found[0]:
-        fewest, most = found[0]["frames"]
-        sampling |= {"fps": found[0]["fps"], "min_frames": fewest, "max_frames": most}
-    return dict(meta) | {"sampling": sampling}
 
 
 def export(
@@ -110,19 +98,20 @@ def export(
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
         raise ValueError(f"{target} is there already: choose another folder.")
     summaries = [_summary(Path(file)) for file in scores]
-    whole = not found.adapter or form == "merged"
+    merged = not found.adapter or form == "merged"
     text = ""
-    if whole:
-        backbone = plain(found)
-        text = silent_text(backbone, found)
-        backbone.save(target)
-    else:
-        target.mkdir(parents=True, exist_ok=True)
-        for name in (adapters.CONFIG, adapters.WEIGHTS):
-            shutil.copy2(found.folder / name, target / name)
-    beside(found, target, whole)
-    (target / META).write_text(json.dumps(found.meta, indent=1) + "\n", encoding="utf-8")
-    (target / "README.md").write_text(card(found, whole, text, summaries), encoding="utf-8")
+    with as_a_whole(target) as made:
+        if merged:
+            backbone = plain(found)
+            text = silent_text(backbone, found)
+            backbone.save(made)
+        else:
+            made.mkdir(parents=True)
+            for name in (adapters.CONFIG, adapters.WEIGHTS):
+                shutil.copy2(found.folder / name, made / name)
+        beside(found, made, merged)
+        (made / META).write_text(json.dumps(found.meta, indent=1) + "\n", encoding="utf-8")
+        (made / "README.md").write_text(card(found, merged, text, summaries), encoding="utf-8")
     return target
 
 
@@ -163,11 +152,15 @@ def beside(found: Trained, target: Path, whole: bool) -> None:
 
 
 def silent_text(backbone: Backbone, found: Trained) -> str:
-    """An example of the exact prompt; "" for a model that only the engine can answer silently with."""
+    """An example of the exact prompt, before the silent answer or, where it knows nothing else, the written chain; "" for a
+    model that only the engine can answer silently with."""
     pauses = tuple(found.meta["pauses"]) if found.meta.get("pauses") else None
-    model = ask.Model(backbone, "", pauses, ask.PUBLISHED_SAMPLING, None, found.method)
+    method = found.method
+    dialect = found.meta.get("dialect", "chat")
+    model = ask.Model(backbone, "", pauses, ask.PUBLISHED_SAMPLING, None, method, dialect=dialect)
+    how: How = "silent" if method.silent else "explicit"
     try:
-        return prompt(model, None, "Where is the ball at the end?", ["left", "middle", "right"]).text
+        return prompt(model, None, "Where is the ball at the end?", ["left", "middle", "right"], how=how).text
     except ValueError:
         return ""
 
@@ -271,7 +264,7 @@ def _use(found: Trained, whole: bool, text: str) -> list[str]:
     return [
         *own,
         "",
-        "With transformers' own `generate`, or vLLM: a plain checkpoint, whose silent answer is what greedy decoding writes "
+        "With transformers' own `generate`, or vLLM: a plain checkpoint, whose answer is what greedy decoding writes "
         "behind this prompt (here without a clip; `python -m engine prompt CLIP QUESTION --model FOLDER` gives the one "
         f"about a clip). {SERVED}",
         "",

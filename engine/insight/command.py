@@ -20,6 +20,7 @@ from engine.evaluation import neighbours
 from engine.insight.lens import TunedLens
 from engine.insight.observe import observe
 from engine.insight.report import write
+from engine.insight.similarity import vocabulary
 from engine.insight.study import beside_controls, study
 from engine.insight.subject import Clips, Subject, untrained, words_of
 from engine.methods.controls import Silent
@@ -77,6 +78,8 @@ def report(
 
     Errors: ValueError for a choice that can't be studied; OSError for a folder that can't be written.
     """
+    if batch < 1:
+        raise ValueError(f"--batch {batch}: take at least one clip at a time.")
     records = Benchmark(split, limit=limit).records()
     out.mkdir(parents=True, exist_ok=True)
     source = WorldsSource(difficulties=RANGES[split])
@@ -89,7 +92,7 @@ def report(
         seen = observe(subject, clips, batch, lambda line, name=name: say(f"{name}: {line}"))  # type: ignore[misc]
         states = [subject.think(lessons[i : i + batch]).states for i in range(0, limit, batch)]
         learned = torch.cat(states, dim=1).transpose(0, 1).float().cpu().numpy()
-        table = subject.backbone.model.get_input_embeddings().weight.detach().float().cpu().numpy()
+        table = vocabulary(subject.backbone.model.get_input_embeddings().weight)
         models[name] = {"slots": subject.slots, **study(seen, clips, learned, lessons, table)}
     slots = {name: figures["slots"] for name, figures in models.items()}
     settings = {"split": split, "clips": len(records), "slots": slots, "device": used}

@@ -17,9 +17,9 @@ from engine.insight.subject import Clips
 Seen = dict[str, Any]  # what `observe` gives
 
 
-def collapse(states: np.ndarray, embeddings: np.ndarray) -> dict[str, list[Estimate]]:
+def collapse(states: np.ndarray, words: similarity.Vocabulary) -> dict[str, list[Estimate]]:
     """states: [clips, layers + 1, slots, dim] -> the measures of `similarity.collapse`, a layer each."""
-    measures = similarity.collapse(torch.from_numpy(states).transpose(0, 1), torch.from_numpy(embeddings))
+    measures = similarity.collapse(torch.from_numpy(states).transpose(0, 1), words)
     return {name: [average(layer) for layer in values.numpy()] for name, values in measures.items()}
 
 

@@ -20,7 +20,7 @@ from engine.insight import attention, lens, similarity, spoken
 from engine.insight import replace as matter
 from engine.insight.attention import Looked
 from engine.insight.subject import Subject
-from engine.layout import Frames
+from engine.layout import Frames, Special
 
 UNTOUCHED = "as they are"
 MOST_PICTURES = 12  # slices whose pictures are kept
@@ -32,7 +32,9 @@ class Inside:
 
     alone: tuple[str, ...]  # what each slot says when nothing else is seen
     taught: tuple[str, ...]  # what the step decoder that taught the slots (SIM-CoT) says of each
-    looked: Looked | None  # rows: the slots, then the markers behind them; the last predicts the answer
+    looked: (
+        Looked | None
+    )  # means over layers and heads; rows: the slots, then the markers behind, the last of which predicts
     pictures: np.ndarray  # uint8 [pictures, height, width, 3]: the middle frame of slices `pictured`
     pictured: tuple[int, ...]
     changes: Mapping[str, tuple[float, ...]]  # each option's probability under each change; the first changes nothing
@@ -53,14 +55,15 @@ def look(
         return None
     backbone, method = subject.backbone, subject.method
     lines = len(said.splitlines()) or thoughts.count
+    told = spoken.taught(backbone, method, subject.companions, thoughts, lines)[0] if said else []
     looked, pictures, pictured = _looked(subject, sample, thoughts)
     shares, own, fewer = _changed(subject, sample, thoughts, donors)
     said_by_layers = lens.words(backbone, lens.logits(backbone, thoughts.states[:, 0], subject.tuned))
-    table = backbone.model.get_input_embeddings().weight
-    held = similarity.collapse(thoughts.states[:, 0].float().cpu(), table.detach().float().cpu())
+    words = similarity.vocabulary(backbone.model.get_input_embeddings().weight)
+    held = similarity.collapse(thoughts.states[:, 0].float(), words)
     return Inside(
         tuple(spoken.alone(backbone, thoughts)[0]) if subject.method.speaks else (),
-        tuple(spoken.taught(backbone, method, subject.companions, thoughts, lines)[0]),
+        tuple(told),
         looked, pictures, pictured, shares, own, fewer, said_by_layers, subject.tuned is not None,
         spoken.step_states(backbone, chain).float().cpu() if chain else None, held,
     )  # fmt: skip
@@ -81,7 +84,9 @@ def _changed(
     for name, donor in donors.items():
         other = subject.think([donor])
         contents[name] = matter.held(backbone, other)
-        theirs[name] = tuple(generate.option_probabilities(backbone, other, letters, method.marks)[0].tolist())
+        theirs[name] = tuple(
+            generate.option_probabilities(backbone, other, letters, [*map(Special, method.lead)])[0].tolist()
+        )
     changes = matter.changes(matter.held(backbone, thoughts), contents)
     every = [*changes, *matter.first_ones(thoughts.count)]
     shares = matter.probabilities(backbone, thoughts, every, letters, matter.marks(method))[:, 0].tolist()
@@ -97,13 +102,15 @@ def _looked(
     if not isinstance(clip, Frames):
         return None, np.empty(0), ()
     try:
-        looked = attention.looked(subject.backbone, thoughts, [sample], (*subject.method.marks, "<answer>"))[0]
+        looked = attention.looked(subject.backbone, thoughts, [sample], subject.method.lead)[0]
     except ValueError:  # a picture whose tiles are no grid
         return None, np.empty(0), ()
     slices = looked.patches.shape[-3]
     shown = np.linspace(0, slices - 1, min(slices, MOST_PICTURES)).round().astype(int)
     middle = ((shown + 0.5) * len(clip.pixels) / slices).astype(int)
-    kept = replace(looked, patches=looked.patches.float().cpu(), slots=looked.slots.float().cpu())
+    # Layers and heads are many, and their mean is all that is shown.
+    patches, slots = (each.float().mean((0, 1), keepdim=True).cpu() for each in (looked.patches, looked.slots))
+    kept = replace(looked, patches=patches, slots=slots)
     return kept, clip.pixels[middle.clip(max=len(clip.pixels) - 1)], tuple(shown.tolist())
 
 

@@ -51,7 +51,8 @@ class TunedLens(nn.Module):
 def logits(backbone: Backbone, states: Tensor, lens: TunedLens | None = None) -> Tensor:
     """What each layer says: states [layers + 1, ..., dim] -> [layers + 1, ..., vocabulary]; the last is the model's own."""
     inner = states[:-1] if lens is None else lens(states[:-1].float()).to(states.dtype)
-    return backbone.logits(torch.cat([backbone.final_norm(inner), states[-1:]]))
+    said = torch.cat([backbone.final_norm(inner), states[-1:]])
+    return backbone.logits(said.to(backbone.model.dtype))
 
 
 def divergence(said: Tensor) -> Tensor:

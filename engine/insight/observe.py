@@ -14,6 +14,7 @@ from engine.data.samples import Sample, letter
 from engine.insight import attention, lens, similarity, spoken
 from engine.insight import replace as matter
 from engine.insight.subject import Clips, Subject
+from engine.layout import Special
 
 LONGEST = 160  # tokens of a chain, written or spoken
 
@@ -48,17 +49,17 @@ def _observed(subject: Subject, clips: Clips) -> dict[str, Any]:
         found["written_tokens"] = np.array(chain.tokens)
         found["written_right"] = np.array([generate.answer_of(text) == sample.answer for text, sample in said])
         found["towards"] = [
-            similarity.between(thoughts.states[:, i], spoken.step_states(backbone, chain, i)).cpu().numpy()
+            similarity.between(thoughts.states[:, i].cpu(), spoken.step_states(backbone, chain, i).cpu()).numpy()
             for i in range(len(samples))
         ]
     found |= _changed(subject, clips, thoughts) | _lenses(subject, clips, thoughts)
     if all(sample.visual is not None for sample in samples):
-        every = attention.looked(backbone, thoughts, samples, (*subject.method.marks, "<answer>"))
-        frames = [look.frames.mean((0, 1)) for look in every]  # over layers and heads
+        every = attention.looked(backbone, thoughts, samples, subject.method.lead)
+        frames = [look.frames.float().mean((0, 1)) for look in every]  # over layers and heads
         spread = [attention.over_moments(f, e.seconds, m) for f, e, m in zip(frames, every, clips.moments, strict=True)]
         found["looked"] = [one.cpu().numpy() for one in spread]
         found["on_clip"] = torch.stack([frame.sum(-1) for frame in frames]).cpu().numpy()
-        found["on_slots"] = torch.stack([look.slots.mean((0, 1)).sum(-1) for look in every]).cpu().numpy()
+        found["on_slots"] = torch.stack([look.slots.float().mean((0, 1)).sum(-1) for look in every]).cpu().numpy()
     if subject.method.speaks:
         found["said"] = [generate.thoughts_of(t) for t in generate.speak(backbone, thoughts, LONGEST).text]
         found["alone"] = spoken.alone(backbone, thoughts, LONGEST)
@@ -86,7 +87,7 @@ def _changed(subject: Subject, clips: Clips, thoughts: generate.Thoughts) -> dic
         theirs = [donor or sample for donor, sample in zip(given, clips.samples, strict=True)]
         other = subject.think(theirs)
         contents[name] = matter.held(backbone, other)
-        shares = generate.option_probabilities(backbone, other, letters, subject.method.marks)
+        shares = generate.option_probabilities(backbone, other, letters, [*map(Special, subject.method.lead)])
         found[f"said by {name}"] = among_options(shares[None], theirs)[0].argmax(-1).cpu().numpy()
     changes = matter.changes(matter.held(backbone, thoughts), contents)
     every = [*changes, *matter.first_ones(subject.slots)]

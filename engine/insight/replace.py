@@ -144,25 +144,19 @@ def meant(names: Iterable[str]) -> dict[str, str]:
 
 
 def marks(method: Method) -> tuple[str, ...]:
-    """What stands between replaced slots and the answer: the markers behind the slots, then the method's own."""
+    """What stands between replaced slots and an option's letter: the markers behind the slots, then the method's own."""
     behind: list[str] = []
     for segment in method.thinking(1):
         names = [piece.name for piece in segment.pieces if isinstance(piece, Special)]
         behind = [] if segment.role in ("slots", "latents") else behind + names
-    return (*behind, *method.marks)
+    return (*behind, *method.lead)
 
 
 def probabilities(
     backbone: Backbone, thoughts: Thoughts, changed: Sequence[Change], letters: Sequence[str], marked: Sequence[str]
 ) -> Tensor:
     """Every option's probability under every change, in one pass behind the cached prefix: [changes, batch, letters]."""
-    shares = generate.option_probabilities(backbone, replaced(backbone, thoughts, changed), letters, marked)
+    shares = generate.option_probabilities(
+        backbone, replaced(backbone, thoughts, changed), letters, [*map(Special, marked)]
+    )
     return shares.unflatten(0, (thoughts.batch, len(changed))).transpose(0, 1)
-
-
-def distance(shares: Tensor) -> Tensor:
-    """Total variation between each change's probabilities and the first's, 0 to 1.
-
-    shares: [changes, samples, options] -> [changes, samples].
-    """
-    return (shares - shares[:1]).abs().sum(-1) / 2

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+
+PART = 8192  # rows of a table at a time
 
 
 def between_slots(states: Tensor) -> Tensor:
@@ -32,16 +36,34 @@ def with_state(states: Tensor, state: Tensor) -> Tensor:
     return between(states, state[:, None])[..., 0]
 
 
-def collapse(states: Tensor, embeddings: Tensor) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Vocabulary:
+    """What slots are measured against."""
+
+    norm: float  # mean length of an embedding
+    centre: Tensor  # [dim], float64 on the CPU
+
+
+@torch.no_grad()
+def vocabulary(table: Tensor) -> Vocabulary:
+    """Of embeddings [tokens, dim], a part at a time: in float64, a large model's would take several times its own room."""
+    norm, total = 0.0, torch.zeros(table.shape[1], dtype=torch.float64)
+    for part in table.split(PART):
+        norm += float(part.float().norm(dim=-1).sum())
+        total += part.float().sum(0).cpu().double()
+    return Vocabulary(norm / len(table), total / len(table))
+
+
+def collapse(states: Tensor, among: Vocabulary) -> dict[str, Tensor]:
     """What tells diverse slots from collapsed ones, layer by layer; the last two as in SIM-CoT (arXiv 2509.20317).
 
-    states: [layers + 1, ..., slots, dim], embeddings: the vocabulary's [tokens, dim] -> a [layers + 1, ...] each:
+    states: [layers + 1, ..., slots, dim] -> a [layers + 1, ...] each, on the CPU:
 
     cosine: mean over pairs of slots. effective_rank: e to the entropy of the singular values (Roy and Vetterli 2007), 1 for
     slots on one line, their number for orthogonal ones of one length. norm: mean length, in lengths of a mean embedding.
     distance: mean Euclidean distance between two slots. centre: mean distance to the middle of the vocabulary.
     """
-    states, embeddings = states.double(), embeddings.double()
+    states = states.cpu().double()
     count = states.shape[-2]
     pairs = torch.triu_indices(count, count, offset=1, device=states.device)
     values = torch.linalg.svdvals(states)
@@ -49,9 +71,9 @@ def collapse(states: Tensor, embeddings: Tensor) -> dict[str, Tensor]:
     return {
         "cosine": between_slots(states)[..., pairs[0], pairs[1]].mean(-1),
         "effective_rank": torch.special.entr(shares).sum(-1).exp(),
-        "norm": states.norm(dim=-1).mean(-1) / embeddings.norm(dim=-1).mean(),
+        "norm": states.norm(dim=-1).mean(-1) / among.norm,
         "distance": torch.cdist(states, states)[..., pairs[0], pairs[1]].mean(-1),
-        "centre": (states - embeddings.mean(0)).norm(dim=-1).mean(-1),
+        "centre": (states - among.centre).norm(dim=-1).mean(-1),
     }
 
 

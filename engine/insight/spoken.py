@@ -51,7 +51,10 @@ def taught(
             [read_at(backbone, thoughts.states[:, :, i], layer) for i, layer in enumerate(layers)], dim=1
         )
     size = method.c_thought if isinstance(method, Coconut) else 1
+    states = states[:, : states.shape[1] // size * size]  # a thought that isn't whole says nothing
     groups = states.unflatten(1, (-1, size)).flatten(0, 1)  # [thoughts, states a thought, dim]
+    if not len(groups):
+        return [[] for _ in range(thoughts.batch)]
     decoder = double(companions[DECODER])
     decoder.set_input_embeddings(backbone.model.get_input_embeddings())  # words are embedded by the model's own table
     packed = pack([Layout({"read": (slots("<pause>", size),)})] * len(groups), backbone.encode, backbone.pad)
@@ -68,6 +71,13 @@ def decoder_of(method: Method, companions: nn.ModuleDict) -> StepSupervision | N
     if not isinstance(method, PauseDistillation | Coconut | Codi) or DECODER not in companions:
         return None
     return method.steps
+
+
+def tells(method: Method, companions: nn.ModuleDict) -> bool:
+    """Whether a step decoder can say what the slots hold without being told the number of steps: not where that decides in
+    which layer a step stands."""
+    decoded = decoder_of(method, companions)
+    return decoded is not None and decoded.stairs is None
 
 
 def read_at(backbone: Backbone, states: Tensor, layer: int | None) -> Tensor:

@@ -12,6 +12,7 @@ from engine.insight import holds, howmany
 from engine.insight.estimates import Estimate, average, share
 from engine.insight.holds import Seen
 from engine.insight.howmany import Choice
+from engine.insight.similarity import Vocabulary
 from engine.insight.subject import Clips
 
 Models = Mapping[str, Mapping[str, Any]]  # a model's figures, as `study` gives them
@@ -20,18 +21,18 @@ MOSTLY = 0.9  # of answers that stay the same: the slots hardly matter
 
 
 def study(
-    seen: Seen, clips: Clips, learned: np.ndarray, lessons: Sequence[Sample], embeddings: np.ndarray
+    seen: Seen, clips: Clips, learned: np.ndarray, lessons: Sequence[Sample], words: Vocabulary
 ) -> dict[str, Any]:  # fmt: skip
     """Every figure of one model.
 
-    learned: states [clips, layers + 1, slots, dim] of `lessons`, other clips, from which probes learn. embeddings: the
-    vocabulary's [tokens, dim].
+    learned: states [clips, layers + 1, slots, dim] of `lessons`, other clips, from which probes learn. words: the
+    model's vocabulary.
     """
     figures: dict[str, Any] = {
         "clips": len(clips.samples),
         "replacement": replacement(seen, clips),
         "how_many": how_many(seen, clips),
-        "collapse": holds.collapse(seen["states"], embeddings),
+        "collapse": holds.collapse(seen["states"], words),
         "probe": holds.probes(seen["states"], clips, learned, lessons),
         "lens": holds.lenses(seen, clips),
     }

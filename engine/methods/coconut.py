@@ -50,6 +50,11 @@ class Coconut(Method):
     compat: bool = False  # the published trainer's fault: a new optimizer every epoch, not every stage
 
     @property
+    def lead(self) -> tuple[str, ...]:
+        """Behind the latents stands what is left of the chain, nothing in the end, between its tags."""
+        return "<think>", "</think>", "<answer>"
+
+    @property
     def silent(self) -> bool:
         return self.mode != "cot"
 
@@ -60,7 +65,14 @@ class Coconut(Method):
 
     @property
     def slot_range(self) -> tuple[int, int]:
-        return (self.c_thought * self.max_latent_stage if self.mode == "coconut" else 0,) * 2
+        if self.mode != "coconut":
+            return 0, 0
+        most = self.c_thought * self.max_latent_stage
+        return (most if self.pad_latent_to_max else self.c_thought), most
+
+    @property
+    def trained_slots(self) -> int:
+        return self.slot_range[1]
 
     @property
     def slots_a_step(self) -> int:
@@ -96,7 +108,8 @@ class Coconut(Method):
                 [(slot, c * self.c_thought + i - 1) for i in range(self.c_thought)]
                 for c in range(part.latents // self.c_thought)
             ]
-            after = "\n".join((*sample.steps[part.skipped :], f"### {sample.answer}"))  # what follows the latents
+            answer = f"### {sample.answer}" if sample.dialect == "plain" else sample.answer
+            after = "\n".join((*sample.steps[part.skipped :], answer))  # what follows the latents
             readings = self.steps.readings(groups, sample.steps[: part.skipped], after)
         return Layout({"answer": (context(sample), *think, *rest)}, readings=readings)
 

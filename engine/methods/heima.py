@@ -50,6 +50,7 @@ class Heima(Method):
     """
 
     longest: ClassVar[int] = 512  # before the last stage, sections are still written out
+    opened: ClassVar[str] = f"<{CONCLUSION}>"
 
     compressed: int = 3
     per_section: int = 1  # thinking tokens a section
@@ -64,6 +65,19 @@ class Heima(Method):
     def tokens(self) -> tuple[str, ...]:  # type: ignore[override]
         names = (*self.sections, CONCLUSION) if self.tags == "tokens" else ()
         return (*SPECIAL_TOKENS, *self.thinking_tokens, *(tag for name in names for tag in (f"<{name}>", f"</{name}>")))
+
+    @property
+    def space(self) -> str:
+        return "" if self.tags == "tokens" else " "
+
+    @property
+    def silent(self) -> bool:
+        """As soon as its first section is a thought; until then it is a written chain alone."""
+        return self.compressed > 0
+
+    @property
+    def writes(self) -> bool:
+        return not self.silent
 
     def tag(self, name: str) -> Piece:
         return Special(f"<{name}>") if self.tags == "tokens" else f"<{name}>"
@@ -83,7 +97,7 @@ class Heima(Method):
                 f"Heima needs chains in the sections {', '.join(self.sections)}; this sample has "
                 f"{', '.join(sample.sections) or 'unnamed steps'}."
             )
-        space, line = ("", "") if self.tags == "tokens" else (" ", "\n\n")
+        space, line = self.space, "" if self.tags == "tokens" else "\n\n"
         parts: list[Segment] = []
         run: list[Piece] = []
         for index, (name, step) in enumerate(zip(sample.sections, sample.steps, strict=True)):

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from engine import latents, masks, objectives
-from engine.backbones.base import SPECIAL_TOKENS, Backbone
+from engine.backbones.base import SPECIAL_TOKENS, Backbone, Sight
 from engine.config import ConfigError
 from engine.data.samples import Sample
 from engine.latents import Feedback
 from engine.layout import Layout, Packed, Readings, Rows, Segment
 
 COMPANIONS = "companions.safetensors"  # beside a model: what its method trains with it
-META = "sotto.json"  # beside a model or an adapter: its method; of a shipped model also its name, pauses, sampling
+META = "sotto.json"  # beside a model or an adapter: its method, its pauses, in what form and how large its data was; a name
 
 # Supervised tokens by branch, (name, -1), or by kind and group of readings.
 Tokens = Mapping[tuple[str, int], float]
@@ -109,6 +109,7 @@ class Method:
     marks: ClassVar[tuple[str, ...]] = ()  # what is given between the thought and the answer
     frozen: ClassVar[bool] = False  # the model itself isn't trained, only its companions
     longest: ClassVar[int] = 32  # most tokens of what is written behind the thinking
+    opened: ClassVar[str] = "<answer>"  # what stands before an answer, in chat
 
     def layout(self, sample: Sample, rng: np.random.Generator, epoch: int = 0) -> Layout:
         raise NotImplementedError
@@ -128,6 +129,16 @@ class Method:
     def thinking(self, count: int) -> tuple[Segment, ...]:
         """What stands behind the context before a silent answer, with `count` slots; nothing for a method without any."""
         return ()
+
+    @property
+    def lead(self) -> tuple[str, ...]:
+        """The tokens between its thinking and an option's letter, once no step is left to be written."""
+        return (*self.marks, "<answer>")
+
+    @property
+    def space(self) -> str:
+        """What an answer begins with, behind its tag."""
+        return ""
 
     @property
     def silent(self) -> bool:
@@ -181,10 +192,12 @@ def run(
     return Outcome(packed, hidden, backbone, companions or nn.ModuleDict(), step)
 
 
-def holes_filled(out: Outcome, readings: Readings, table: Backbone, fed: Feedback = latents.unchanged) -> Tensor:
+def holes_filled(
+    out: Outcome, readings: Readings, table: Backbone, fed: Feedback = latents.unchanged, sight: Sight | None = None
+) -> Tensor:
     """The readings' tokens embedded by `table`, with the first model's states, through `fed`, in their holes."""
     inner = readings.packed
-    embeds = table.embed(inner)
+    embeds = table.embed(inner, sight)
     sample, row, layer = readings.source_sample, readings.source_row, readings.layer
     states = out.hidden[-1][sample, row]
     below = (layer >= 0) & (layer < out.backbone.layers)
@@ -207,9 +220,10 @@ def read(
     """
     readings = out.packed.readings[kind]
     inner = readings.packed
-    embeds = holes_filled(out, readings, table or reader, fed)
+    sight = (table or reader).look(inner)
+    embeds = holes_filled(out, readings, table or reader, fed, sight)
     mask = masks.additive(masks.visible(inner), embeds.dtype)
-    last = reader.forward(embeds, inner.positions + first_position, mask).last
+    last = reader.forward(embeds, inner.positions + first_position, mask, sight=sight).last
     rows = inner.branches["read"]
     return token_loss(reader, last[rows.sample, rows.row], rows.target), rows.sample, readings.group
 

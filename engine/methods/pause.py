@@ -19,6 +19,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from engine.backbones.base import Backbone
+from engine.config import ConfigError
 from engine.data.samples import Sample, chain, context, ending, solution
 from engine.layout import Layout, Reading, Segment, marker, slots
 from engine.methods.method import Method, Outcome, weighted
@@ -56,6 +57,10 @@ class PauseDistillation(Method):
     @property
     def silent(self) -> bool:
         return "answer" in BRANCHES[self.mode]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.pauses[0] <= self.pauses[1]:
+            raise ConfigError(f"pauses {list(self.pauses)}: write the fewest and the most, from 0.")
 
     @property
     def writes(self) -> bool:

@@ -6,7 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+from filelock import FileLock
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PLACES = (
@@ -25,7 +28,8 @@ class NoBrowser(RuntimeError):
 
 def find_browser() -> str:
     """Path of a Chromium: $CHROMIUM, one on the PATH, or playwright's own; else installs one. Errors: NoBrowser."""
-    return present() or installed()
+    with FileLock(Path(tempfile.gettempdir()) / "sotto-chromium.lock"):  # tests may run in several processes
+        return present() or installed()
 
 
 def present() -> str | None:

@@ -295,7 +295,9 @@ def _batch(
         for sequence, ours in BRANCHES.items():
             branch = out.branch(ours)
             rows = branch.rows
-            each = objectives.cross_entropy(branch.logits(), rows.target, rows.sample, branch.batch)
+            each = objectives.sample_mean(
+                objectives.token_loss(branch.logits(), rows.target), rows.sample, branch.batch
+            )
             for golden, loss in zip(samples, each.tolist(), strict=True):
                 given = expected[golden.name].get(f"ce_{sequence}")
                 found += [] if given is None else [number(f"batch.{golden.name}.ce_{sequence}", given, loss)]

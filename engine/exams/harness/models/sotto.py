@@ -45,8 +45,7 @@ class Sotto(lmms):
         self.mode, self.longest, self.size = mode, int(longest), int(batch_size)
         self.pauses = self.sotto.usual_pauses if pauses is None else int(pauses)
         given: dict[str, Any] = {"fps": fps, "frames": frames, "pixels": pixels}
-        chosen = {name: value for name, value in given.items() if value is not None}
-        self.sampling = replace(self.sotto.sampling, **chosen)
+        self.chosen = {name: value for name, value in given.items() if value is not None}
 
     @property
     def batch_size(self) -> int:
@@ -72,7 +71,7 @@ class Sotto(lmms):
                 )  # fmt: skip
                 for request, reply in zip(part, replies, strict=True):
                     context, settings = request.args[:2]
-                    answers.append(until(generate.answer_of(reply.text), settings))
+                    answers.append(until(generate.answer_of(reply.text, self.sotto.dialect), settings))
                     self.cache_hook.add_partial("generate_until", (context, settings), answers[-1])
         return answers
 
@@ -93,7 +92,8 @@ class Sotto(lmms):
             given[0].convert("RGB").save(place)
         else:
             raise ValueError(f"{task} shows a {type(given[0]).__name__}; this engine takes an image or a clip's path.")
-        return replace(sample, visual=self.sotto.backbone.see(Footage(place, self.sampling, still)))
+        sampling = replace(self.sotto.sampling_of(still), **self.chosen)
+        return replace(sample, visual=self.sotto.backbone.see(Footage(place, sampling, still)))
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         raise NotImplementedError(
