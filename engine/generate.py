@@ -31,6 +31,7 @@ ANSWER_TAG = Special("<answer>")
 LONGEST_CHAIN = 320  # tokens of a written chain and its answer
 WORTH_A_GRAPH = 32  # tokens: a capture takes as long as writing a few, which a short answer doesn't earn back
 WARM_UP = 3  # steps before the capture, in which the cache takes its room and libraries choose their kernels
+TAG = re.compile(r"</?(?:think|answer)>")
 MARK = re.compile(r"###|The answer is:")  # of a plain answer: Coconut's, CODI's
 
 
@@ -339,4 +340,4 @@ def thoughts_of(text: str, dialect: Dialect = "chat") -> str:
     found = THOUGHTS.search(text)
     if found:
         return found[1]
-    return text.partition("<think>")[2].strip() or text.strip()
+    return TAG.split(text.partition("<think>")[2] or text)[0].strip()

@@ -174,6 +174,8 @@ def test_the_thoughts_stand_between_the_thinking_tags():
     assert generate.thoughts_of("<think>a\nb</think><answer>A</answer>") == "a\nb"
     assert generate.thoughts_of("<think>a\nb") == "a\nb"
     assert generate.thoughts_of("") == ""
+    assert generate.thoughts_of("a\nb</think><answer>A</answer>") == "a\nb"  # as a slot alone says it, out of its place
+    assert generate.thoughts_of("a</answer>") == "a"
 
 
 @pytest.mark.parametrize(

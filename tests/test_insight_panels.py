@@ -187,6 +187,10 @@ def test_two_models_stand_beside_each_other(reply: Reply) -> None:
     assert "correct" not in panels.compared({"one": reply, "two": silent})
 
 
+def test_total_variation() -> None:
+    assert [panels.distance((1.0, 0.0), other) for other in ((1.0, 0.0), (0.0, 1.0), (0.75, 0.25))] == [0, 1, 0.25]
+
+
 def test_a_model_that_only_knows_its_chain_has_one_answer(reply: Reply) -> None:
     asked = {**reply.settings, "silent": False, "speaks": False}
     only = replace(
