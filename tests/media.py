@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import random
 import struct
+import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -46,6 +48,19 @@ def encoder(*names: str) -> str | None:
     return None
 
 
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """SVT-AV1 makes root's thread, and so whatever that starts later, a real-time one, which nothing else gets past."""
+    if sys.platform != "linux":
+        yield
+        return
+    before = os.sched_getscheduler(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, before, os.sched_param(os.sched_get_priority_min(before)))
+
+
 def write(
     path: Path,
     codec: str = "libx264",
@@ -59,7 +74,7 @@ def write(
 ) -> Path:
     """A video of `count` numbered frames; `stamps` are their moments in ticks, where they are not evenly spaced."""
     os.environ.setdefault("SVT_LOG", "0")
-    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:  # the same bytes each time
+    with unhurried(), av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:  # the same bytes each time
         stream = container.add_stream(codec, rate=fps, options={**QUIET.get(codec, {}), **options})
         stream.width, stream.height = size
         stream.pix_fmt = pixels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 import time
@@ -545,3 +546,12 @@ def test_a_real_clip_is_read_alike_by_all(mp4: Path) -> None:
     pictures = [np.stack([p for _, p in reader(source, wanted)]).astype(int) for reader in READERS.values()]
     assert max(np.abs(other - pictures[0]).max() for other in pictures[1:]) <= 2
     assert np.abs(pictures[0][0] - pictures[0][2]).mean() > 1  # and the frames do differ
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the way it schedules")
+def test_writing_a_clip_leaves_the_process_as_it_was(tmp_path: Path) -> None:
+    """A real-time process would starve the browser and all else that tests start after it."""
+    before = os.sched_getscheduler(0)
+    for codec in filter(None, (AV1, "libx264")):
+        media.write(tmp_path / f"{codec}.mp4", codec, 2)
+        assert os.sched_getscheduler(0) == before
