@@ -31,7 +31,6 @@ from engine.config import ConfigError, build
 from engine.data.samples import TYPE_HINTS, Dialect, Sample, letter, with_options
 from engine.exams.scores import option_letter
 from engine.familiarity import Familiarity
-from engine.folders import fingerprint
 from engine.insight import inside, reconstruction, spoken
 from engine.insight.inside import Inside
 from engine.insight.lens import TunedLens
@@ -86,7 +85,7 @@ class Model:
     tuned: TunedLens | None = None
     dialect: Dialect = "chat"  # in which it was taught
     image_pixels: int | None = None  # most of one image in training; None: as of a clip's frame
-    weights: str = ""  # tells its files from others
+    folders: tuple[Path, ...] = ()  # that its files, and its adapter's, lie in
 
     @property
     def small(self) -> bool:
@@ -192,7 +191,7 @@ def load(path: str | Path | None = None, adapter: str | Path | None = None, devi
     companions.to(device, backbone.model.dtype)
     return Model(
         backbone, meta.get("name", str(path)), pauses, sampling, familiarity, method, companions, tuned,
-        meta.get("dialect", "chat"), meta.get("image_pixels"), fingerprint(*([place, adapter] if adapter else [place])),
+        meta.get("dialect", "chat"), meta.get("image_pixels"), (place, adapter) if adapter else (place,),
     )  # fmt: skip
 
 

@@ -16,6 +16,9 @@ class Replaced:
     skipped: int  # steps at the chain's beginning
 
 
+LAST = 10**6  # an epoch of any curriculum's last stage
+
+
 def stage(epoch: int, epochs_per_stage: int) -> int:
     """Coconut's stage of an epoch, both from 0."""
     return epoch // epochs_per_stage

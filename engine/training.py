@@ -10,7 +10,6 @@ import json
 import math
 import random
 import re
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -29,6 +28,7 @@ from engine.backbones.base import Backbone
 from engine.backbones.load import load
 from engine.batches import SPARES, Batches, Unread, batches, epoch_of, unread_before
 from engine.config import ConfigError
+from engine.curriculum import LAST
 from engine.data.samples import Sample
 from engine.folders import Journal, as_a_whole, checkpoints, jot, restore, save, tells_its_end
 from engine.latents import segments_of
@@ -172,7 +172,7 @@ def train(
     from tqdm import tqdm
 
     out = _checked(config, resume)
-    if not config.epoch and method.stage(sys.maxsize):
+    if not config.epoch and method.stage(LAST):
         raise ConfigError("The method has a curriculum of epochs: say how many samples one has (epoch).")
     seed_everything(config.seed)
     accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)

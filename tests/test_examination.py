@@ -73,8 +73,10 @@ def test_answers_and_scores(model, media, tmp_path):
 def test_another_model_of_the_same_name_or_another_judge_starts_anew(model, media, tmp_path):
     out = tmp_path / "out"
     examine(model, exam(media, limit=1), out)
+    others = tmp_path / "others"
+    tiny_backbone(seed=1).save(others)
     for what, other, given in (
-        ("weights", replace(model, weights="others"), exam(media, limit=1)),
+        ("weights", replace(model, folders=(others,)), exam(media, limit=1)),
         ("judge", model, exam(media, limit=1, judge="mine:judge")),
     ):
         with pytest.raises(ConfigError, match=f"another {what}"):

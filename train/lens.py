@@ -18,12 +18,11 @@ from tqdm import tqdm
 
 from engine import generate
 from engine.ask import Model, load
+from engine.curriculum import LAST
 from engine.data.worlds import WorldsSource
 from engine.insight.lens import TunedLens, divergence, logits, loss
 from engine.layout import pack
 from engine.methods.method import run
-
-LAST = 10**6  # an epoch of a curriculum's last stage
 
 
 @torch.no_grad()

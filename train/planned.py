@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.config import ConfigError
+from engine.curriculum import LAST
 from engine.data.media import FilmedSource, PicturedSource
 from engine.data.samples import Dialect, Sample, looked_at
 from engine.footage import Footage
@@ -83,8 +84,7 @@ def show(run: Run, method: Method, asked: Asked, say: Callable[[str], None] = pr
     samples = [looked_at(sample, backbone.see) for sample in samples]
     size = divided(config)
     chosen = (samples * math.ceil(size / len(samples)))[:size]
-    last = 10**6  # the curriculum's last stage
-    layouts = [method.layout(sample, np.random.default_rng(i), last) for i, sample in enumerate(chosen)]
+    layouts = [method.layout(sample, np.random.default_rng(i), LAST) for i, sample in enumerate(chosen)]
     passed = pack(layouts, backbone.encode, backbone.pad)
     companions = outlined_companions(backbone, method)
     made = plan(config, method, run.lora, backbone, companions, passed)

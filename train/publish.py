@@ -13,7 +13,7 @@ from engine import adapters
 from engine.ask import META
 from engine.backbones.load import load
 from engine.benchmark import Benchmark
-from engine.data.worlds import LOOKS, WorldsSource, frames
+from engine.data.worlds import WorldsSource, frames
 from engine.evaluation import How, evaluate, summary
 from engine.familiarity import fit
 from engine.folders import as_a_whole
@@ -58,7 +58,7 @@ def fill(run: Path, made: Path, name: str, clips: int) -> None:
         "name": f"small {name}",
         "method": settings["method"],
         "pauses": list(method.slot_range) if method.silent else None,
-        "sampling": LOOKS,
+        **WorldsSource().looks,
     }
 
     source, held_out = WorldsSource(), WorldsSource(split="validation")

@@ -45,14 +45,7 @@ from train.tabulate import tabulate, write
 
 RESULT = "test.json"  # in a run's folder
 START = "start.txt"  # in a run's folder: what tells the weights that it was started from
-OWN = {
-    "method",
-    "training",
-    "lora",
-    "validation",
-    "worlds",
-    "text_worlds",
-}  # a run's sections that no file of data stands in
+OWN = {"method", "training", "lora", "validation", "worlds", "text_worlds"}  # a run's sections without a file of data
 INDIFFERENT = ("device", "workers", "log_every", "save_every", "keep", "only_eval")  # settings of no effect on a run
 SIGNS = "+-*/"
 OPERATORS = re.compile(rf"[{re.escape(SIGNS)}]")
@@ -160,12 +153,12 @@ def trials(table: Table, place: Path) -> list[Trial]:
             raise ConfigError(
                 f"{other.row.name} sees {other.seen} samples and {first.row.name} {first.seen}: give all rows one budget."
             )
-        if asked(other) != asked(first):
+        if problems(other) != problems(first):
             raise ConfigError(f"{other.row.name} and {first.row.name} would be tested on different problems: give all rows the same worlds and steps.")  # fmt: skip
     return made
 
 
-def asked(wanted: Trial) -> Sequence[object]:
+def problems(wanted: Trial) -> Sequence[object]:
     """What decides a row's test problems."""
     source = wanted.final.run.source
     assert isinstance(source, WorldsSource | TextWorldsSource)  # `trial` makes no other

@@ -68,9 +68,7 @@ class FilmedSource(MediaSource):
     @property
     def looks(self) -> dict[str, Any]:
         """How clips are looked at, and how large images, for the folder of a model that was trained so."""
-        fewest, most = self.frames
-        sampling = {"fps": self.fps, "min_frames": fewest, "max_frames": most, "pixels": self.pixels}
-        return {"sampling": sampling, "image_pixels": self.pixels}
+        return looked(self.fps, self.frames, self.pixels)
 
 
 @dataclass(frozen=True)
@@ -80,12 +78,18 @@ class PicturedSource(MediaSource):
     @property
     def looks(self) -> dict[str, Any]:
         """A clip, of which there is none here, would be looked at like the images, frame by frame."""
-        sampling = {"fps": FilmedSource.fps, "min_frames": 4, "max_frames": 16, "pixels": self.pixels}
-        return {"sampling": sampling, "image_pixels": self.pixels}
+        return looked(FilmedSource.fps, FilmedSource.frames, self.pixels)
 
     def image(self, name: str, field: str) -> Footage:
         """Errors: NoFile."""
         return self.footage(name, field, sampled("pixels", pixels=self.pixels, frames=1), still=True)
+
+
+def looked(fps: float, frames: tuple[int, int], pixels: int) -> dict[str, Any]:
+    """Clips and images of one size, as a source's `looks`."""
+    fewest, most = frames
+    sampling = {"fps": fps, "min_frames": fewest, "max_frames": most, "pixels": pixels}
+    return {"sampling": sampling, "image_pixels": pixels}
 
 
 def sampled(settings: str, *given: float | None, **named: int) -> Sampling:

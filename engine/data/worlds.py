@@ -15,12 +15,6 @@ from engine.worlds.record import LONGEST
 
 FRAMES_PER_SECOND = 4.0
 HEIGHT, WIDTH = 56, 84
-LOOKS = {
-    "fps": FRAMES_PER_SECOND,
-    "min_frames": 4,
-    "max_frames": 64,
-    "pixels": HEIGHT * WIDTH,
-}  # how clips are looked at
 
 Corruption = Literal["none", "blind", "last", "single", "shuffled"]
 
@@ -58,7 +52,8 @@ class WorldsSource:
     @property
     def looks(self) -> dict[str, Any]:
         """How clips are looked at, for the folder of a model that was trained so."""
-        return {"sampling": dict(LOOKS)}
+        pixels = HEIGHT * WIDTH
+        return {"sampling": {"fps": FRAMES_PER_SECOND, "min_frames": 4, "max_frames": 64, "pixels": pixels}}
 
     def rng(self, index: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, index])

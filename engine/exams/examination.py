@@ -28,6 +28,7 @@ from engine.evaluation import mean, respond
 from engine.exams import scores
 from engine.exams.protocols import PROTOCOLS, Graded, Protocol, Question, questions, summary
 from engine.exams.scores import Judge
+from engine.folders import fingerprint
 from engine.footage import Footage
 from engine.layout import Frames
 from engine.video import Sampling
@@ -126,9 +127,9 @@ def examine(
         scores.rouge("", "")  # says what to install now rather than hours later
     if batch < 1:
         raise ConfigError(f"batch {batch}: answer at least one question at a time.")
-    blank = Frames(np.zeros((1, 224, 224, 3), np.uint8), 1.0, still=True)
-    for visual in {each.still: replace(blank, still=each.still) for each in asked if each.media is not None}.values():
-        model.backbone.see(visual)  # one that has no eyes, or none for videos, says so before the first question
+    for still in {each.still for each in asked if each.media is not None}:
+        # One that has no eyes, or none for videos, says so before the first question.
+        model.backbone.see(Frames(np.zeros((1, 224, 224, 3), np.uint8), 1.0, still))
     settings = described(exam, model)
     out.mkdir(parents=True, exist_ok=True)
     place, (part, parts) = path(out, *shard), shard
@@ -157,12 +158,8 @@ def described(exam: Examination, model: ask.Model) -> dict[str, Any]:
     """What decides the answers, as JSON. The benchmark's file, and the model's, are known by their content, wherever they and
     the clips lie."""
     content = hashlib.sha256(Path(exam.file).read_bytes()).hexdigest()[:16]
-    told = asdict(exam) | {
-        "file": Path(exam.file).name,
-        "content": content,
-        "taught": model.taught,
-        "weights": model.weights,
-    }
+    told = asdict(exam) | {"file": Path(exam.file).name, "content": content}
+    told |= {"taught": model.taught, "weights": fingerprint(*model.folders)}
     return json.loads(json.dumps({name: value for name, value in told.items() if name != "media"}))
 
 

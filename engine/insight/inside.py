@@ -32,9 +32,7 @@ class Inside:
 
     alone: tuple[str, ...]  # what each slot says when nothing else is seen
     taught: tuple[str, ...]  # what the step decoder that taught the slots (SIM-CoT) says of each
-    looked: (
-        Looked | None
-    )  # means over layers and heads; rows: the slots, then the markers behind, the last of which predicts
+    looked: Looked | None  # means over layers and heads; rows: the slots, then the markers, the last of which predicts
     pictures: np.ndarray  # uint8 [pictures, height, width, 3]: the middle frame of slices `pictured`
     pictured: tuple[int, ...]
     changes: Mapping[str, tuple[float, ...]]  # each option's probability under each change; the first changes nothing
@@ -54,8 +52,8 @@ def look(
     if not thoughts.count:
         return None
     backbone, method = subject.backbone, subject.method
-    lines = len(said.splitlines()) or thoughts.count
-    told = spoken.taught(backbone, method, subject.companions, thoughts, lines)[0] if said else []
+    lines = len(said.splitlines())
+    told = spoken.taught(backbone, method, subject.companions, thoughts, lines)[0] if lines else []
     looked, pictures, pictured = _looked(subject, sample, thoughts)
     shares, own, fewer = _changed(subject, sample, thoughts, donors)
     said_by_layers = lens.words(backbone, lens.logits(backbone, thoughts.states[:, 0], subject.tuned))

@@ -49,6 +49,10 @@ class PauseDistillation(Method):
     steps: StepSupervision | None = None  # SIM-CoT: each pause must say its own step
     compat: bool = False  # the published trainer's fault: plain 1-D positions in the decoder pass
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.pauses[0] <= self.pauses[1]:
+            raise ConfigError(f"pauses {list(self.pauses)}: write the fewest and the most, from 0.")
+
     @classmethod
     def as_published(cls) -> PauseDistillation:
         """What the released code computes, faults included."""
@@ -57,10 +61,6 @@ class PauseDistillation(Method):
     @property
     def silent(self) -> bool:
         return "answer" in BRANCHES[self.mode]
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.pauses[0] <= self.pauses[1]:
-            raise ConfigError(f"pauses {list(self.pauses)}: write the fewest and the most, from 0.")
 
     @property
     def writes(self) -> bool:
