@@ -70,10 +70,11 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     from pathlib import Path
 
     from engine import ask
+    from engine.config import shard_of
     from engine.exams import examination
 
     quiet()
-    shard = examination.shard_of(options.shard)
+    shard = shard_of(options.shard)
     judge = examination.judge_of(options.judge) if options.judge else None
     examination.protocol_of(options.name, judge)
     given = {name: getattr(options, name) for name in ("fps", "frames", "pixels") if getattr(options, name) is not None}

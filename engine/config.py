@@ -113,3 +113,11 @@ def _spell(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(repr, get_args(hint)))
     return str(hint).removeprefix("<class '").removesuffix("'>")
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """i/n -> (i, n): the i-th of n, from 1. Errors: ConfigError."""
+    part, _, whole = text.partition("/")
+    if not (part.isdecimal() and whole.isdecimal() and 1 <= int(part) <= int(whole)):
+        raise ConfigError(f"--shard {text}: write it as 1/4, the first of four.")
+    return int(part), int(whole)

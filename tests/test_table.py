@@ -100,6 +100,22 @@ def test_it_goes_on_where_it_was(place, monkeypatch):
     assert len(tested) == 3
 
 
+def test_shards_train_their_own_and_the_last_makes_the_table(place, capsys):
+    assert main(["--config", config(place), "--shard", "2/2"]) == 2
+    assert "The first shard trains what all rows start from" in capsys.readouterr().err
+    assert not (place / "runs").exists()
+    assert main(["--config", config(place), "--shard", "1/2"]) == 0
+    assert "1 runs of other shards aren't finished, such as thoughts-1" in capsys.readouterr().err
+    assert sorted(p.parent.name for p in (place / "runs").glob("*/best")) == ["answer-only-1", "base-0", "thoughts-2"]
+    assert not (place / "runs" / "table.json").exists()
+    assert main(["--config", config(place), "--shard", "2/2"]) == 0
+    sharded = json.loads((place / "runs" / "table.json").read_text())
+    assert main(["--config", config(place)]) == 0
+    assert json.loads((place / "runs" / "table.json").read_text()) == sharded
+    assert main(["--config", config(place), "--shard", "3/2"]) == 2
+    assert "--shard 3/2: write it as 1/4" in capsys.readouterr().err
+
+
 def test_what_can_not_be_compared_is_refused(place, capsys):
     rows = json.loads(Path(config(place)).read_text())["rows"]
     more = [rows[0], rows[1] | {"changes": {"training": {"batch": 4}}}]

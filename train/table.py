@@ -1,6 +1,7 @@
 """One table of what methods are worth: trains what isn't trained, tests what isn't tested, writes JSON, Markdown and CSV.
 
 python -m train.table --config train/configs/text/table.yaml
+python -m train.table --config train/configs/text/table.yaml --shard 1/2    # and 2/2 beside it
 
 A file lists rows, each a method with its preset and what the row changes in it. All start from one checkpoint and see as
 many samples, or the table isn't made. Stopped, it goes on where it was; a run that was made otherwise than the file says is
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from engine import latents
 from engine.backbones.base import Backbone
-from engine.config import ConfigError, build, read_yaml
+from engine.config import ConfigError, build, read_yaml, shard_of
 from engine.curriculum import step_groups
 from engine.data.gsm8k_icot import Gsm8kIcotSource
 from engine.data.samples import Sample, context
@@ -165,8 +166,12 @@ def problems(wanted: Trial) -> Sequence[object]:
     return type(source), source.families, source.difficulties
 
 
-def prepare(table: Table, place: Path) -> None:
-    """Makes and trains what all rows start from."""
+def prepare(table: Table, place: Path, wait: bool = False) -> None:
+    """Makes and trains what all rows start from. wait: another shard does. Errors: ConfigError where it hasn't yet."""
+    if wait:
+        if table.base and not all(map(finished, trial(table, place, table.base, 0).stages)):
+            raise ConfigError("The first shard trains what all rows start from: start the others when that is done.")
+        return
     start = Path(table.out) / "fresh"
     if table.fresh and not start.exists():
         make(str(start), **asdict(table.fresh))
@@ -325,16 +330,21 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="the table's YAML file")
     parser.add_argument("--finished", action="store_true", help="only of the runs that are finished; train nothing")
+    parser.add_argument("--shard", default="1/1", help="I/N: train the I-th of N parts of the runs, from 1; the last to finish makes the table")  # fmt: skip
     options = parser.parse_args(argv)
     try:
+        part, parts = shard_of(options.shard)
         table = build(Table, read_yaml(options.config))
         made, real = trials(table, options.config.parent), real_problems(table)
         if options.finished:
             made = [each for each in made if all(map(finished, each.stages))]
         else:
-            prepare(table, options.config.parent)
-            for each in made:
+            prepare(table, options.config.parent, wait=part > 1)
+            for each in made[part - 1 :: parts]:
                 finish(each)
+            if missing := [each.folder.name for each in made if not all(map(finished, each.stages))]:
+                print(f"{len(missing)} runs of other shards aren't finished, such as {missing[0]}: no table yet.", file=sys.stderr)
+                return 0
         if not made:
             raise ConfigError("No run is finished: start the command without --finished.")
         results = [(each.row.name, tested(each, table.samples, table.batch, real)) for each in made]

@@ -89,14 +89,6 @@ def sampling(model: ask.Model, name: str, given: Mapping[str, Any]) -> Sampling:
     return replace(usual, **given)
 
 
-def shard_of(text: str) -> tuple[int, int]:
-    """i/n -> (i, n): the i-th of n, from 1. Errors: ConfigError."""
-    part, _, whole = text.partition("/")
-    if not (part.isdecimal() and whole.isdecimal() and 1 <= int(part) <= int(whole)):
-        raise ConfigError(f"--shard {text}: write it as 1/4, the first of four.")
-    return int(part), int(whole)
-
-
 def judge_of(place: str) -> Judge:
     """MODULE:FUNCTION -> the function. Errors: ConfigError."""
     module, _, name = place.partition(":")
