@@ -42,7 +42,7 @@ import gradio as gr
 import torch
 from starlette.middleware import Middleware
 
-from engine import __version__, ask, worlds
+from engine import __version__, ask, models, worlds
 from engine.benchmark import shipped
 from engine.guard import Guard, sweeping
 from engine.insight import cards, panels, plots, share
@@ -196,7 +196,7 @@ def aside(work: Callable[[Callable[[str], None], Event], Any]) -> Generator[Any]
 
 
 def thinking(
-    model: ask.Model, clip: Clip, question: str, options: Sequence[str], pauses: int, write_chain: bool,
+    model: models.Model, clip: Clip, question: str, options: Sequence[str], pauses: int, write_chain: bool,
     donors: Mapping[str, Clip] | None = None,
 ) -> Iterator[str | ask.Reply]:  # fmt: skip
     """The stages of `ask` as they begin, "" while one goes on, then its reply. Closing it ends the work at its next token."""
@@ -247,10 +247,10 @@ def lines(options: str | None) -> list[str]:
     return [line.strip() for line in (options or "").splitlines() if line.strip()]
 
 
-def named(models: Sequence[ask.Model]) -> dict[str, ask.Model]:
+def named(loaded: Sequence[models.Model]) -> dict[str, models.Model]:
     """The models by name; of equal names, the later ones are numbered, so that visitors can tell them apart."""
-    found: dict[str, ask.Model] = {}
-    for model in models:
+    found: dict[str, models.Model] = {}
+    for model in loaded:
         names = (f"{model.name} ({n})" if n > 1 else model.name for n in count(1))
         name = next(name for name in names if name not in found)
         found[name] = replace(model, name=name)
@@ -287,7 +287,7 @@ def idle() -> list[Any]:
 class Page:
     """What the page of one model does. Holds nothing of its visitors: that is in their own sessions' states."""
 
-    def __init__(self, model: ask.Model, others: Sequence[ask.Model] = ()) -> None:
+    def __init__(self, model: models.Model, others: Sequence[models.Model] = ()) -> None:
         self.model = model
         self.others = named([model, *others])
         del self.others[model.name]
@@ -660,10 +660,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that visitors' files are deleted then too
     try:
-        model = ask.load(options.model, options.adapter)
-        wanted = [*(ask.SMALL / name for name in shipped() if model.small), *options.compare]
-        own = None if options.adapter else options.model or ask.SMALL / "pause"
-        others = [ask.load(place) for place in beside(own, wanted)]
+        model = models.load(options.model, options.adapter)
+        wanted = [*(models.SMALL / name for name in shipped() if model.small), *options.compare]
+        own = None if options.adapter else options.model or models.SMALL / "pause"
+        others = [models.load(place) for place in beside(own, wanted)]
         with TemporaryDirectory(prefix="sotto-") as folder:
             os.environ["GRADIO_TEMP_DIR"] = folder  # a folder of our own, which others may not read
             serve(Page(model, others), Path(folder), options.host, options.port, options.share)

@@ -35,12 +35,12 @@ def quiet() -> None:
 def answer(options: argparse.Namespace) -> dict[str, Any]:
     from dataclasses import replace
 
-    from engine import ask
+    from engine import ask, models
     from engine.video import read
 
     quiet()
     ask.check(options.question, options.option, options.pauses or 0)
-    model = ask.load(options.model, options.adapter, options.device)
+    model = models.load(options.model, options.adapter, options.device)
     chosen = {
         name: getattr(options, name) for name in ("fps", "frames", "pixels") if getattr(options, name) is not None
     }
@@ -69,7 +69,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     from pathlib import Path
 
-    from engine import ask
+    from engine import models
     from engine.config import shard_of
     from engine.exams import examination
 
@@ -78,7 +78,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     judge = examination.judge_of(options.judge) if options.judge else None
     examination.protocol_of(options.name, judge)
     given = {name: getattr(options, name) for name in ("fps", "frames", "pixels") if getattr(options, name) is not None}
-    model = ask.load(options.model, options.adapter, options.device)
+    model = models.load(options.model, options.adapter, options.device)
     exam = examination.Examination(
         options.name, options.file, options.media or str(Path(options.file).parent), options.model or model.name,
         options.adapter or "", options.mode, model.usual_pauses if options.pauses is None else options.pauses,
@@ -92,14 +92,14 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def prompt(options: argparse.Namespace) -> dict[str, Any]:
-    from engine import ask
+    from engine import ask, models
     from engine.exchange import prompt as written
     from engine.layout import Frames
     from engine.video import read
 
     quiet()
     ask.check(options.question, options.option, options.pauses or 0)
-    model = ask.load(options.model, options.adapter, options.device)
+    model = models.load(options.model, options.adapter, options.device)
     clip = read(options.clip, model.sampling) if options.clip != "-" else None
     visual = Frames(clip.frames, clip.seconds_per_frame, still=len(clip.frames) == 1) if clip else None
     found = written.prompt(model, visual, options.question, options.option, options.pauses, options.mode)

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from engine import worlds
-from engine.ask import META, SMALL, load
 from engine.data.samples import Sample
 from engine.data.worlds import Corruption, sample, shown
 from engine.evaluation import How, evaluate, summary
+from engine.methods.method import META
+from engine.models import SMALL, load
 
 RANGES = {"validation": (1, 6), "test": (1, 6), "longer": (7, 10)}
 

@@ -316,7 +316,7 @@ def made_ready(
     config: Training, method: Method, lora: Lora | None
 ) -> tuple[Backbone, nn.ModuleDict, dict[str, PeftModel]]:
     """The model, its companions, and their adapters by companion, each as it is to be trained."""
-    from engine.ask import local
+    from engine.models import local
 
     backbone = load(config.init, tokens=method.tokens)
     if config.adapter and (lora is None or method.frozen):

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from engine import adapters, ask
+from engine import adapters, ask, models
 from engine.adapters import MAIN, Lora
 from engine.backbones.base import Backbone, add_tokens
 from engine.backbones.load import load
@@ -248,7 +248,7 @@ def test_the_page_loads_an_adapter(start: str, tmp_path: Path) -> None:
     best = train(
         settings(start, tmp_path / "run", 2, lr=0.05), HEIMA, SOURCE, accuracy, lora=Lora(r=4, train_embeddings=True)
     )
-    model = ask.load(start, adapter=best, device="cpu")
+    model = models.load(start, adapter=best, device="cpu")
     assert model.method == HEIMA
     expected = load(start, tokens=HEIMA.tokens)
     adapters.merge(expected.model, best)
@@ -275,7 +275,7 @@ def test_an_adapter_that_is_none_is_refused(start: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no adapter \(adapter_config\.json\)"):
         adapters.merge(load(start).model, tmp_path)
     with pytest.raises(ValueError, match="Can't load"):
-        ask.load(start, adapter=tmp_path)
+        models.load(start, adapter=tmp_path)
 
 
 def test_every_kind_of_gradient_is_for_the_adapter(start: str) -> None:

@@ -17,7 +17,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
 )
 
 from engine import generate, masks
-from engine.ask import PUBLISHED_SAMPLING, Model, ask
+from engine.ask import ask
 from engine.backbones.base import SPECIAL_TOKENS, Backbone
 from engine.backbones.internvl import MOST_TILES, SIDE, InternVL, cut_tiles, tile_grid
 from engine.backbones.load import load
@@ -26,6 +26,7 @@ from engine.data.samples import Sample, context
 from engine.layout import Frames, Layout, Packed, Visual, pack, slots
 from engine.methods.coconut import LATENT, START, STOP, Coconut
 from engine.methods.method import Outcome, run
+from engine.models import PUBLISHED_SAMPLING, Model
 from engine.video import Clip
 from tests import tiny
 from tests.test_generate import paths, uncached

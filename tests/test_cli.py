@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine.__main__ import main
-from engine.ask import META
+from engine.methods.method import META
 from tests.tiny import tiny_backbone
 
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from engine import ask, worlds
+from engine import models, worlds
 from engine.__main__ import main
-from engine.ask import META
 from engine.config import ConfigError
 from engine.evaluation import Response
 from engine.exams import examination
 from engine.exams.examination import Examination, examine
+from engine.methods.method import META
 from engine.video import Sampling
 from tests.test_protocols import VIDEO_R1, wrote
 from tests.tiny import tiny_backbone, tiny_llama
@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    return ask.load(folder, device="cpu")
+    return models.load(folder, device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
 
-from engine import adapters, ask, generate
+from engine import adapters, ask, generate, models
 from engine.__main__ import main
 from engine.adapters import Lora
-from engine.ask import META
 from engine.data.video_r1 import VideoR1Source
 from engine.exchange.export import export, push
 from engine.exchange.prompt import AFTER_VIDEO, NOT_TEXT, prompt
@@ -20,6 +19,7 @@ from engine.methods import described
 from engine.methods.coconut import Coconut
 from engine.methods.controls import Explicit
 from engine.methods.heima import Heima
+from engine.methods.method import META
 from engine.methods.pause import PauseDistillation
 from tests.tiny import tiny_backbone, tiny_internvl, tiny_llama, tiny_qwen3vl
 
@@ -80,7 +80,7 @@ def served(kind, folder, given, limit: int = 12) -> list[int]:
 )
 def test_generate_serves_an_exported_model_as_the_engine_does(tmp_path, method, how):
     out = export(saved(tmp_path / "model", method), tmp_path / "out")
-    model = ask.load(out, device="cpu")
+    model = models.load(out, device="cpu")
     for visual in VISUALS.values():
         given = prompt(model, visual, QUESTION, OPTIONS, 6, how)
         expected = emitted(model, visual, 6, how)
@@ -93,7 +93,7 @@ def test_the_settings_and_positions_matter(tmp_path):
     method = PauseDistillation()
     source = saved(tmp_path / "model", method)
     out = export(source, tmp_path / "out")
-    model = ask.load(out, device="cpu")
+    model = models.load(out, device="cpu")
     given = prompt(model, VISUALS["a video"], QUESTION, OPTIONS, 6)
     assert AFTER_VIDEO in given.notices
     own = {name: value for name, value in given.inputs.items() if name != "position_ids"}
@@ -108,7 +108,7 @@ def test_the_settings_and_positions_matter(tmp_path):
 @pytest.mark.parametrize("made", [tiny_internvl, tiny_qwen3vl, tiny_llama])
 def test_other_families(tmp_path, made):
     out = export(saved(tmp_path / "model", PauseDistillation(), made), tmp_path / "out")
-    model = ask.load(out, device="cpu")
+    model = models.load(out, device="cpu")
     kind = AutoModelForCausalLM if made is tiny_llama else AutoModelForImageTextToText
     for visual in [None] if made is tiny_llama else VISUALS.values():
         given = prompt(model, visual, QUESTION, OPTIONS, 5)
@@ -116,7 +116,7 @@ def test_other_families(tmp_path, made):
 
 
 def test_the_text_is_what_the_ids_say(tmp_path):
-    model = ask.load(saved(tmp_path / "model", PauseDistillation()), device="cpu")
+    model = models.load(saved(tmp_path / "model", PauseDistillation()), device="cpu")
     given = prompt(model, VISUALS["a video"], QUESTION, OPTIONS, 4)
     assert given.text.endswith("<|im_start|>assistant\n<pause><pause><pause><pause><ANS>")
     assert given.text.count("<|vision_start|><|video_pad|><|vision_end|>") == 1
@@ -130,7 +130,7 @@ def test_the_text_is_what_the_ids_say(tmp_path):
 
 
 def test_slots_that_are_fed_back_need_the_engine(tmp_path):
-    model = ask.load(saved(tmp_path / "model", Coconut()), device="cpu")
+    model = models.load(saved(tmp_path / "model", Coconut()), device="cpu")
     with pytest.raises(ValueError, match="fed back"):
         prompt(model, None, QUESTION, OPTIONS, 6)
     card = (export(tmp_path / "model", tmp_path / "out") / "README.md").read_text()
@@ -149,7 +149,7 @@ def run_folder(tmp_path, lora: bool):
         "VideoR1Source": {"file": "/data/secret/place/train.json", "fps": 1.0, "frames": [2, 8], "pixels": 6272},
     }  # fmt: skip
     run.mkdir()
-    backbone = ask.load(base, device="cpu").backbone
+    backbone = models.load(base, device="cpu").backbone
     if lora:
         settings["lora"] = {"r": 4}
         adapted = adapters.attach(backbone, Lora(r=4, alpha=8, targets=("attention",)))
@@ -173,7 +173,11 @@ def test_adapter_and_merged_forms_answer_alike(tmp_path):
     assert not list(alone.glob("model*.safetensors"))
     assert not (merged / adapters.WEIGHTS).exists()
     assert (merged / "preprocessor_config.json").read_text() == '{"patch_size": 14}'  # the base model's own
-    two, one, plain = ask.load(base, alone, "cpu"), ask.load(merged, device="cpu"), ask.load(base, device="cpu")
+    two, one, plain = (
+        models.load(base, alone, "cpu"),
+        models.load(merged, device="cpu"),
+        models.load(base, device="cpu"),
+    )
     assert two.trained_pauses == one.trained_pauses == (4, 8)
     assert (one.sampling.fps, one.sampling.max_frames, one.sampling.pixels) == (1.0, 8, 6272)
     assert emitted(two, VISUALS["an image"], 4, "silent") == emitted(one, VISUALS["an image"], 4, "silent")
@@ -249,6 +253,6 @@ def test_the_prompt_command(tmp_path, capsys):
     folder = saved(tmp_path / "model", PauseDistillation(pauses=(4, 8)))
     assert main(["prompt", "-", QUESTION, "--option", "left", "--option", "right", "--model", str(folder)]) == 0
     told = json.loads(capsys.readouterr().out)
-    given = prompt(ask.load(folder, device="cpu"), None, QUESTION, OPTIONS)
+    given = prompt(models.load(folder, device="cpu"), None, QUESTION, OPTIONS)
     assert (told["text"], told["ids"], told["stop"]) == (given.text, given.ids, given.stop)
     assert main(["prompt", "-", " ", "--model", str(folder)]) == 2

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from engine import adapters, generate, masks
 from engine.adapters import MAIN, Lora
-from engine.ask import PUBLISHED_SAMPLING, Model, ask
+from engine.ask import ask
 from engine.backbones.base import SPECIAL_TOKENS, Backbone, add_tokens
 from engine.backbones.llama_lite0 import LlamaLite0
 from engine.backbones.load import FAMILIES, around, load
@@ -32,6 +32,7 @@ from engine.methods.heima import Heima, Interpreters
 from engine.methods.method import run
 from engine.methods.pause import PauseDistillation
 from engine.methods.steps import StepSupervision
+from engine.models import PUBLISHED_SAMPLING, Model
 from engine.recompute import recompute_layers
 from engine.video import Clip
 from tests import tiny

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import pytest
 from PIL import Image
 
-from engine import ask, generate, worlds
-from engine.ask import META
+from engine import generate, models, worlds
 from engine.evaluation import respond
+from engine.methods.method import META
 from tests.tiny import tiny_backbone
 
 
@@ -150,7 +150,7 @@ def test_answers_are_the_engines_own_in_the_order_of_the_requests(harness, folde
     made = kind.create_from_arg_string(f"pretrained={folder},pauses=5,longest=6", {"batch_size": 2, "device": "cpu"})
     asked, made.task_dict = requests(folder, [image], [str(folder / "clip.mp4")], [])
     answers = made.generate_until(asked)
-    model = ask.load(folder, device="cpu")
+    model = models.load(folder, device="cpu")
     assert len(answers) == 3
     for i, answer in enumerate(answers):
         sample = made.sample(asked[i].args, folder)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine import ask, worlds
+from engine import ask, models, worlds
 from engine.ask import UNKNOWN, Explicit, Option, Reply
 from engine.insight import cards, plots, similarity
 from tests import tiny
@@ -143,14 +143,14 @@ def test_json_holds_everything(reply: Reply) -> None:
 def test_a_model_is_asked_with_a_number_of_pauses_that_it_knows(
     trained: tuple[int, int] | None, wanted: int, near: int
 ) -> None:
-    model = ask.Model(tiny.tiny_backbone(), "m", trained, ask.PUBLISHED_SAMPLING, None)
+    model = models.Model(tiny.tiny_backbone(), "m", trained, models.PUBLISHED_SAMPLING, None)
     assert model.pauses_near(wanted) == near
     assert model.usual_pauses == model.pauses_near(8)
 
 
 def test_the_shipped_examples_are_what_they_say() -> None:
     """Their records are those of the worlds, so that their true answers can be shown."""
-    from engine.ask import SMALL
+    from engine.models import SMALL
 
     files = sorted((SMALL.parent / "examples").glob("*.json"))
     assert len(files) >= 3

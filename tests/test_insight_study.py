@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine import adapters, ask, generate, worlds
+from engine import adapters, ask, generate, models, worlds
 from engine.__main__ import main
 from engine.backbones import small
 from engine.backbones.base import add_tokens
@@ -254,7 +254,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_untrained_twin_differs_in_its_slots_alone(model: Path) -> None:
-    loaded = ask.load(model, device="cpu")
+    loaded = models.load(model, device="cpu")
     subject = Subject(loaded.backbone, loaded.method, 3)
     twin = untrained(subject)
     samples = [command.clips_of(Benchmark("test", limit=1).records(), {}).samples[0]]
@@ -269,7 +269,7 @@ def test_the_untrained_twin_differs_in_its_slots_alone(model: Path) -> None:
 
 def test_observations_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     monkeypatch.setattr("engine.insight.observe.LONGEST", 4)
-    loaded = ask.load(model, device="cpu")
+    loaded = models.load(model, device="cpu")
     records = Benchmark("test", limit=4).records()
     clips = command.clips_of(records, words_of(records))
     subject = Subject(loaded.backbone, Silent(3), 3)
@@ -290,18 +290,18 @@ def test_half_precision_is_looked_into_too(
     monkeypatch.setattr("engine.insight.observe.LONGEST", 4)
     monkeypatch.setattr("engine.generate.LONGEST_CHAIN", 4)
     monkeypatch.setattr(type(method), "longest", 4)  # an untrained model never ends its turn
-    monkeypatch.setattr(ask, "precision", lambda *_: torch.bfloat16)
-    backbone, folder = ask.load(model, device="cpu").backbone, tmp_path / "model"
+    monkeypatch.setattr(models, "precision", lambda *_: torch.bfloat16)
+    backbone, folder = models.load(model, device="cpu").backbone, tmp_path / "model"
     add_tokens(backbone.model, backbone.tokenizer, method.tokens)
     adapters.save(folder, backbone, method.companions(backbone), {}, frozen=False)
     (folder / META).write_text(json.dumps({"method": described(method), "pauses": [3, 3]}))
-    loaded = ask.load(folder, device="cpu")
+    loaded = models.load(folder, device="cpu")
     clips = command.clips_of(Benchmark("test", limit=1).records(), {})
     clips = replace(clips, words={family: ["left"] for family in clips.families})
     lens = TunedLens(loaded.layers, 64)
     subject = Subject(loaded.backbone, loaded.method, 3, loaded.companions, lens)
     assert np.isfinite(observe(subject, clips, 1)["shares"]).all()
-    clip = read(ask.SMALL.parent / "examples" / "cups-3-2.mp4", loaded.sampling)
+    clip = read(models.SMALL.parent / "examples" / "cups-3-2.mp4", loaded.sampling)
     reply = ask.ask(replace(loaded, tuned=lens), clip, "Where?", ["left", "right"], 3, donors={"the same": clip})
     assert sum(option.probability for option in reply.options) == pytest.approx(1)
     assert reply.inside is not None
@@ -312,7 +312,7 @@ def test_slots_that_are_fed_back_count_as_tokens(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("engine.insight.observe.LONGEST", 4)
     shutil.copytree(model, tmp_path, dirs_exist_ok=True)
     (tmp_path / META).write_text(json.dumps({"method": described(Coconut()), "pauses": [3, 3]}))
-    loaded = ask.load(tmp_path, device="cpu")
+    loaded = models.load(tmp_path, device="cpu")
     clips = command.clips_of(Benchmark("test", limit=1).records(), {})
     clips = replace(clips, words={family: ["left"] for family in clips.families})
     subject = Subject(loaded.backbone, loaded.method, 3, loaded.companions)
@@ -321,7 +321,7 @@ def test_slots_that_are_fed_back_count_as_tokens(monkeypatch: pytest.MonkeyPatch
     assert thoughts.serial == 3
     assert observe(subject, clips, 1)["tokens"].tolist() == [written.tokens[0] + 3]
 
-    clip = read(ask.SMALL.parent / "examples" / "cups-3-2.mp4", loaded.sampling)
+    clip = read(models.SMALL.parent / "examples" / "cups-3-2.mp4", loaded.sampling)
     told: list[generate.Written] = []
     answer = generate.answer
     monkeypatch.setattr(generate, "answer", lambda *given: told.append(answer(*given)) or told[-1])
@@ -435,8 +435,8 @@ def test_a_model_without_slots_is_refused(capsys: pytest.CaptureFixture[str], ba
 
 
 def test_a_model_without_slots_claims_none(bare: Path) -> None:
-    loaded = ask.load(bare, device="cpu")
-    clip = read(ask.SMALL.parent / "examples" / "cups-3-2.mp4", loaded.sampling)
+    loaded = models.load(bare, device="cpu")
+    clip = read(models.SMALL.parent / "examples" / "cups-3-2.mp4", loaded.sampling)
     reply = ask.ask(loaded, clip, "Where?", ["left", "right"], pauses=4, write_chain=False, donors={})
     assert (reply.slots, reply.states.shape[1], reply.inside) == (0, 0, None)
     assert "By its written chain" in cards.answers(reply)

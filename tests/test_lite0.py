@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine import adapters, ask, generate
+from engine import adapters, ask, generate, models
 from engine.__main__ import main
 from engine.backbones.efficientnet import CHANNELS, STAGES, EfficientNetLite0
 from engine.backbones.llama_lite0 import LlamaLite0
@@ -284,7 +284,7 @@ def test_the_preset_trains_and_its_model_is_asked_about_a_real_clip(tmp_path, mo
         names = set(stored.keys())
     assert any("self_attn" in name for name in names)
     assert not any("vision" in name for name in names)
-    model = ask.load(tmp_path / "start", tmp_path / "run" / "best", "cpu")
+    model = models.load(tmp_path / "start", tmp_path / "run" / "best", "cpu")
     clip = read(CLIPS / "world.mp4", replace(model.sampling, fps=4.0, pixels=4704, max_frames=8))
     reply = ask.ask(model, clip, "Where is the ball at the end?", ["left", "middle", "right"], write_chain=False)
     assert reply.answer in ("left", "middle", "right")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine import ask
+from engine import ask, models
 from engine.backbones.base import add_tokens
 from engine.config import ConfigError, build
 from engine.data.jsonl import JsonlSource
@@ -127,7 +127,7 @@ def test_a_model_is_asked_as_it_was_taught(start, tmp_path):
         "validation": {"samples": 1},
     }
     trained(build(Run, run), Explicit(), lambda *_: {"accuracy": 0.5}, False)
-    model = ask.load(tmp_path / "best", device="cpu")
+    model = models.load(tmp_path / "best", device="cpu")
     assert model.dialect == "plain"
     sample = ask.posed(model, None, "What is 1 + 2?", ["3", "4"], "multiple choice")
     assert context(sample).pieces == ("What is 1 + 2? Options:\nA. 3\nB. 4\n",)
@@ -138,7 +138,7 @@ def test_a_model_looks_as_it_was_trained_to(tmp_path):
     tiny_backbone().save(tmp_path)
     meta = {"method": described(Silent(2)), "pauses": [2, 2], **looks}
     (tmp_path / META).write_text(json.dumps(meta))
-    model = ask.load(tmp_path, device="cpu")
+    model = models.load(tmp_path, device="cpu")
     assert model.sampling == Sampling(fps=1.0, min_frames=2, max_frames=8, pixels=6272)
     assert model.sampling_of(still=True).pixels == 12544
     assert WorldsSource().looks["sampling"]["pixels"] == HEIGHT * WIDTH

@@ -7,36 +7,48 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
-from engine import adapters
+from engine import adapters, models
+from engine.adapters import Lora
 from engine.backbones.load import load
 from engine.data.worlds import WorldsSource
 from engine.insight import lens
 from engine.methods import described
 from engine.methods.codi import Codi
 from engine.methods.controls import Silent
+from engine.methods.heima import Heima, Interpreters
 from engine.methods.method import COMPANIONS, META, Method
 from tests.tiny import tiny_backbone
 from train import publish
 
 CODI = Codi(num_latent=2, prj_dim=16)
+LORA = Lora(r=4)
 
 
 class Known:
     """What is familiar takes long to learn."""
 
     def save(self, folder: Path) -> None:
-        (folder / "familiarity.json").write_text("{}")
+        (folder / "known.json").write_text("{}")
 
 
-def finished(run: Path, method: Method) -> Path:
-    """A run's folder as training leaves it."""
-    backbone = tiny_backbone()
-    backbone.save(run / "start")
-    backbone = load(run / "start", tokens=method.tokens)
-    adapters.save(run / "best", backbone, method.companions(backbone), {}, frozen=False)
-    training = {"init": "fresh", "out": str(run), "batch": 4, "optimizer": "adamw", "lr": 1e-3, "schedule": "cosine", "precision": "no"}  # fmt: skip
+def finished(run: Path, method: Method, base: str = "fresh", lora: Lora | None = None, adapter: str = "") -> Path:
+    """A run's folder as training leaves it. With `lora`, trained on the model in the folder `base`."""
+    if not lora:
+        tiny_backbone().save(run / "start")
+    backbone = load(base if lora else run / "start", tokens=method.tokens)
+    if adapter:
+        adapters.merge(backbone.model, adapter)
+    companions = method.companions(backbone)
+    trained = adapters.for_training(backbone, companions, lora, method.frozen, "", method.tokens)
+    for name, tensor in [part for each in trained.values() for part in each.named_parameters()]:
+        if "lora_B" in name:
+            nn.init.normal_(tensor, std=0.02)  # which starts at 0
+    adapters.save(run / "best", backbone, companions, trained, method.frozen)
+    training = {"init": base, "adapter": adapter, "out": str(run), "batch": 4, "optimizer": "adamw", "lr": 1e-3, "schedule": "cosine", "precision": "no"}  # fmt: skip
     settings = {"training": training, "processes": 1, "hardware": "CPU", "method": described(method), "WorldsSource": asdict(WorldsSource())}  # fmt: skip
+    settings |= {"lora": asdict(lora)} if lora else {}
     (run / "settings.json").write_text(json.dumps(settings, default=str))
     (run / "log.jsonl").write_text(json.dumps({"step": 2, "samples_per_second": 4.0}))
     return run
@@ -65,6 +77,43 @@ def test_a_model_is_scored_with_the_companions_that_are_shipped(
         assert all(torch.equal(companions[name], tensor.float()) for name, tensor in shipped.items())
     assert "Sotto small: codi" in (out / "README.md").read_text()
     assert json.loads((out / META).read_text())["name"] == "small codi"
+
+
+def test_an_adapter_ships_beside_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder alone is loaded: the model, its thoughts' adapter, and what reads them, all as the runs left them."""
+    evaluate = publish.evaluate
+    monkeypatch.setattr(publish, "evaluate", lambda backbone, samples, *rest, **named: evaluate(backbone, samples[:1], *rest, **named))  # fmt: skip
+    base, out, thinks = tmp_path / "shelf" / "explicit", tmp_path / "shelf" / "heima", Heima(tags="tokens")
+    publish.publish(finished(tmp_path / "first", Silent(pauses=2)), base, 1)
+    first = finished(tmp_path / "thinks", thinks, str(base), LORA)
+    reads = Interpreters(tags="tokens", interpreted=("CAPTION",))
+    publish.publish(finished(tmp_path / "reads", reads, str(base), LORA, str(first / "best")), out, 1)
+
+    shipped = models.load(out, device="cpu")
+    assert shipped.folders == (out / ".." / "explicit", out)
+    assert (shipped.name, shipped.method) == ("small heima", reads)
+    wanted = load(base, tokens=thinks.tokens)
+    start = {name: tensor.clone() for name, tensor in wanted.model.state_dict().items()}
+    adapters.merge(wanted.model, first / "best")
+    moved = 0
+    for name, tensor in shipped.backbone.model.state_dict().items():
+        torch.testing.assert_close(tensor, wanted.model.state_dict()[name], atol=5e-4, rtol=0)  # kept in bf16
+        moved += name in start and not torch.equal(tensor, start[name])
+    assert moved >= 4
+    companions = reads.companions(wanted)
+    adapters.load_companions(tmp_path / "reads" / "best", companions)
+    for name, tensor in shipped.companions.state_dict().items():
+        torch.testing.assert_close(tensor, companions.state_dict()[name], atol=5e-4, rtol=0)
+    history = json.loads((out / publish.HISTORY).read_text())
+    assert [stage[0]["training"]["out"] for stage in history] == [
+        str(tmp_path / run) for run in ("first", "thinks", "reads")
+    ]
+    assert "LoRA of rank 4" in (out / "README.md").read_text()
+    assert sum(file.stat().st_size for file in out.rglob("*.safetensors")) < sum(file.stat().st_size for file in base.glob("*.safetensors"))  # fmt: skip
+
+    (out / adapters.CONFIG).write_text((out / adapters.CONFIG).read_text().replace("../explicit", "some/model"))
+    with pytest.raises(ValueError, match="holds an adapter for some/model: name that with --model"):
+        models.load(out)
 
 
 def test_an_old_model_gives_way_to_the_new_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from engine import adapters, ask, generate, worlds
+from engine import adapters, ask, generate, models, worlds
 from engine.__main__ import main
 from engine.adapters import Lora
-from engine.ask import META
 from engine.methods import described
+from engine.methods.method import META
 from engine.methods.pause import PauseDistillation
 from engine.video import Sampling, read
 from tests.tiny import tiny_backbone
@@ -44,8 +44,8 @@ def clip(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def short_chains(monkeypatch):
     """An untrained model never ends its turn."""
-    monkeypatch.setattr(ask, "LONGEST_CHAIN", 24)
-    monkeypatch.setattr(ask, "PUBLISHED_SAMPLING", Sampling(fps=2.0, min_frames=2, max_frames=2, pixels=56 * 84))
+    monkeypatch.setattr(models, "LONGEST_CHAIN", 24)
+    monkeypatch.setattr(models, "PUBLISHED_SAMPLING", Sampling(fps=2.0, min_frames=2, max_frames=2, pixels=56 * 84))
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +64,9 @@ def opened(name: str):
 
 def test_who_leaves_ends_the_writing_at_its_next_token(app, folder, clip, monkeypatch):
     """A long chain would keep the worker from the next visitor for minutes."""
-    model = ask.load(folder, device="cpu")
+    model = models.load(folder, device="cpu")
     seen = read(clip, model.sampling)
-    monkeypatch.setattr(ask, "LONGEST_CHAIN", 100_000)
+    monkeypatch.setattr(models, "LONGEST_CHAIN", 100_000)
     others = set(threading.enumerate())
     running = app.thinking(model, seen, QUESTION, OPTIONS, 0, True)
     while next(running) != "Writing the chain out":
@@ -79,7 +79,7 @@ def test_who_leaves_ends_the_writing_at_its_next_token(app, folder, clip, monkey
 
 def test_it_is_asked_in_words(folder, clip):
     """No token of ours stands in its prompts, and the chain's prompt asks for the steps."""
-    model = ask.load(folder, device="cpu")
+    model = models.load(folder, device="cpu")
     assert not model.taught
     assert (model.trained_pauses, model.usual_pauses) == (None, 0)
     ours = {model.backbone.token(name) for name in model.method.tokens}
@@ -94,7 +94,7 @@ def test_it_is_asked_in_words(folder, clip):
 
 
 def test_it_says_so_and_offers_the_chain(folder, clip):
-    model = ask.load(folder, device="cpu")
+    model = models.load(folder, device="cpu")
     reply = ask.ask(model, read(clip, model.sampling), QUESTION, OPTIONS)
     assert ask.UNTAUGHT in reply.notices
     assert reply.slots == 0
@@ -105,19 +105,19 @@ def test_it_says_so_and_offers_the_chain(folder, clip):
 
 
 def test_its_chain_is_what_it_writes_behind_its_own_prompt(folder, clip):
-    model = ask.load(folder, device="cpu")
+    model = models.load(folder, device="cpu")
     seen = read(clip, model.sampling)
     reply = ask.ask(model, seen, QUESTION, OPTIONS)
     sample = ask.posed(model, ask._frames(seen), QUESTION, OPTIONS, "multiple choice", chain=True)
-    written = generate.explicit(model.backbone, generate.think(model.backbone, [sample], ()), ask.LONGEST_CHAIN)
+    written = generate.explicit(model.backbone, generate.think(model.backbone, [sample], ()), models.LONGEST_CHAIN)
     assert reply.explicit.text == generate.thoughts_of(written.text[0])
 
 
 def test_a_model_that_only_writes_answers_by_its_chain(folder, clip, tmp_path, monkeypatch):
     """A control whose answer comes behind its chain: written once, its probabilities those of the letter in it."""
     shutil.copytree(folder, tmp_path / "explicit")
-    (tmp_path / "explicit" / ask.META).write_text('{"method": {"name": "controls.Explicit"}, "pauses": null}')
-    model = ask.load(tmp_path / "explicit", device="cpu")
+    (tmp_path / "explicit" / META).write_text('{"method": {"name": "controls.Explicit"}, "pauses": null}')
+    model = models.load(tmp_path / "explicit", device="cpu")
     seen = read(clip, model.sampling)
     sample = ask.posed(model, ask._frames(seen), QUESTION, OPTIONS, "multiple choice")
     usual = generate.explicit(model.backbone, generate.think(model.backbone, [sample], ()), 40)
@@ -143,10 +143,8 @@ def test_a_model_that_only_writes_answers_by_its_chain(folder, clip, tmp_path, m
 
 def test_a_model_that_has_learnt_to_answer_alone_says_no_more(folder, clip, tmp_path):
     shutil.copytree(folder, tmp_path / "filler")
-    (tmp_path / "filler" / ask.META).write_text(
-        '{"method": {"name": "controls.Silent", "pauses": 3}, "pauses": [3, 3]}'
-    )
-    model = ask.load(tmp_path / "filler", device="cpu")
+    (tmp_path / "filler" / META).write_text('{"method": {"name": "controls.Silent", "pauses": 3}, "pauses": [3, 3]}')
+    model = models.load(tmp_path / "filler", device="cpu")
     reply = ask.ask(model, read(clip, model.sampling), QUESTION, OPTIONS)
     assert (reply.slots, reply.thoughts, reply.explicit) == (3, "", None)
     assert reply.answer in OPTIONS
@@ -158,7 +156,7 @@ def test_a_model_that_has_learnt_to_answer_alone_says_no_more(folder, clip, tmp_
 
 
 def test_slots_can_still_be_tried(folder, clip):
-    model = ask.load(folder, device="cpu")
+    model = models.load(folder, device="cpu")
     reply = ask.ask(model, read(clip, model.sampling), QUESTION, OPTIONS, pauses=3, write_chain=False)
     assert reply.slots == 3
     assert ask.UNTAUGHT in reply.notices
@@ -194,7 +192,7 @@ def test_options_are_recognised_in_words(said, letter):
 
 
 def test_the_page(app, folder, clip):
-    model = ask.load(folder, device="cpu")
+    model = models.load(folder, device="cpu")
     page = app.Page(model)
     told = page.think(str(clip), QUESTION, "\n".join(OPTIONS), 0, True)
     assert told["answer"] in OPTIONS
@@ -213,7 +211,7 @@ def test_the_page(app, folder, clip):
 
 
 def test_a_compared_model_takes_the_clip_as_it_takes_clips(app, folder, clip):
-    model = ask.load(folder, device="cpu")
+    model = models.load(folder, device="cpu")
     longer = replace(model, name="longer", sampling=replace(model.sampling, min_frames=3, max_frames=3))
     page = app.Page(model, [longer, replace(model, name="alike")])
     taken = []
@@ -253,12 +251,12 @@ def test_models_of_the_same_name_are_told_apart(app, folder, tmp_path, monkeypat
 
 def test_the_page_on_an_adapter(app, folder, clip, tmp_path):
     """A pause model's adapter on the published one: it is taught, and the slider starts at what it was trained with."""
-    backbone = ask.load(folder, device="cpu").backbone
+    backbone = models.load(folder, device="cpu").backbone
     adapted = adapters.attach(backbone, Lora(r=4, targets=("attention",)))
     adapters.save(tmp_path / "made", backbone, torch.nn.ModuleDict(), {adapters.MAIN: adapted}, False)
     meta = {"method": described(PauseDistillation(pauses=(3, 5))), "pauses": [3, 5]}
     (tmp_path / "made" / META).write_text(json.dumps(meta))
-    model = ask.load(folder, tmp_path / "made", "cpu")
+    model = models.load(folder, tmp_path / "made", "cpu")
     assert model.taught
     parts = {block.elem_id: block for block in app.Page(model).build().blocks.values() if block.elem_id}
     assert (parts["pauses"].value, parts["notices"].value) == (5, "")
@@ -304,21 +302,21 @@ def test_zerogpu_decorates_where_the_environment_says_so(monkeypatch):
 def test_a_device_that_is_not_there_is_refused(folder):
     for device in ("cuda", "cuda:1"):
         with pytest.raises(ValueError, match=f"no device {device} here"):
-            ask.load(folder, device=device)
+            models.load(folder, device=device)
 
 
 def test_precision(tmp_path, monkeypatch):
     """Weights that fit twice over in float32 stay exact on a CPU; larger ones take half. 1,000 numbers are 4,000 bytes."""
     save_file({"a": torch.zeros(25, 20, dtype=torch.bfloat16), "b": torch.zeros(500)}, tmp_path / "model.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 20)
-    assert ask.parameters(tmp_path) == 1000
+    assert models.parameters(tmp_path) == 1000
     free = types.SimpleNamespace(available=8000)
-    monkeypatch.setattr(ask.psutil, "virtual_memory", lambda: free)
-    assert ask.precision("cpu", tmp_path) == torch.float32
+    monkeypatch.setattr(models.psutil, "virtual_memory", lambda: free)
+    assert models.precision("cpu", tmp_path) == torch.float32
     free.available = 7999
-    assert ask.precision("cpu", tmp_path) == torch.bfloat16
-    assert ask.precision("cuda", tmp_path) == torch.bfloat16
+    assert models.precision("cpu", tmp_path) == torch.bfloat16
+    assert models.precision("cuda", tmp_path) == torch.bfloat16
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *version: version == (13, 0))
-    assert ask.precision("mps", tmp_path) == torch.float32
+    assert models.precision("mps", tmp_path) == torch.float32
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *version: True)
-    assert ask.precision("mps", tmp_path) == torch.bfloat16
+    assert models.precision("mps", tmp_path) == torch.bfloat16

@@ -14,7 +14,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from engine import ask
+from engine import models
+from engine.methods.method import META
 from tests.tiny import tiny_backbone, tiny_gpt2, tiny_internvl, tiny_llama, words
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
@@ -25,7 +26,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     tiny_backbone().save(folder)
     meta = {"name": "tiny", "pauses": [4, 8], "sampling": {"fps": 4.0, "pixels": 4704}}
-    (folder / ask.META).write_text(json.dumps(meta))
+    (folder / META).write_text(json.dumps(meta))
     return folder
 
 
@@ -103,12 +104,12 @@ BROKEN = {
     "another family": (configured(model_type="bert"), "is a bert model. Supported: qwen2_5_vl"),
     "no family": (written("config.json", "{}"), "nameless model"),
     "a broken config": (written("config.json", "{nope"), "not a valid JSON"),
-    "broken notes": (written(ask.META, "{nope"), "line 1"),
-    "notes of another kind": (written(ask.META, "[]"), "Can't load"),
-    "an unknown setting": (written(ask.META, '{"sampling": {"fpps": 3}}'), "Unknown key 'sampling.fpps'. Did you mean 'fps'"),
-    "an unknown method": (written(ask.META, '{"method": {"name": "../../evil"}}'), "There is no method"),
+    "broken notes": (written(META, "{nope"), "line 1"),
+    "notes of another kind": (written(META, "[]"), "Can't load"),
+    "an unknown setting": (written(META, '{"sampling": {"fpps": 3}}'), "Unknown key 'sampling.fpps'. Did you mean 'fps'"),
+    "an unknown method": (written(META, '{"method": {"name": "../../evil"}}'), "There is no method"),
     "a method's unknown setting": (
-        written(ask.META, '{"method": {"name": "pause", "puases": [1, 2]}}'),
+        written(META, '{"method": {"name": "pause", "puases": [1, 2]}}'),
         "Unknown key 'method.puases'. Did you mean 'pauses'",
     ),
     "half a familiarity": (written("familiarity.json", "{}"), "familiarity.safetensors"),
@@ -122,7 +123,7 @@ def test_a_broken_folder_is_refused_with_the_reason(whole: Path, tmp_path: Path,
     shutil.copytree(whole, folder)
     change(folder)
     with pytest.raises(ValueError, match=reason) as refused:
-        ask.load(folder, device="cpu")
+        models.load(folder, device="cpu")
     assert str(refused.value).startswith(f"Can't load {folder}")
     assert "\n" not in str(refused.value)
     assert not (folder / "ran").exists()
@@ -150,7 +151,7 @@ def test_a_broken_adapter_is_refused_with_the_reason(whole: Path, adapter: Path,
     shutil.copytree(adapter, folder)
     change(folder)
     with pytest.raises(ValueError, match=reason) as refused:
-        ask.load(whole, folder, "cpu")
+        models.load(whole, folder, "cpu")
     assert "\n" not in str(refused.value)
     assert not (folder / "ran").exists()
 
@@ -162,12 +163,12 @@ def test_code_that_comes_with_a_model_is_not_run(whole: Path, tmp_path: Path) ->
         folder
     )
     (folder / "evil.py").write_text(f"import os; os.mkdir({str(folder / 'ran')!r})")
-    ask.load(folder, device="cpu")
+    models.load(folder, device="cpu")
     assert not (folder / "ran").exists()
 
 
 def test_whole_models_of_every_family_load(whole: Path, adapter: Path, tmp_path: Path) -> None:
     for made in (tiny_internvl, tiny_gpt2, tiny_llama):
         made().save(tmp_path / made.__name__)
-        assert ask.load(tmp_path / made.__name__, device="cpu").layers == 3
-    assert ask.load(whole, adapter, "cpu").trained_pauses == (4, 8)
+        assert models.load(tmp_path / made.__name__, device="cpu").layers == 3
+    assert models.load(whole, adapter, "cpu").trained_pauses == (4, 8)

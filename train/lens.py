@@ -17,12 +17,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine import generate
-from engine.ask import Model, load
 from engine.curriculum import LAST
 from engine.data.worlds import WorldsSource
 from engine.insight.lens import TunedLens, divergence, logits, loss
 from engine.layout import pack
 from engine.methods.method import run
+from engine.models import Model, load
 
 
 @torch.no_grad()

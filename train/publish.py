@@ -5,12 +5,13 @@ python -m train.publish runs/pause/polish assets/small/pause
 
 import argparse
 import json
+import os
 from pathlib import Path
 
-from safetensors.torch import save_model
+from safetensors.torch import load_file, save_file, save_model
+from torch import nn
 
-from engine import adapters
-from engine.ask import META
+from engine import adapters, models
 from engine.backbones.load import load
 from engine.benchmark import Benchmark
 from engine.data.worlds import WorldsSource, frames
@@ -18,7 +19,7 @@ from engine.evaluation import How, evaluate, summary
 from engine.familiarity import fit
 from engine.folders import as_a_whole
 from engine.methods import from_description
-from engine.methods.method import COMPANIONS
+from engine.methods.method import COMPANIONS, META
 
 HISTORY = "history.json"  # beside a published model: the stages that it went through
 Stage = tuple[dict, int, float]  # a run's settings, the samples that it saw, the seconds that they took
@@ -40,31 +41,41 @@ def publish(run: Path, out: Path, clips: int) -> None:
 
 
 def fill(run: Path, made: Path, name: str, clips: int) -> None:
-    """Writes all that ships of a run's best model into the folder `made`."""
+    """Writes all that ships of a run's best model into the folder `made`: the model, or its adapter, which names the model that
+    it is for as seen from there."""
     settings = json.loads((run / "settings.json").read_text())
-    method = from_description(settings["method"])
-    backbone = load(run / "best", tokens=method.tokens)
+    method, training, best = from_description(settings["method"]), settings["training"], run / "best"
+    base = Path(training["init"] if method.frozen or "lora" in settings else best)
+    adapter = Path(training["adapter"] if method.frozen else best) if "lora" in settings else None
+    backbone = load(base, tokens=method.tokens)
     companions = method.companions(backbone)
-    adapters.load_companions(run / "best", companions)
-    backbone.model.bfloat16()
-    backbone.save(made)
-    if len(companions):
-        save_model(companions.bfloat16(), str(made / COMPANIONS))
-    backbone = load(made, tokens=method.tokens)  # the shipped weights, computed in float32 as on a CPU
-    companions = method.companions(backbone)
-    adapters.load_companions(made, companions)
-
+    adapters.load_companions(best, companions)
+    if adapter:
+        keep_adapter(adapter, made, os.path.relpath(base, made))
+        backbone.tokenizer.save_pretrained(made)
+    else:
+        backbone.model.bfloat16()
+        backbone.save(made)
+    adapted = [name for name in companions if (best / name / adapters.CONFIG).is_file()]
+    for companion in adapted:
+        keep_adapter(best / companion, made / companion)
+    if whole := nn.ModuleDict({name: module for name, module in companions.items() if name not in adapted}):
+        save_model(whole.bfloat16(), str(made / COMPANIONS))
     meta = {
         "name": f"small {name}",
         "method": settings["method"],
         "pauses": list(method.slot_range) if method.silent else None,
         **WorldsSource().looks,
     }
+    (made / META).write_text(json.dumps(meta, indent=1) + "\n")
 
+    model = models.load(made, device="cpu")  # the shipped weights, computed in float32
+    backbone, method = model.backbone, model.method
     source, held_out = WorldsSource(), WorldsSource(split="validation")
     known = [source.record(i) for i in range(1800)]
     questions = list(dict.fromkeys(r.question for r in known))
-    fit(backbone, map(frames, known), (frames(held_out.record(i)) for i in range(600)), questions).save(made)
+    if not adapter:  # it changes nothing in what its model sees
+        fit(backbone, map(frames, known), (frames(held_out.record(i)) for i in range(600)), questions).save(made)
 
     scores = {}
     for split in ("test", "longer"):
@@ -72,12 +83,21 @@ def fill(run: Path, made: Path, name: str, clips: int) -> None:
         records = benchmark.records()
         samples = benchmark.samples(records)
         how: How = "silent" if method.silent else "explicit"
-        results = evaluate(backbone, samples, method, how, method.trained_slots, companions, speak=method.speaks)
+        results = evaluate(backbone, samples, method, how, method.trained_slots, model.companions, speak=method.speaks)
         scores[split] = summary(results, [r.family for r in records], [r.difficulty for r in records])
     stages = lineage(run)
     (made / HISTORY).write_text(json.dumps(stages, indent=1) + "\n")
     (made / "README.md").write_text(card(name, stages, scores, sum(p.numel() for p in backbone.model.parameters())))
-    (made / META).write_text(json.dumps(meta, indent=1) + "\n")
+
+
+def keep_adapter(place: Path, to: Path, base: str = "") -> None:
+    """An adapter's files in bf16. base: the model that it is for."""
+    to.mkdir(parents=True, exist_ok=True)
+    told = json.loads((place / adapters.CONFIG).read_text()) | {"base_model_name_or_path": base}
+    (to / adapters.CONFIG).write_text(json.dumps(told, indent=1) + "\n")
+    save_file(
+        {name: tensor.bfloat16() for name, tensor in load_file(place / adapters.WEIGHTS).items()}, to / adapters.WEIGHTS
+    )
 
 
 def lineage(run: Path) -> list[Stage]:
@@ -86,8 +106,9 @@ def lineage(run: Path) -> list[Stage]:
     stages: list[Stage] = []
     while (run / "settings.json").is_file():
         settings = json.loads((run / "settings.json").read_text())
-        start = Path(settings["training"]["init"])
-        settings["training"] |= {name: nearby(settings["training"][name]) for name in ("init", "out")}
+        start = Path(settings["training"].get("adapter") or settings["training"]["init"])
+        places = {name: nearby(settings["training"].get(name, "")) for name in ("init", "adapter", "out")}
+        settings["training"] |= places
         stages.insert(0, (settings, *seen(run, settings)))
         if (start / HISTORY).is_file():
             return [*map(tuple, json.loads((start / HISTORY).read_text())), *stages]
@@ -150,7 +171,8 @@ def stage(settings: dict, clips: int, seconds: float) -> str:
     low, high = worlds["difficulties"]
     shown = "rows of text" if worlds["corrupt"] == "blind" else "clips"
     precision = "float32" if training["precision"] == "no" else training["precision"]
-    rate = f"{training['optimizer']} at {training['lr']}, {training['schedule']}, {precision}"
+    part = f"LoRA of rank {settings['lora']['r']}, " if "lora" in settings else ""
+    rate = f"{part}{training['optimizer']} at {training['lr']}, {training['schedule']}, {precision}"
     return f"  - {Path(training['out']).name}: {clips:,} {shown} of {low} to {high} steps ({', '.join(dict.fromkeys(worlds['families']))}), {rate}, seed {worlds['seed']}, {seconds / 60:.0f} minutes"  # fmt: skip
 
 

@@ -343,7 +343,10 @@ def main(argv: list[str] | None = None) -> int:
             for each in made[part - 1 :: parts]:
                 finish(each)
             if missing := [each.folder.name for each in made if not all(map(finished, each.stages))]:
-                print(f"{len(missing)} runs of other shards aren't finished, such as {missing[0]}: no table yet.", file=sys.stderr)
+                print(
+                    f"{len(missing)} runs of other shards aren't finished, such as {missing[0]}: no table yet.",
+                    file=sys.stderr,
+                )
                 return 0
         if not made:
             raise ConfigError("No run is finished: start the command without --finished.")

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from engine import ask, generate
+from engine import ask, generate, models
 from engine.config import ConfigError
 from engine.data.samples import Sample
 from engine.evaluation import mean, respond
@@ -79,7 +79,7 @@ def protocol_of(name: str, judge: Judge | None) -> Protocol:
     return PROTOCOLS[name]
 
 
-def sampling(model: ask.Model, name: str, given: Mapping[str, Any]) -> Sampling:
+def sampling(model: models.Model, name: str, given: Mapping[str, Any]) -> Sampling:
     """How clips are looked at: as the model was trained, but for what is given. Others' models see images larger.
 
     All benchmarks but Video-R1's are of images; its own are read at the size of its frames."""
@@ -104,7 +104,7 @@ def judge_of(place: str) -> Judge:
 
 
 def examine(
-    model: ask.Model, exam: Examination, out: Path, shard: tuple[int, int] = (1, 1), resume: bool = False, batch: int = 8,
+    model: models.Model, exam: Examination, out: Path, shard: tuple[int, int] = (1, 1), resume: bool = False, batch: int = 8,
     judge: Judge | None = None, say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Answers a shard's questions, and sums up: all of them if this was the last shard, else this one.
@@ -146,7 +146,7 @@ def path(out: Path, part: int, parts: int) -> Path:
     return out / f"answers-{part}-of-{parts}.jsonl"
 
 
-def described(exam: Examination, model: ask.Model) -> dict[str, Any]:
+def described(exam: Examination, model: models.Model) -> dict[str, Any]:
     """What decides the answers, as JSON. The benchmark's file, and the model's, are known by their content, wherever they and
     the clips lie."""
     content = hashlib.sha256(Path(exam.file).read_bytes()).hexdigest()[:16]
@@ -200,7 +200,7 @@ def begin(place: Path, settings: Mapping[str, Any]) -> Mapping[str, Line]:
 Ready = list[tuple[Question, Sample | str]]  # a batch: each question with its clip, or what is wrong with that
 
 
-def batches(model: ask.Model, exam: Examination, waiting: Sequence[Question], size: int) -> Iterator[Ready]:
+def batches(model: models.Model, exam: Examination, waiting: Sequence[Question], size: int) -> Iterator[Ready]:
     """The questions with their clips, each batch read while the one before is answered."""
     with TemporaryDirectory() as folder, ThreadPoolExecutor(1) as reader:
         parts = [waiting[i : i + size] for i in range(0, len(waiting), size)]
@@ -215,7 +215,7 @@ def batches(model: ask.Model, exam: Examination, waiting: Sequence[Question], si
             yield ready
 
 
-def seen(model: ask.Model, exam: Examination, question: Question, folder: Path) -> Sample | str:
+def seen(model: models.Model, exam: Examination, question: Question, folder: Path) -> Sample | str:
     """The question as it is put to the model, its clip decoded and cut; or what is wrong with the clip."""
     kind = question.kind if exam.hints else "as asked"
     sample = ask.posed(model, None, question.text, question.options, kind, exam.mode == "explicit")
@@ -235,7 +235,7 @@ def seen(model: ask.Model, exam: Examination, question: Question, folder: Path) 
                 place.unlink()
 
 
-def answered(model: ask.Model, exam: Examination, part: Ready, judge: Judge | None) -> Iterator[Line]:
+def answered(model: models.Model, exam: Examination, part: Ready, judge: Judge | None) -> Iterator[Line]:
     """A line for each question. Errors: ValueError for a judge that fails."""
     good = [(question, given) for question, given in part if isinstance(given, Sample)]
     told = {}

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from transformers import GenerationConfig
 
-from engine import adapters, ask
+from engine import adapters, models
 from engine.backbones.base import Backbone
 from engine.backbones.load import load
 from engine.exchange.prompt import SERVED, How, prompt
@@ -51,7 +51,7 @@ class Trained:
     def method(self) -> Method:
         if "method" in self.meta:
             return from_description(dict(self.meta["method"]))
-        return PauseDistillation() if self.meta.get("pauses") else ask.Untaught()
+        return PauseDistillation() if self.meta.get("pauses") else models.Untaught()
 
     @property
     def data(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def export(
 
 def plain(found: Trained) -> Backbone:
     """The model in the precision of its files, an adapter merged in, with settings under which `generate` is greedy."""
-    place = ask.local(found.base if found.adapter else found.folder)
+    place = models.local(found.base if found.adapter else found.folder)
     kept = _json(place / "config.json")
     name = str(kept.get("dtype") or kept.get("torch_dtype") or "float32")
     backbone = load(place, dtype=getattr(torch, name), tokens=found.method.tokens)
@@ -140,7 +140,7 @@ def beside(found: Trained, target: Path, whole: bool) -> None:
             shutil.copy2(file, target / file.name)
     if whole and found.base:
         try:
-            original = ask.local(found.base)
+            original = models.local(found.base)
         except (
             OSError,
             ValueError,
@@ -157,7 +157,7 @@ def silent_text(backbone: Backbone, found: Trained) -> str:
     pauses = tuple(found.meta["pauses"]) if found.meta.get("pauses") else None
     method = found.method
     dialect = found.meta.get("dialect", "chat")
-    model = ask.Model(backbone, "", pauses, ask.PUBLISHED_SAMPLING, None, method, dialect=dialect)
+    model = models.Model(backbone, "", pauses, models.PUBLISHED_SAMPLING, None, method, dialect=dialect)
     how: How = "silent" if method.silent else "explicit"
     try:
         return prompt(model, None, "Where is the ball at the end?", ["left", "middle", "right"], how=how).text

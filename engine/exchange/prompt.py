@@ -15,12 +15,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from engine.ask import Model, posed
+from engine.ask import posed
 from engine.backbones.base import Backbone
 from engine.backbones.internvl import InternVL
 from engine.backbones.qwen2_5_vl import Qwen25VL
 from engine.data.samples import context
 from engine.layout import Frames, Layout, Packed, marker, pack
+from engine.models import Model
 
 How = Literal["silent", "explicit"]
 SERVED = (

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from engine import ask, worlds
+from engine import models, worlds
 from engine.benchmark import RANGES, Benchmark, shipped
 from engine.data.samples import Sample
 from engine.data.worlds import WorldsSource, frames, sample
@@ -49,15 +49,15 @@ def subjects(names: Sequence[str], pauses: int | None, device: str) -> Iterator[
 
     Without names, all shipped models that have learnt to think in slots, controls last. Errors: ValueError for one that doesn't.
     """
-    places = {name: ask.SMALL / name if name in shipped() else Path(name) for name in names or shipped()}
+    places = {name: models.SMALL / name if name in shipped() else Path(name) for name in names or shipped()}
     for name, place in places.items():
         if not place.is_dir():
             raise ValueError(f"There is no model {name!r}: choose among {', '.join(shipped())}, or name a folder.")
-    models = {name: ask.load(place, device=device) for name, place in places.items()}
+    loaded = {name: models.load(place, device=device) for name, place in places.items()}
     if not names:
-        able = [name for name, model in models.items() if model.method.trained_slots]
-        models = {name: models[name] for name in sorted(able, key=lambda name: isinstance(models[name].method, Silent))}
-    for number, (name, model) in enumerate(models.items()):
+        able = [name for name, model in loaded.items() if model.method.trained_slots]
+        loaded = {name: loaded[name] for name in sorted(able, key=lambda name: isinstance(loaded[name].method, Silent))}
+    for number, (name, model) in enumerate(loaded.items()):
         slots = pauses if pauses is not None else model.method.trained_slots or USUAL
         if slots < 1 or not model.method.thinking(slots):
             raise ValueError(
@@ -86,17 +86,17 @@ def report(
     drawn = [source.record(i) for i in range(limit)]  # other clips, from which probes learn
     lessons = [sample(record, frames(record)) for record in drawn]
     clips = clips_of(records, words_of([*drawn, *records]))
-    models, used = {}, device
+    studied, used = {}, device
     for name, subject in subjects(methods, pauses, device):
         used = str(subject.backbone.device)
         seen = observe(subject, clips, batch, lambda line, name=name: say(f"{name}: {line}"))  # type: ignore[misc]
         states = [subject.think(lessons[i : i + batch]).states for i in range(0, limit, batch)]
         learned = torch.cat(states, dim=1).transpose(0, 1).float().cpu().numpy()
         table = vocabulary(subject.backbone.model.get_input_embeddings().weight)
-        models[name] = {"slots": subject.slots, **study(seen, clips, learned, lessons, table)}
-    slots = {name: figures["slots"] for name, figures in models.items()}
+        studied[name] = {"slots": subject.slots, **study(seen, clips, learned, lessons, table)}
+    slots = {name: figures["slots"] for name, figures in studied.items()}
     settings = {"split": split, "clips": len(records), "slots": slots, "device": used}
-    beside = beside_controls(models)
-    files = write(out, settings, models, beside)
-    brief = {name: {"in_words": m["in_words"], "replacement": m["replacement"]} for name, m in models.items()}
+    beside = beside_controls(studied)
+    files = write(out, settings, studied, beside)
+    brief = {name: {"in_words": m["in_words"], "replacement": m["replacement"]} for name, m in studied.items()}
     return {"settings": settings, "out": str(out), "files": files, "beside_controls": beside, "models": brief}

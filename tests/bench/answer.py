@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from engine import ask, generate
+from engine import generate, models
 from engine.data.samples import Sample, context
 from engine.layout import Frames, Layout, pack
 from engine.video import Clip, read
@@ -24,14 +24,14 @@ EXAMPLES = Path(__file__).parents[2] / "assets" / "examples"
 @torch.no_grad()
 def bench() -> list[dict[str, Any]]:
     rows = []
-    model = ask.load(device="cpu")
+    model = models.load(device="cpu")
     for name in ("cups-3-2", "cups-5-4"):
         truth = json.loads((EXAMPLES / f"{name}.json").read_text())
         rows += of(model, EXAMPLES / f"{name}.mp4", truth["question"], truth["options"])
     return [*rows, model_alone(model, "1,008 video tokens", heavy(model.backbone))]
 
 
-def of(model: ask.Model, path: Path, question: str, options: list[str]) -> list[dict[str, Any]]:
+def of(model: models.Model, path: Path, question: str, options: list[str]) -> list[dict[str, Any]]:
     backbone, method = model.backbone, model.method
 
     def look() -> Clip:
@@ -65,20 +65,20 @@ def of(model: ask.Model, path: Path, question: str, options: list[str]) -> list[
     return rows + shares
 
 
-def model_alone(model: ask.Model, size: str, asked: Sample) -> dict[str, Any]:
+def model_alone(model: models.Model, size: str, asked: Sample) -> dict[str, Any]:
     said, written = silent(model, asked).tokens[0], explicit(model, asked).tokens[0]
     ours, other = medians(lambda: silent(model, asked), lambda: explicit(model, asked))
     return line("answer", f"{size}, model alone: written chain over silent", ours, other, written / said, f"seconds; {written} tokens over {said}")  # fmt: skip
 
 
-def think(model: ask.Model, asked: Sample) -> generate.Thoughts:
+def think(model: models.Model, asked: Sample) -> generate.Thoughts:
     slots = model.method.thinking(model.method.trained_slots)
     return generate.think(model.backbone, [asked], slots, model.method.feedback(model.companions))
 
 
-def silent(model: ask.Model, asked: Sample) -> generate.Written:
+def silent(model: models.Model, asked: Sample) -> generate.Written:
     return generate.answer(model.backbone, think(model, asked), model.method.marks, model.method.longest)
 
 
-def explicit(model: ask.Model, asked: Sample) -> generate.Written:
+def explicit(model: models.Model, asked: Sample) -> generate.Written:
     return generate.explicit(model.backbone, generate.think(model.backbone, [asked], ()))

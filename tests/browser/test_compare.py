@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from engine.ask import META
+from engine.methods.method import META
 from tests.browser.test_page import SIZES, fits, pick, think
 from tests.serve import Server, served, untrained
 

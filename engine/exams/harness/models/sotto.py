@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from lmms_eval.api.model import lmms
 from PIL import Image
 
-from engine import ask, generate
+from engine import ask, generate, models
 from engine.data.samples import Sample
 from engine.evaluation import respond
 from engine.footage import Footage
@@ -40,7 +40,7 @@ class Sotto(lmms):
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         if self.accelerator.num_processes > 1:
             device = str(self.accelerator.device)
-        self.sotto = ask.load(pretrained or None, adapter or None, device)
+        self.sotto = models.load(pretrained or None, adapter or None, device)
         self.sotto.method.expect(mode)
         self.mode, self.longest, self.size = mode, int(longest), int(batch_size)
         self.pauses = self.sotto.usual_pauses if pauses is None else int(pauses)
