@@ -13,6 +13,7 @@ from engine.benchmark import Benchmark
 from engine.config import build, read_yaml
 from train import baselines, small
 from train.command import Run
+from train.table import Table, trials
 
 
 @pytest.fixture(params=["cpu", "cuda"])
@@ -26,10 +27,10 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.Fixture
         last = max(place for place, word in enumerate(words) if word == "-m")
         commands.append(words[last + 1 :])
         if "--out" in words:
-            (after(words, "--out") / "best").mkdir(parents=True)
+            (after(words, "--out") / "best").mkdir(parents=True, exist_ok=True)
 
     monkeypatch.setattr(subprocess, "run", pretend)
-    small.retrain(small.Workshop(tmp_path, request.param, "no", 2), list(small.MODELS), small.START)
+    small.retrain(small.Workshop(tmp_path, request.param, "no", 2), [*small.METHODS, *small.MODELS], small.START)
     return commands
 
 
@@ -72,8 +73,30 @@ def test_what_is_shipped_is_each_ones_last_stage(ran: list[list[str]], tmp_path:
     published = [words[1:] for words in ran if words[0] == "train.publish"]
     shelf = small.EXPECTED.parent
     assert published == [
-        [str(tmp_path / name / stages[-1]), str(shelf / name)] for name, (_, stages) in small.MODELS.items()
+        *[[str(tmp_path / name / stages[-1]), str(shelf / name)] for name, (_, stages) in small.MODELS.items()],
+        [str(tmp_path / "small" / "coconut-sim-cot-1"), str(shelf / "coconut")],
+        [str(tmp_path / "small" / "codi-sim-cot-1"), str(shelf / "codi")],
+        [str(tmp_path / "small" / "heima-1" / "interpreters"), str(shelf / "heima")],
     ]
+
+
+def test_the_other_methods_are_runs_of_the_table(ran: list[list[str]], tmp_path: Path) -> None:
+    """Begun when what they start from is there. The table holds their rows, in the folders that are shipped."""
+    table = build(Table, read_yaml(small.TABLE) | {"out": str(tmp_path / "small")})
+    made = {each.row.name: each for each in trials(table, small.CONFIGS)}
+    commands = [words for words in ran if words[0] == "train.table"]
+    assert sorted(words[words.index("--rows") + 1] for words in commands) == sorted(
+        r for r, _ in small.METHODS.values()
+    )
+    assert ran.index(commands[0]) > [words[-1] for words in ran].index(str(small.EXPECTED.parent / "explicit"))
+    for words in commands:
+        assert words[1:3] == ["--config", str(small.TABLE)]
+        assert after(words, "--out") == tmp_path / "small"
+        assert "training.precision=no" in words
+    for row, stage in small.METHODS.values():
+        last = Path(made[row].stages[-1].run.training.out)
+        assert all(each.run.training.init == "assets/small/explicit" for each in made[row].stages)
+        assert (tmp_path / "small" / small.folder(row) / stage) in (last, last.parent / stage)
 
 
 def test_the_lens_is_the_new_weights_own(ran: list[list[str]]) -> None:

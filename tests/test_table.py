@@ -116,6 +116,20 @@ def test_shards_train_their_own_and_the_last_makes_the_table(place, capsys):
     assert "--shard 3/2: write it as 1/4" in capsys.readouterr().err
 
 
+def test_some_rows_alone_and_what_all_change(place, capsys):
+    out = place / "elsewhere"
+    words = ["--config", config(place, shared={}), "--out", str(out), "--set", "training.steps=1", "text_worlds.seed=3"]
+    assert main([*words, "--rows", "thoughts"]) == 0, capsys.readouterr().err
+    assert sorted(p.parent.name for p in out.glob("*/best")) == ["base-0", "thoughts-1", "thoughts-2"]
+    whole = json.loads((out / "table.json").read_text())
+    assert whole["samples_seen"] == 2
+    assert {(cell["method"], cell["lead"]) for cell in whole["cells"]} == {("thoughts", None)}
+    assert main([*words, "--rows", "thoughts", "nothing"]) == 2
+    assert "no row 'nothing': choose among answer only, thoughts" in capsys.readouterr().err
+    assert main([*words, "--set", "steps=1"]) == 2
+    assert "write SECTION.KEY=VALUE" in capsys.readouterr().err
+
+
 def test_what_can_not_be_compared_is_refused(place, capsys):
     rows = json.loads(Path(config(place)).read_text())["rows"]
     more = [rows[0], rows[1] | {"changes": {"training": {"batch": 4}}}]

@@ -1,6 +1,7 @@
 """Retrains every shipped small model and holds the new scores against the shipped cards.
 
-All start from assets/start, which can look up an option's letter and see what happens in a clip, and knows nothing else.
+The pause model and its controls start from assets/start, which can look up an option's letter and see what happens in a clip,
+and knows nothing else; the other methods' models from the explicit control, as runs of the table in configs/small/table.yaml.
 
     python -m train.small --out runs            # some hours on two CPU cores; goes on where it stopped
     python -m train.small --anew                # makes the start too, from random weights
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from engine.benchmark import Benchmark, measure, shipped
 from engine.config import read_yaml
+from train.table import folder
 
 CONFIGS = Path(__file__).parent / "configs" / "small"
 STAGES = ("short", "silent", "sums", "tally", "pause", "polish")
@@ -33,6 +35,12 @@ MODELS = {  # model -> its script and its stages
     "explicit": ("explicit", SHORTER),
     "answer-only": ("silent", SHORTER),
     "filler": ("silent", SHORTER),
+}
+TABLE = CONFIGS / "table.yaml"
+METHODS = {  # model -> its row in the table, and the last of its stages
+    "coconut": ("Coconut + SIM-CoT", ""),
+    "codi": ("CODI + SIM-CoT", ""),
+    "heima": ("Heima", "interpreters"),
 }
 ASSETS = Path(__file__).parent.parent / "assets"
 START = ASSETS / "start"
@@ -76,10 +84,20 @@ class Workshop:
             start = to / "best"
         return to
 
-    def side_by_side(self, work: Callable[[str], Path], names: Sequence[str]) -> list[Path]:
-        """`work` for each name. On a CPU one after another. A GPU is kept busy by none of them, since their kernels are over
+    def row(self, name: str) -> Path:
+        """A method's run in the table, a thread on a CPU -> its folder."""
+        row, stage = METHODS[name]
+        words = ["--rows", row, "--out", str(self.out / "small")]
+        words += ["--set", f"training.device={self.device}", f"training.precision={self.precision}"]
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "train.table", "--config", str(TABLE), *words]
+        subprocess.run(command, check=True, env=one_thread)
+        return self.out / "small" / folder(row) / stage
+
+    def side_by_side(self, work: Callable[[str], Path], names: Sequence[str], on_cpu: int = 1) -> list[Path]:
+        """`work` for each name, on a CPU so many at once. A GPU is kept busy by none of them, since their kernels are over
         before the next can be launched: there all at once."""
-        with ThreadPoolExecutor(len(names) if self.device == "cuda" else 1) as pool:
+        with ThreadPoolExecutor(len(names) if self.device == "cuda" else on_cpu) as pool:
             return list(pool.map(work, names))
 
 
@@ -111,11 +129,14 @@ def workshop(options: argparse.Namespace) -> Workshop:
 
 def main() -> int:
     parser = arguments(__doc__)
-    parser.add_argument("--models", nargs="+", choices=MODELS, help="which (default: all; of --check, those that ship)")
+    parser.add_argument(
+        "--models", nargs="+", choices=(*MODELS, *METHODS), help="which (default: all; of --check, those that ship)"
+    )
     parser.add_argument("--check", action="store_true", help="score what is shipped, without training")
     parser.add_argument("--anew", action="store_true", help="make what they start from too")
     options = parser.parse_args()
-    models = options.models or ([name for name in MODELS if name in shipped()] if options.check else list(MODELS))
+    every = [*MODELS, *METHODS]
+    models = options.models or [name for name in every if name in shipped() or not options.check]
     if options.check and (missing := [name for name in models if name not in shipped()]):
         print(f"{missing[0]} isn't shipped: there is nothing to score.", file=sys.stderr)
         return 2
@@ -164,7 +185,11 @@ def retrain(at: Workshop, models: Sequence[str], start: Path) -> None:
         control = [] if name == "pause" else [CONFIGS / f"{name.replace('-', '_')}.yaml"]
         return at.stages(script, name, start, stages, *control)
 
-    for name, run in zip(models, at.side_by_side(trained, models), strict=True):
+    staged = [name for name in models if name in MODELS]
+    for name, run in zip(staged, at.side_by_side(trained, staged), strict=True):
+        python("train.publish", str(run), str(EXPECTED.parent / name))
+    others = [name for name in models if name in METHODS]  # from the explicit control as it is now
+    for name, run in zip(others, at.side_by_side(at.row, others, at.processes), strict=True):
         python("train.publish", str(run), str(EXPECTED.parent / name))
     if "pause" in models:
         python("train.lens", str(EXPECTED.parent / "pause"))

@@ -38,7 +38,7 @@ from engine.layout import Layout, pack
 from engine.methods import described, find
 from engine.methods.method import Method
 from engine.video import VideoError
-from train.command import Run, opened, trained
+from train.command import Run, changed, opened, section, trained
 from train.fresh import make
 from train.heima import Planned, plan
 from train.publish import seconds
@@ -123,6 +123,11 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return whole
 
 
+def folder(row: str, seed: int = 1) -> str:
+    """What the run of a row's seed is called."""
+    return re.sub(r"\W+", "-", f"{row} {seed}".lower())
+
+
 def trial(table: Table, place: Path, row: Row, seed: int, init: str = "") -> Trial:
     """A row's run with this seed, ready to train. Errors: ConfigError."""
     preset = read_yaml(place / row.config)
@@ -130,7 +135,7 @@ def trial(table: Table, place: Path, row: Row, seed: int, init: str = "") -> Tri
     if filed := sorted(({each.name for each in fields(Run)} - OWN) & set(given)):
         raise ConfigError(f"{row.name}: a table is made on the worlds, not on files ({filed[0]}).")
     data = "text_worlds" if "text_worlds" in given else "worlds"
-    out = Path(table.out) / re.sub(r"\W+", "-", f"{row.name} {seed}".lower())
+    out = Path(table.out) / folder(row.name, seed)
     own = {"training": {"out": str(out), "seed": seed, **({"init": init} if init else {})}, data: {"seed": seed}}
     values = merged(given, own)
     if "stages" in values:
@@ -157,6 +162,14 @@ def trials(table: Table, place: Path) -> list[Trial]:
         if problems(other) != problems(first):
             raise ConfigError(f"{other.row.name} and {first.row.name} would be tested on different problems: give all rows the same worlds and steps.")  # fmt: skip
     return made
+
+
+def asked(table: Table, rows: Sequence[str] | None) -> Sequence[str]:
+    """The rows that were named, or all. Errors: ConfigError for a name that no row has."""
+    names = [row.name for row in table.rows]
+    if unknown := [row for row in rows or () if row not in names]:
+        raise ConfigError(f"There is no row {unknown[0]!r}: choose among {', '.join(names)}.")
+    return rows or names
 
 
 def problems(wanted: Trial) -> Sequence[object]:
@@ -330,12 +343,19 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="the table's YAML file")
     parser.add_argument("--finished", action="store_true", help="only of the runs that are finished; train nothing")
+    parser.add_argument("--rows", nargs="+", action="extend", metavar="NAME", help="only these rows (default: all)")
     parser.add_argument("--shard", default="1/1", help="I/N: train the I-th of N parts of the runs, from 1; the last to finish makes the table")  # fmt: skip
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="SECTION.KEY=VALUE", help="what all rows change besides, such as training.precision=no")  # fmt: skip
+    parser.add_argument("--out", type=Path, help="folder of the runs and the table (default: the file's)")
     options = parser.parse_args(argv)
     try:
         part, parts = shard_of(options.shard)
-        table = build(Table, read_yaml(options.config))
+        values = read_yaml(options.config)
+        for assignment in options.set:
+            values |= {"shared": changed(section(values, "shared"), assignment)}
+        table = build(Table, values | ({"out": str(options.out)} if options.out else {}))
         made, real = trials(table, options.config.parent), real_problems(table)
+        made = [each for each in made if each.row.name in asked(table, options.rows)]
         if options.finished:
             made = [each for each in made if all(map(finished, each.stages))]
         else:
