@@ -13,7 +13,7 @@ from engine.benchmark import Benchmark
 from engine.config import build, read_yaml
 from train import baselines, small
 from train.command import Run
-from train.table import Table, trials
+from train.trials import Table, trials
 
 
 @pytest.fixture(params=["cpu", "cuda"])

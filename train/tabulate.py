@@ -23,7 +23,8 @@ COLUMNS = (
 def tabulate(against: Mapping[str, str], results: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Cell]:
     """A cell for each method, world and number of steps k (and "all"), over the method's seeds.
 
-    against: each method, in the table's order, and its control, if it has one. results: a method's runs, a seed each.
+    against: each method, in the table's order, and its control, if it has one. results: a method's runs, a seed each, with
+    answers by column.
     accuracy: the mean over seeds, with Wilson's interval for so many problems, however many seeds answered them. lead: in
     accuracy, over the control on the same problems, with its interval; None without a control.
     """
@@ -31,19 +32,21 @@ def tabulate(against: Mapping[str, str], results: Sequence[tuple[str, Mapping[st
     answers: dict[tuple[str, str, str], np.ndarray] = {}  # correct or not, [seeds, problems]
     for method, control in against.items():
         runs = [result for name, result in results if name == method]
-        labels = [(each["world"], str(each["k"])) for each in runs[0]["answers"]] if runs else []
+        columns = runs[0]["answers"] if runs else {"world": [], "k": []}
+        labels = list(zip(columns["world"], map(str, columns["k"]), strict=True))
         for world in dict.fromkeys(world for world, _ in labels):
             for k in ["all", *sorted({k for w, k in labels if w == world}, key=int)]:
                 chosen = [i for i, (w, own) in enumerate(labels) if w == world and k in ("all", own)]
-                picked = [[run["answers"][i] for i in chosen] for run in runs]
-                correct = np.array([[each["correct"] for each in row] for row in picked], dtype=float)
+                correct, tokens, seconds = (
+                    np.array([[run["answers"][name][i] for i in chosen] for run in runs], dtype=float)
+                    for name in ("correct", "generated_tokens", "seconds")
+                )
                 answers[method, world, k] = correct
                 whole.append({
                     "method": method, "world": world, "k": k, "seeds": len(runs), "problems": len(chosen),
                     "accuracy": correct.mean(), "interval": wilson(correct.mean() * len(chosen), len(chosen)),
                     "by_seed": correct.mean(1).tolist(), "slots": runs[0]["slots"],
-                    "generated_tokens": mean([each["generated_tokens"] for row in picked for each in row]),
-                    "seconds": mean([each["seconds"] for row in picked for each in row]),
+                    "generated_tokens": tokens.mean(), "seconds": seconds.mean(),
                     "training_seconds": mean([run["training_seconds"] for run in runs]), "against": control,
                     "held": over_seeds([run["held"].get(world, {}) for run in runs]) if k == "all" else {},
                 })  # fmt: skip

@@ -1,0 +1,200 @@
+"""What a table's file says: rows, and the runs that they stand for, ready to train; whether a run is one of them, and finished.
+
+Knows neither how a run is tested nor what the table looks like.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from engine.config import ConfigError, build, read_yaml
+from engine.data.gsm8k_icot import Gsm8kIcotSource
+from engine.data.text_worlds import TextWorldsSource
+from engine.data.worlds import WorldsSource
+from engine.folders import checkpoints, fingerprint
+from engine.methods import described, find
+from train.command import Run
+from train.heima import Planned, plan
+
+START = "start.txt"  # in a run's folder: what tells the weights that it was started from
+OWN = {"method", "training", "lora", "validation", "worlds", "text_worlds"}  # a run's sections without a file of data
+INDIFFERENT = ("device", "workers", "log_every", "save_every", "keep", "only_eval")  # settings of no effect on a run
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method in the table. `changes`: what differs from the preset `config`, which lies beside the table's file."""
+
+    name: str
+    method: str  # as `python -m train` takes it
+    config: str
+    against: str = ""  # the row that is its control
+    seeds: int = 1
+    changes: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """The untrained model that the base starts from, as train/fresh.py makes it."""
+
+    family: Literal["gpt2", "llama", "qwen2_5_vl"] = "llama"
+    layers: int = 4
+    hidden: int = 128
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table's file. `shared`: what all rows change in their presets (the budget, the data).
+
+    fresh, base: the model that all rows start from, made and trained first; without them, what the presets name.
+    gsm8k: problems of a file, to test on besides: what was learnt on the worlds, on real ones.
+    """
+
+    out: str
+    rows: tuple[Row, ...]
+    shared: dict = field(default_factory=dict)
+    fresh: Fresh | None = None
+    base: Row | None = None
+    samples: int = 1200  # to test on, about as many of every world and number of steps
+    batch: int = 100
+    gsm8k: Gsm8kIcotSource | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a row: one seed."""
+
+    row: Row
+    seed: int
+    stages: tuple[Planned, ...]  # one, but for Heima
+
+    @property
+    def final(self) -> Planned:
+        return [stage for stage in self.stages if not stage.method.frozen][-1]
+
+    @property
+    def name(self) -> str:
+        return folder(self.row.name, self.seed)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.final.run.training.out)
+
+    @property
+    def seen(self) -> int:
+        """Samples trained on."""
+        trainings = [stage.run.training for stage in self.stages if not stage.method.frozen]
+        return sum(training.steps * training.batch for training in trainings)
+
+
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Configurations over each other, section by section."""
+    whole: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            whole[key] = {**whole.get(key, {}), **value} if isinstance(value, Mapping) else value
+    return whole
+
+
+def folder(row: str, seed: int = 1) -> str:
+    """What the run of a row's seed is called."""
+    return re.sub(r"\W+", "-", f"{row} {seed}".lower())
+
+
+def trial(table: Table, place: Path, row: Row, seed: int, init: str = "") -> Trial:
+    """A row's run with this seed, ready to train. Errors: ConfigError."""
+    preset = read_yaml(place / row.config)
+    given = merged(preset, table.shared, row.changes)
+    if filed := sorted(({each.name for each in fields(Run)} - OWN) & set(given)):
+        raise ConfigError(f"{row.name}: a table is made on the worlds, not on files ({filed[0]}).")
+    data = "text_worlds" if "text_worlds" in given else "worlds"
+    out = Path(table.out) / folder(row.name, seed)
+    own = {"training": {"out": str(out), "seed": seed, **({"init": init} if init else {})}, data: {"seed": seed}}
+    values = merged(given, own)
+    if "stages" in values:
+        return Trial(row, seed, tuple(plan(values)))
+    run = build(Run, values)
+    return Trial(row, seed, (Planned(run, build(find(row.method), run.method, "method.")),))
+
+
+def trials(table: Table, place: Path) -> list[Trial]:
+    """Every run of the table. Errors: ConfigError for a control that isn't there, for unequal budgets, and for rows that would be
+    tested on different problems."""
+    names = [row.name for row in table.rows]
+    if unknown := [row.against for row in table.rows if row.against and row.against not in names]:
+        raise ConfigError(f"There is no row {unknown[0]!r} to hold another against.")
+    init = str(trial(table, place, table.base, 0).final.best) if table.base else ""
+    most = max(row.seeds for row in table.rows)  # every row's first seed comes first
+    made = [trial(table, place, row, s, init) for s in range(1, most + 1) for row in table.rows if s <= row.seeds]
+    first = made[0]
+    for other in made:
+        if other.seen != first.seen:
+            raise ConfigError(
+                f"{other.row.name} sees {other.seen} samples and {first.row.name} {first.seen}: give all rows one budget."
+            )
+        if problems(other) != problems(first):
+            raise ConfigError(f"{other.row.name} and {first.row.name} would be tested on different problems: give all rows the same worlds and steps.")  # fmt: skip
+    return made
+
+
+def asked(table: Table, rows: Sequence[str] | None) -> Sequence[str]:
+    """The rows that were named, or all. Errors: ConfigError for a name that no row has."""
+    names = [row.name for row in table.rows]
+    if unknown := [row for row in rows or () if row not in names]:
+        raise ConfigError(f"There is no row {unknown[0]!r}: choose among {', '.join(names)}.")
+    return rows or names
+
+
+def problems(wanted: Trial) -> Sequence[object]:
+    """What decides a row's test problems."""
+    source = wanted.final.run.source
+    assert isinstance(source, WorldsSource | TextWorldsSource)  # `trial` makes no other
+    return type(source), source.families, source.difficulties
+
+
+def finished(stage: Planned) -> bool:
+    """Errors: ConfigError for a run, finished or not, that was made with other settings."""
+    out = Path(stage.run.training.out)
+    if not (last := checkpoints(out)[-1:]):
+        return False
+    saved = json.loads((out / "settings.json").read_text())
+    data = stage.run.source
+    sections = {name for name in saved if name.endswith("Source")} | {"lora"} & saved.keys()
+    if other := sorted(sections ^ {type(data).__name__, *(["lora"] if stage.run.lora else [])}):
+        raise ConfigError(f"{out} was made with another choice of data or of weights to train ({other[0]}): move it away, or set that back.")  # fmt: skip
+    if (out / START).exists() and (out / START).read_text() != start_of(stage):
+        raise ConfigError(
+            f"{out} was started from other weights than {stage.run.training.init} holds now: move it away."
+        )
+    if setting := differing(saved, settings_of(stage)):
+        raise ConfigError(f"{out} was made with another {setting}: move it away, or set that back.")
+    return int(last[0].name.removeprefix("step-")) >= stage.run.training.steps
+
+
+def start_of(stage: Planned) -> str:
+    """What tells the weights that a run starts from, where they are files here."""
+    training = stage.run.training
+    return fingerprint(*(Path(place) for place in (training.init, training.adapter) if place))
+
+
+def settings_of(stage: Planned) -> dict[str, dict[str, Any]]:
+    """A run's settings by section, as JSON holds them."""
+    data = stage.run.source
+    return json.loads(json.dumps({
+        "training": asdict(stage.run.training), "method": described(stage.method), type(data).__name__: asdict(data),
+        "lora": asdict(stage.run.lora) if stage.run.lora else {},
+    }))  # fmt: skip
+
+
+def differing(saved: Mapping[str, Any], wanted: Mapping[str, Any], indifferent: Sequence[str] = INDIFFERENT) -> str:
+    """The first setting, as SECTION.KEY, that both know and that differs; "" where none does."""
+    for name, settings in wanted.items():
+        for key, value in saved.get(name, {}).items():
+            if key in settings and value != settings[key] and key not in indifferent:
+                return f"{name}.{key}"
+    return ""
