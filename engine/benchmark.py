@@ -15,6 +15,7 @@ from engine import worlds
 from engine.data.samples import Sample
 from engine.data.worlds import Corruption, sample, shown
 from engine.evaluation import How, evaluate, summary
+from engine.folders import OLD, UNFINISHED
 from engine.methods.method import META
 from engine.models import SMALL, load
 
@@ -68,7 +69,8 @@ class Benchmark:
 
 def shipped() -> list[str]:
     """The small models that are there, by their folders' names."""
-    return sorted(folder.parent.name for folder in SMALL.glob(f"*/{META}"))
+    folders = (file.parent for file in SMALL.glob(f"*/{META}"))
+    return sorted(place.name for place in folders if place.suffix not in (UNFINISHED, OLD))
 
 
 def place(name: str, known: Sequence[str]) -> Path:

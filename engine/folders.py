@@ -21,6 +21,13 @@ from engine.parallel import Replicas
 
 P = ParamSpec("P")
 MEBIBYTE = 2**20
+UNFINISHED, OLD = ".unfinished", ".old"  # behind the name of what is being written, and of what gives way to it
+ANSWERING = (
+    "model",
+    "adapter_model",
+    "companions",
+    "*/adapter_model",
+)  # weights whose names begin so; others only look on
 
 
 class Placed(Protocol):
@@ -35,7 +42,7 @@ C = TypeVar("C", bound=Placed)
 
 def replace_folder(made: Path, place: Path) -> None:
     """Moves a finished folder into place; what stood there is removed only once the new one stands."""
-    old = place.with_name(place.name + ".old")
+    old = place.with_name(place.name + OLD)
     if place.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.replace(place, old)
@@ -46,7 +53,7 @@ def replace_folder(made: Path, place: Path) -> None:
 @contextmanager
 def as_a_whole(place: Path) -> Iterator[Path]:
     """A folder to write into, beside `place`, which it takes once all is written; whatever stood there stays until then."""
-    made = place.with_name(place.name + ".unfinished")
+    made = place.with_name(place.name + UNFINISHED)
     shutil.rmtree(made, ignore_errors=True)
     try:
         yield made
@@ -56,12 +63,19 @@ def as_a_whole(place: Path) -> Iterator[Path]:
     replace_folder(made, place)
 
 
+def write_whole(place: Path, text: str) -> None:
+    """A file in the place of an old one, which whoever reads it meanwhile still finds."""
+    made = place.with_name(f"{place.name}.{os.getpid()}{UNFINISHED}")
+    made.write_text(text, encoding="utf-8")
+    os.replace(made, place)
+
+
 def restore(out: Path) -> None:
     """Puts a run's best model back if a kill found it moved away, and removes what the kill left half written or half removed."""
-    place, old = out / "best", out / "best.old"
+    place, old = out / "best", out / f"best{OLD}"
     if old.exists() and not place.exists():
         os.replace(old, place)
-    for left in (old, out / "best.unfinished", out / "checkpoints" / "unfinished"):
+    for left in (old, out / f"best{UNFINISHED}", out / "checkpoints" / "unfinished"):
         shutil.rmtree(left, ignore_errors=True)
 
 
@@ -151,9 +165,12 @@ class Journal:
 
 
 def fingerprint(*folders: Path) -> str:
-    """What tells the weights in these folders from others: their files' names, sizes, first and last mebibytes, hashed."""
+    """What tells the weights that answer in these folders, models' and adapters' and their companions', from others: the files'
+    names, sizes, first and last mebibytes, hashed."""
     read = hashlib.sha256()
-    for file in sorted(file for folder in folders for file in folder.glob("*.safetensors")):
+    for file in sorted(
+        file for folder in folders for kind in ANSWERING for file in folder.glob(f"{kind}*.safetensors")
+    ):
         size = file.stat().st_size
         read.update(f"{file.name} {size} ".encode())
         with file.open("rb") as stored:

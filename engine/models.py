@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from engine.backbones.load import load as load_backbone
 from engine.config import ConfigError, build
 from engine.data.samples import Dialect, Sample
 from engine.familiarity import Familiarity
+from engine.folders import fingerprint
 from engine.insight.lens import TunedLens
 from engine.layout import Layout, Segment, slots
 from engine.methods import from_description
@@ -130,7 +132,7 @@ def load(path: str | Path | None = None, adapter: str | Path | None = None, devi
         sampling = build(Sampling, meta["sampling"], "sampling.") if "sampling" in meta else PUBLISHED_SAMPLING
         companions = method.companions(backbone)
         adapters.load_companions(adapter or place, companions)
-        familiarity = Familiarity.load(place)
+        familiarity = (Familiarity.load(adapter) if adapter else None) or Familiarity.load(place)
         tuned = TunedLens.load(adapter or place, backbone)  # of these weights, not of those under the adapter
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split()).removeprefix(f"Can't load {place}: ")[:300]
@@ -152,17 +154,21 @@ def local(place: str | Path) -> Path:
     return Path(snapshot_download(str(place), allow_patterns=kinds, ignore_patterns=["original/*", "consolidated*"]))
 
 
-def with_base(place: Path, adapter: Path | None) -> tuple[Path, Path | None]:
-    """-> (a model's folder, the adapter over it): of an adapter's folder, with the model that it names, seen from there.
+def with_base(place: Path, adapter: Path | None = None) -> tuple[Path, Path | None]:
+    """-> (a model's folder, the adapter over it): of an adapter's folder alone, with the model beside it that it names (../NAME).
 
-    Errors: ValueError for an adapter whose model must be named, since it isn't beside it: nothing is downloaded unasked.
+    Errors: ValueError for an adapter whose model must be named, since nothing is downloaded unasked, or no folder elsewhere
+    opened; and for one that was trained on other weights than its model's.
     """
     if adapter or (place / "config.json").is_file() or not (place / adapters.CONFIG).is_file():
         return place, adapter
     name = json.loads((place / adapters.CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path") or "a model"
-    if not (place / name / "config.json").is_file():
+    if not re.fullmatch(r"\.\./[\w-][\w.-]*", name) or not (place / name / "config.json").is_file():
         raise ValueError(f"it holds an adapter for {name}: name that with --model, and this folder with --adapter.")
-    return place / name, place
+    base = place.resolve().parent / name.removeprefix("../")
+    if _meta(place).get("base", fingerprint(base)) != fingerprint(base):
+        raise ValueError(f"its adapter was trained on other weights than {base} holds now.")
+    return base, place
 
 
 def precision(device: str, folder: Path) -> torch.dtype:

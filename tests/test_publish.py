@@ -1,18 +1,22 @@
 """Publishing: a model whose thoughts need companions is scored with them, and takes the place of an old one whole."""
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from engine import adapters, models
+from engine import adapters, benchmark, models
 from engine.adapters import Lora
 from engine.backbones.load import load
 from engine.data.worlds import WorldsSource
+from engine.exchange.export import export
+from engine.familiarity import Familiarity
 from engine.insight import lens
 from engine.methods import described
 from engine.methods.codi import Codi
@@ -26,11 +30,11 @@ CODI = Codi(num_latent=2, prj_dim=16)
 LORA = Lora(r=4)
 
 
-class Known:
+class Known(Familiarity):
     """What is familiar takes long to learn."""
 
-    def save(self, folder: Path) -> None:
-        (folder / "known.json").write_text("{}")
+    def __init__(self) -> None:
+        super().__init__(torch.zeros(2), torch.eye(2), 1.0, ("Where is it?",))
 
 
 def finished(run: Path, method: Method, base: str = "fresh", lora: Lora | None = None, adapter: str = "") -> Path:
@@ -90,7 +94,8 @@ def test_an_adapter_ships_beside_its_model(tmp_path: Path, monkeypatch: pytest.M
     publish.publish(finished(tmp_path / "reads", reads, str(base), LORA, str(first / "best")), out, 1)
 
     shipped = models.load(out, device="cpu")
-    assert shipped.folders == (out / ".." / "explicit", out)
+    assert shipped.folders == (base, out)
+    assert shipped.familiarity is not None  # its model's
     assert (shipped.name, shipped.method) == ("small heima", reads)
     wanted = load(base, tokens=thinks.tokens)
     start = {name: tensor.clone() for name, tensor in wanted.model.state_dict().items()}
@@ -111,9 +116,42 @@ def test_an_adapter_ships_beside_its_model(tmp_path: Path, monkeypatch: pytest.M
     assert "LoRA of rank 4" in (out / "README.md").read_text()
     assert sum(file.stat().st_size for file in out.rglob("*.safetensors")) < sum(file.stat().st_size for file in base.glob("*.safetensors"))  # fmt: skip
 
-    (out / adapters.CONFIG).write_text((out / adapters.CONFIG).read_text().replace("../explicit", "some/model"))
-    with pytest.raises(ValueError, match="holds an adapter for some/model: name that with --model"):
+    merged = export(out, tmp_path / "merged", "merged", scores=())
+    heads = [
+        each.backbone.model.get_output_embeddings().weight for each in (models.load(merged, device="cpu"), shipped)
+    ]
+    torch.testing.assert_close(*heads, atol=1e-3, rtol=1e-2)  # its base is kept in bf16
+    alone = export(out, tmp_path / "alone")
+    assert json.loads((alone / adapters.CONFIG).read_text())["base_model_name_or_path"] == str(base)
+    assert models.load(base, alone, "cpu").method == reads
+
+    weights = base / "model.safetensors"
+    kept = weights.read_bytes()
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(ValueError, match="adapter was trained on other weights than"):
         models.load(out)
+    weights.write_bytes(kept)
+    for elsewhere in ("some/model", "../../shelf/explicit", str(base), "../.."):
+        (out / adapters.CONFIG).write_text((alone / adapters.CONFIG).read_text().replace(str(base), elsewhere))
+        with pytest.raises(ValueError, match=f"holds an adapter for {elsewhere}: name that with --model"):
+            models.load(out)
+
+
+def test_an_adapter_ships_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    tiny_backbone().save(tmp_path / "start")
+    run = finished(tmp_path / "run", Silent(pauses=2), str(tmp_path / "start"), LORA)
+    monkeypatch.setattr(sys, "argv", ["publish", str(run), str(tmp_path / "shelf" / "silent")])
+    assert publish.main() == 2
+    assert f"publish into {tmp_path}" in capsys.readouterr().err
+    assert not (tmp_path / "shelf" / "silent").exists()
+
+
+def test_what_is_being_published_is_not_shipped_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "SMALL", tmp_path)
+    for name in ("pause", "explicit.unfinished", "heima.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / META).write_text("{}")
+    assert benchmark.shipped() == ["pause"]
 
 
 def test_an_old_model_gives_way_to_the_new_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

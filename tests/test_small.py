@@ -96,7 +96,16 @@ def test_the_other_methods_are_runs_of_the_table(ran: list[list[str]], tmp_path:
     for row, stage in small.METHODS.values():
         last = Path(made[row].stages[-1].run.training.out)
         assert all(each.run.training.init == "assets/small/explicit" for each in made[row].stages)
-        assert (tmp_path / "small" / small.folder(row) / stage) in (last, last.parent / stage)
+        assert (tmp_path / "small" / small.run_name(row) / stage) in (last, last.parent / stage)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("name", ["explicit", "heima"])
+def test_one_model_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, device: str) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda words, **_: commands.append(words))
+    small.retrain(small.Workshop(tmp_path, device, "no", 2), [name], small.START)
+    assert [words[-1] for words in commands if "train.publish" in words] == [str(small.EXPECTED.parent / name)]
 
 
 def test_the_lens_is_the_new_weights_own(ran: list[list[str]]) -> None:

@@ -31,6 +31,7 @@ def place(tmp_path):
 
 
 def config(place, **changes) -> str:
+    """Two rows, three runs, from a base that is made and trained first."""
     two = {"method": {"c_thought": 1, "max_latent_stage": 2}, "training": {"epoch": 2}}
     rows = [
         {"name": "answer only", "method": "controls.Silent", "config": "plain.yaml", "changes": {"method": {"pauses": 0}}},
@@ -38,7 +39,15 @@ def config(place, **changes) -> str:
     ]  # fmt: skip
     base = {"name": "base", "method": "controls.Explicit", "config": "plain.yaml"}
     shared = {"training": {"steps": 2}, "text_worlds": {"difficulties": [1, 2]}}
-    values = {"out": str(place / "runs"), "base": base, "rows": rows, "shared": shared, "samples": 8, "batch": 4}
+    values = {
+        "out": str(place / "runs"),
+        "fresh": {"layers": 2, "hidden": 32},
+        "base": base,
+        "rows": rows,
+        "shared": shared,
+        "samples": 8,
+        "batch": 4,
+    }
     file = place / "table.yaml"
     file.write_text(json.dumps(values | changes))
     return str(file)
@@ -107,9 +116,8 @@ def test_shards_train_their_own_and_the_last_makes_the_table(place, capsys):
     assert "The first shard trains what all rows start from" in capsys.readouterr().err
     assert not (place / "runs").exists()
     assert main(["--config", config(place), "--shard", "1/2"]) == 0
-    assert "1 runs of other shards aren't finished, such as thoughts-1" in capsys.readouterr().err
+    assert "1 runs aren't finished, such as thoughts-1: the table is of the others" in capsys.readouterr().err
     assert sorted(p.parent.name for p in (place / "runs").glob("*/best")) == ["answer-only-1", "base-0", "thoughts-2"]
-    assert not (place / "runs" / "table.json").exists()
     assert main(["--config", config(place), "--shard", "2/2"]) == 0
     sharded = json.loads((place / "runs" / "table.json").read_text())
     assert main(["--config", config(place)]) == 0
@@ -120,12 +128,18 @@ def test_shards_train_their_own_and_the_last_makes_the_table(place, capsys):
 
 def test_some_rows_alone_and_what_all_change(place, capsys):
     out = place / "elsewhere"
-    words = ["--config", config(place, shared={}), "--out", str(out), "--set", "training.steps=1", "text_worlds.seed=3"]
+    words = ["--config", config(place), "--out", str(out), "--set", "training.steps=1", "training.lr=0.5"]
     assert main([*words, "--rows", "thoughts"]) == 0, capsys.readouterr().err
     assert sorted(p.parent.name for p in out.glob("*/best")) == ["base-0", "thoughts-1", "thoughts-2"]
     whole = json.loads((out / "table.json").read_text())
     assert whole["samples_seen"] == 2
+    assert json.loads((out / "thoughts-1" / "settings.json").read_text())["training"]["lr"] == 0.5
     assert {(cell["method"], cell["lead"]) for cell in whole["cells"]} == {("thoughts", None)}
+    assert main([*words, "--rows", "answer only"]) == 0  # the table keeps the others
+    assert {c["method"] for c in json.loads((out / "table.json").read_text())["cells"]} == {"thoughts", "answer only"}
+    for settled in ("training.seed=3", "training.init=other", "text_worlds.seed=3", "training.out=there"):
+        assert main([*words, "--set", settled]) == 2
+        assert f"--set {settled.partition('=')[0]}: that is the table's own choice" in capsys.readouterr().err
     assert main([*words, "--rows", "thoughts", "nothing"]) == 2
     assert "no row 'nothing': choose among answer only, thoughts" in capsys.readouterr().err
     assert main([*words, "--set", "steps=1"]) == 2
@@ -152,6 +166,27 @@ def test_results_are_kept_where_runs_are_not(place, monkeypatch, capsys):
     assert found == wanted
     monkeypatch.setattr(table, "trained", None)
     assert main(["--config", config(place), "--kept", results]) == 0
+
+    file = place / "results" / "thoughts-2.json"
+    whole = json.loads(file.read_text())
+    stage = whole["stages"][0]
+    for text, reason in (
+        ("{", "holds no result of a run"),
+        (json.dumps(whole | {"stages": [stage, stage]}), "another number of stages"),
+        (json.dumps(whole | {"stages": [stage | {"lora": {"r": 4}}]}), "another lora"),
+        (
+            json.dumps(whole | {"stages": [stage | {"method": stage["method"] | {"c_thought": 3}}]}),
+            "another method.c_thought",
+        ),
+    ):
+        file.write_text(text)
+        assert main(["--config", config(place), "--kept", results]) == 2
+        assert reason in capsys.readouterr().err
+    file.write_text(json.dumps(whole))
+    assert main(["--config", config(place), "--kept", str(file)]) == 2
+    assert "is no folder" in capsys.readouterr().err
+    elsewhere = ["--config", config(place), "--kept", results, "--out", str(place / "other"), "--finished"]
+    assert main(elsewhere) == 0  # where runs lay doesn't matter
 
     (place / "runs").rename(place / "gone too")
     for changes, reason in (
@@ -195,10 +230,10 @@ def test_a_run_made_otherwise_is_refused(place, capsys):
     kept = run.read_text()
     run.write_text(kept.replace("TextWorldsSource", "WorldsSource"))
     assert main(["--config", config(place)]) == 2
-    assert "another choice of data or of weights to train" in capsys.readouterr().err
+    assert "was made with another TextWorldsSource" in capsys.readouterr().err
     run.write_text(json.dumps(json.loads(kept) | {"lora": {"r": 4}}))
     assert main(["--config", config(place)]) == 2
-    assert "another choice of data or of weights to train (lora)" in capsys.readouterr().err
+    assert "was made with another lora" in capsys.readouterr().err
     run.write_text(kept)
     weights = place / "runs" / "base-0" / "best" / "model.safetensors"
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})

@@ -5,8 +5,9 @@ python -m train.publish runs/pause/polish assets/small/pause
 
 import argparse
 import json
-import os
+import sys
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file, save_model
 from torch import nn
@@ -17,7 +18,7 @@ from engine.benchmark import Benchmark
 from engine.data.worlds import WorldsSource, frames
 from engine.evaluation import How, evaluate, summary
 from engine.familiarity import fit
-from engine.folders import as_a_whole
+from engine.folders import as_a_whole, fingerprint
 from engine.methods import from_description
 from engine.methods.method import COMPANIONS, META
 
@@ -25,33 +26,43 @@ HISTORY = "history.json"  # beside a published model: the stages that it went th
 Stage = tuple[dict, int, float]  # a run's settings, the samples that it saw, the seconds that they took
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run's folder, with best/ and settings.json in it")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--clips", type=int, default=504, help="test clips for the card's scores")
     options = parser.parse_args()
-    publish(options.run, options.out, options.clips)
+    try:
+        publish(options.run, options.out, options.clips)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
 
 
 def publish(run: Path, out: Path, clips: int) -> None:
-    """An old model stays until the new one is whole, and leaves nothing beside it, such as a tuned lens of other weights."""
+    """An old model stays until the new one is whole, and leaves nothing beside it, such as a tuned lens of other weights.
+    Errors: ValueError, see `fill`."""
     with as_a_whole(out) as made:
         fill(run, made, out.name, clips)
 
 
 def fill(run: Path, made: Path, name: str, clips: int) -> None:
-    """Writes all that ships of a run's best model into the folder `made`: the model, or its adapter, which names the model that
-    it is for as seen from there."""
+    """Writes all that ships of a run's best model into the folder `made`: the model, or an adapter that names the model beside
+    which it lies. Errors: ValueError where it doesn't lie beside it."""
     settings = json.loads((run / "settings.json").read_text())
     method, training, best = from_description(settings["method"]), settings["training"], run / "best"
-    base = Path(training["init"] if method.frozen or "lora" in settings else best)
-    adapter = Path(training["adapter"] if method.frozen else best) if "lora" in settings else None
+    lora = settings.get("lora")
+    own = not method.frozen  # the run's model is its own, or that of the run before, which it only looked at
+    base = Path(best if own and not lora else training["init"])
+    adapter = best if own and lora else Path(training["adapter"]) if not own and training.get("adapter") else None
+    if adapter and base.resolve().parent != made.resolve().parent:
+        raise ValueError(f"{run} has an adapter, which ships beside its model: publish into {base.parent}.")
     backbone = load(base, tokens=method.tokens)
     companions = method.companions(backbone)
     adapters.load_companions(best, companions)
     if adapter:
-        keep_adapter(adapter, made, os.path.relpath(base, made))
+        keep_adapter(adapter, made, f"../{base.name}")
         backbone.tokenizer.save_pretrained(made)
     else:
         backbone.model.bfloat16()
@@ -61,20 +72,22 @@ def fill(run: Path, made: Path, name: str, clips: int) -> None:
         keep_adapter(best / companion, made / companion)
     if whole := nn.ModuleDict({name: module for name, module in companions.items() if name not in adapted}):
         save_model(whole.bfloat16(), str(made / COMPANIONS))
-    meta = {
+    meta: dict[str, Any] = {
         "name": f"small {name}",
         "method": settings["method"],
         "pauses": list(method.slot_range) if method.silent else None,
         **WorldsSource().looks,
     }
+    if adapter:
+        meta["base"] = fingerprint(base)
     (made / META).write_text(json.dumps(meta, indent=1) + "\n")
 
-    model = models.load(made, device="cpu")  # the shipped weights, computed in float32
+    model = models.load(made, device="cpu")  # the shipped weights
     backbone, method = model.backbone, model.method
     source, held_out = WorldsSource(), WorldsSource(split="validation")
     known = [source.record(i) for i in range(1800)]
     questions = list(dict.fromkeys(r.question for r in known))
-    if not adapter:  # it changes nothing in what its model sees
+    if not adapter or (lora and lora["vision"]):  # else it changes nothing in what its model sees
         fit(backbone, map(frames, known), (frames(held_out.record(i)) for i in range(600)), questions).save(made)
 
     scores = {}
@@ -177,4 +190,4 @@ def stage(settings: dict, clips: int, seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

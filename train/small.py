@@ -24,7 +24,7 @@ from pathlib import Path
 
 from engine.benchmark import Benchmark, measure, shipped
 from engine.config import read_yaml
-from train.trials import folder
+from train.trials import run_name
 
 CONFIGS = Path(__file__).parent / "configs" / "small"
 STAGES = ("short", "silent", "sums", "tally", "pause", "polish")
@@ -87,17 +87,18 @@ class Workshop:
     def row(self, name: str) -> Path:
         """A method's run in the table, a thread on a CPU -> its folder."""
         row, stage = METHODS[name]
-        words = ["--rows", row, "--out", str(self.out / "small")]
+        out = self.out / "small"
+        words = ["--rows", row, "--out", str(out)]
         words += ["--set", f"training.device={self.device}", f"training.precision={self.precision}"]
         one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "train.table", "--config", str(TABLE), *words]
-        subprocess.run(command, check=True, env=one_thread)
-        return self.out / "small" / folder(row) / stage
+        subprocess.run(command, check=True, env=one_thread, cwd=ASSETS.parent)  # what the file starts from lies there
+        return out / run_name(row) / stage
 
     def side_by_side(self, work: Callable[[str], Path], names: Sequence[str], on_cpu: int = 1) -> list[Path]:
         """`work` for each name, on a CPU so many at once. A GPU is kept busy by none of them, since their kernels are over
         before the next can be launched: there all at once."""
-        with ThreadPoolExecutor(len(names) if self.device == "cuda" else on_cpu) as pool:
+        with ThreadPoolExecutor(max(1, len(names)) if self.device == "cuda" else on_cpu) as pool:
             return list(pool.map(work, names))
 
 
@@ -118,13 +119,13 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
         type=int,
         default=2,
         choices=(1, 2),
-        help="that learn one model on a CPU, a thread each: on small matrices, twice as fast as one with two",
+        help="that learn on a CPU, a thread each: one model together, twice as fast as one with two threads, or one model each",
     )
     return parser
 
 
 def workshop(options: argparse.Namespace) -> Workshop:
-    return Workshop(options.out, options.device, options.precision, options.processes)
+    return Workshop(options.out.resolve(), options.device, options.precision, options.processes)
 
 
 def main() -> int:
@@ -141,7 +142,8 @@ def main() -> int:
         print(f"{missing[0]} isn't shipped: there is nothing to score.", file=sys.stderr)
         return 2
     if not options.check:
-        retrain(workshop(options), models, anew(options.out) if options.anew else START)
+        at = workshop(options)
+        retrain(at, models, anew(at.out) if options.anew else START)
     figures = {split: measure(Benchmark(split), models, None, "cpu", print)["methods"] for split in SPLITS}
     expected = json.loads(EXPECTED.read_text()) if EXPECTED.exists() else {split: {} for split in SPLITS}
     if options.write:
@@ -162,7 +164,7 @@ def main() -> int:
 
 
 def python(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", *words], check=True)
+    subprocess.run([sys.executable, "-m", *words], check=True, cwd=ASSETS.parent)
 
 
 def anew(out: Path) -> Path:

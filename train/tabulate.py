@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from engine.evaluation import mean, wilson
+from engine.folders import write_whole
 
 Cell = Mapping[str, Any]
 COLUMNS = (
@@ -129,13 +131,17 @@ def percent(cell: Cell) -> str:
 
 def write(place: Path, said: Mapping[str, int], whole: Sequence[Cell]) -> None:
     """`place` with .json, .md and .csv behind it."""
-    beside = {kind: place.with_name(f"{place.name}.{kind}") for kind in ("json", "md", "csv")}
-    beside["json"].write_text(json.dumps({**said, "cells": whole}, indent=1))
-    beside["md"].write_text(markdown(said, whole), encoding="utf-8")
-    with beside["csv"].open("w", newline="", encoding="utf-8") as file:
-        rows = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        rows.writeheader()
-        for cell in whole:
-            bounds = dict(zip(("low", "high"), cell["interval"], strict=True))
-            leads = dict(zip(("lead", "lead_low", "lead_high"), cell["lead"] or ("", "", ""), strict=True))
-            rows.writerow({**cell, **bounds, **leads, **cell["held"]})
+    sheet = io.StringIO(newline="")
+    rows = csv.DictWriter(sheet, COLUMNS, extrasaction="ignore")
+    rows.writeheader()
+    for cell in whole:
+        bounds = dict(zip(("low", "high"), cell["interval"], strict=True))
+        leads = dict(zip(("lead", "lead_low", "lead_high"), cell["lead"] or ("", "", ""), strict=True))
+        rows.writerow({**cell, **bounds, **leads, **cell["held"]})
+    texts = {
+        "json": json.dumps({**said, "cells": whole}, indent=1),
+        "md": markdown(said, whole),
+        "csv": sheet.getvalue(),
+    }
+    for kind, text in texts.items():
+        write_whole(place.with_name(f"{place.name}.{kind}"), text)

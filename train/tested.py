@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from engine.data.samples import Sample, context
 from engine.data.text_worlds import TextWorldsSource
 from engine.data.worlds import WorldsSource
 from engine.evaluation import How, Outcome, evaluate, mean
+from engine.folders import write_whole
 from engine.insight.similarity import collapse, vocabulary
 from engine.layout import Layout, pack
 from engine.methods.method import Method
 from train.command import opened
 from train.publish import seconds
-from train.trials import INDIFFERENT, Table, Trial, differing, settings_of, start_of
+from train.trials import Table, Trial, differing, settings_of, start_of
 
 RESULT = "test.json"  # in a run's folder
 SIGNS = "+-*/"
@@ -80,29 +81,39 @@ def tested(wanted: Trial, count: int, batch: int, real: Sequence[Sample]) -> dic
         for world in test.families:
             chosen = [sample for own, _, sample in asked if own == world]
             held[world] = what_slots_hold(backbone, companions, method, chosen, batch)
-    took = sum(seconds(Path(s.run.training.out)) for s in wanted.stages if not s.method.frozen)
+    took = sum(seconds(Path(stage.run.training.out)) for stage in wanted.learnt)
     found = {"state": state, "slots": results[0].slots, "training_seconds": took, "held": held, "answers": answers}
-    found |= {"stages": [settings_of(stage) for stage in wanted.stages], "start": start_of(wanted.stages[0])}
-    place.write_text(json.dumps(found))
+    found |= {"stages": [settings_of(stage) for stage in wanted.learnt], "start": start_of(wanted.learnt[0])}
+    write_whole(place, json.dumps(found))
     return found
 
 
 def kept(wanted: Trial, place: Path, table: Table, real: Sequence[Sample]) -> dict[str, Any] | None:
-    """The result of a run that isn't here, from a folder of such; None where that has none of it. Errors: ConfigError for one
-    of a run that was made, started or tested otherwise."""
-    file = place / f"{wanted.name}.json"
+    """A run's result from a folder of such; None where that has none of it. Errors: ConfigError for a file that can't be read,
+    and for one of a run that was made, started or tested otherwise."""
+    file, stages = place / f"{wanted.name}.json", wanted.learnt
     if not file.is_file():
         return None
-    found = json.loads(file.read_text())
-    for saved, stage in zip(found["stages"], wanted.stages, strict=False):
-        if other := differing(saved, settings_of(stage), (*INDIFFERENT, "out", "adapter")):
-            raise ConfigError(f"{file} is of a run with another {other}: move it away, or set that back.")
-    first = wanted.stages[0]
-    if Path(first.run.training.init).is_dir() and found["start"] != start_of(first):
-        raise ConfigError(f"{file} is of a run that started from other weights than {first.run.training.init} holds now: move it away.")  # fmt: skip
-    if {**found["state"], "best": {}} != {**tested_as(table.samples, table.batch, real), "best": {}}:
+    try:
+        found = json.loads(file.read_text())
+        made, start, state = found["stages"], found["start"], found["state"]
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{file} holds no result of a run: move it away.") from None
+    based = ("init", "adapter") if table.base else ("adapter",)
+    others = [differing(saved, stage, *based) for saved, stage in zip(made, stages, strict=False)]
+    others += ["number of stages"] * (len(made) != len(stages))
+    if any(others):
+        raise ConfigError(f"{file} is of a run with another {next(filter(None, others))}: move it away, or set that back.")  # fmt: skip
+    if Path(stages[0].run.training.init).is_dir() and start != start_of(stages[0]):
+        raise ConfigError(f"{file} is of a run that started from other weights than {stages[0].run.training.init} holds now: move it away.")  # fmt: skip
+    if {**state, "best": {}} != {**tested_as(table.samples, table.batch, real), "best": {}}:
         raise ConfigError(f"{file} is of a run that was tested on other problems: move it away.")
     return found
+
+
+def keep(found: Mapping[str, Any], wanted: Trial, place: Path) -> None:
+    """A result where `kept` finds it."""
+    write_whole(place / f"{wanted.name}.json", json.dumps(found) + "\n")
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from train.heima import Planned, plan
 
 START = "start.txt"  # in a run's folder: what tells the weights that it was started from
 OWN = {"method", "training", "lora", "validation", "worlds", "text_worlds"}  # a run's sections without a file of data
-INDIFFERENT = ("device", "workers", "log_every", "save_every", "keep", "only_eval")  # settings of no effect on a run
+INDIFFERENT = ("device", "workers", "log_every", "save_every", "keep", "only_eval", "out")  # of no effect on a run
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Table:
     samples: int = 1200  # to test on, about as many of every world and number of steps
     batch: int = 100
     gsm8k: Gsm8kIcotSource | None = None
+    given: dict = field(default_factory=dict)  # settings by section that hold for every run, whatever the file says
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,17 @@ class Trial:
     stages: tuple[Planned, ...]  # one, but for Heima
 
     @property
+    def learnt(self) -> list[Planned]:
+        """The stages in which the model itself learns."""
+        return [stage for stage in self.stages if not stage.method.frozen]
+
+    @property
     def final(self) -> Planned:
-        return [stage for stage in self.stages if not stage.method.frozen][-1]
+        return self.learnt[-1]
 
     @property
     def name(self) -> str:
-        return folder(self.row.name, self.seed)
+        return run_name(self.row.name, self.seed)
 
     @property
     def folder(self) -> Path:
@@ -88,8 +94,7 @@ class Trial:
     @property
     def seen(self) -> int:
         """Samples trained on."""
-        trainings = [stage.run.training for stage in self.stages if not stage.method.frozen]
-        return sum(training.steps * training.batch for training in trainings)
+        return sum(stage.run.training.steps * stage.run.training.batch for stage in self.learnt)
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,7 +106,7 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def folder(row: str, seed: int = 1) -> str:
+def run_name(row: str, seed: int = 1) -> str:
     """What the run of a row's seed is called."""
     return re.sub(r"\W+", "-", f"{row} {seed}".lower())
 
@@ -113,11 +118,16 @@ def trial(table: Table, place: Path, row: Row, seed: int, init: str = "") -> Tri
     if filed := sorted(({each.name for each in fields(Run)} - OWN) & set(given)):
         raise ConfigError(f"{row.name}: a table is made on the worlds, not on files ({filed[0]}).")
     data = "text_worlds" if "text_worlds" in given else "worlds"
-    out = Path(table.out) / folder(row.name, seed)
-    own = {"training": {"out": str(out), "seed": seed, **({"init": init} if init else {})}, data: {"seed": seed}}
-    values = merged(given, own)
+    out = Path(table.out) / run_name(row.name, seed)
+    own: dict[str, dict[str, Any]] = {
+        "training": {"out": str(out), "seed": seed, **({"init": init} if init else {})},
+        data: {"seed": seed},
+    }
+    if settled := [f"{part}.{key}" for part, held in own.items() for key in held if key in table.given.get(part, {})]:
+        raise ConfigError(f"--set {settled[0]}: that is the table's own choice.")
+    values = merged(given, own, table.given)
     if "stages" in values:
-        return Trial(row, seed, tuple(plan(values)))
+        return Trial(row, seed, tuple(plan(values, table.given)))
     run = build(Run, values)
     return Trial(row, seed, (Planned(run, build(find(row.method), run.method, "method.")),))
 
@@ -163,16 +173,12 @@ def finished(stage: Planned) -> bool:
     if not (last := checkpoints(out)[-1:]):
         return False
     saved = json.loads((out / "settings.json").read_text())
-    data = stage.run.source
-    sections = {name for name in saved if name.endswith("Source")} | {"lora"} & saved.keys()
-    if other := sorted(sections ^ {type(data).__name__, *(["lora"] if stage.run.lora else [])}):
-        raise ConfigError(f"{out} was made with another choice of data or of weights to train ({other[0]}): move it away, or set that back.")  # fmt: skip
     if (out / START).exists() and (out / START).read_text() != start_of(stage):
         raise ConfigError(
             f"{out} was started from other weights than {stage.run.training.init} holds now: move it away."
         )
-    if setting := differing(saved, settings_of(stage)):
-        raise ConfigError(f"{out} was made with another {setting}: move it away, or set that back.")
+    if other := differing(saved, stage):
+        raise ConfigError(f"{out} was made with another {other}: move it away, or set that back.")
     return int(last[0].name.removeprefix("step-")) >= stage.run.training.steps
 
 
@@ -191,10 +197,20 @@ def settings_of(stage: Planned) -> dict[str, dict[str, Any]]:
     }))  # fmt: skip
 
 
-def differing(saved: Mapping[str, Any], wanted: Mapping[str, Any], indifferent: Sequence[str] = INDIFFERENT) -> str:
-    """The first setting, as SECTION.KEY, that both know and that differs; "" where none does."""
+def differing(saved: Mapping[str, Any], stage: Planned, *indifferent: str) -> str:
+    """The first section of a run's settings that isn't this stage's, or setting, as SECTION.KEY, that both know and that isn't;
+    "" where all are. Where weights lie doesn't matter, if they are here, since they are told by `start_of`."""
+    wanted = settings_of(stage)
+    indifferent += (*INDIFFERENT, *(("init", "adapter") if Path(stage.run.training.init).is_dir() else ()))
+    if sections := sorted(chosen(saved) ^ chosen(wanted)):
+        return sections[0]
     for name, settings in wanted.items():
         for key, value in saved.get(name, {}).items():
             if key in settings and value != settings[key] and key not in indifferent:
                 return f"{name}.{key}"
     return ""
+
+
+def chosen(settings: Mapping[str, Any]) -> set[str]:
+    """The sections that a run may have or not: its data, and an adapter."""
+    return {name for name, held in settings.items() if held and (name.endswith("Source") or name == "lora")}

@@ -75,10 +75,19 @@ def trained(source: str | Path, base: str = "") -> Trained:
         raise ValueError(f"{folder} holds a broken file: {error}.") from None
     if not held and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds neither a model (config.json) nor an adapter ({adapters.CONFIG}).")
-    base = base or settings.get("training", {}).get("init", "") or held.get("base_model_name_or_path") or ""
+    base = base or settings.get("training", {}).get("init", "") or _named(folder, held)
     if held and not base:
         raise ValueError(f"{folder} doesn't say which model its adapter is for: name it with --base.")
     return Trained(folder, base, settings, meta, scores)
+
+
+def _named(folder: Path, held: Mapping[str, Any]) -> str:
+    """The model that an adapter names: beside it, elsewhere on this machine, or on the Hub."""
+    try:
+        place, adapter = models.with_base(folder)
+    except ValueError:
+        return held.get("base_model_name_or_path") or ""
+    return str(place) if adapter else ""
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -107,8 +116,11 @@ def export(
             backbone.save(made)
         else:
             made.mkdir(parents=True)
-            for name in (adapters.CONFIG, adapters.WEIGHTS):
-                shutil.copy2(found.folder / name, made / name)
+            shutil.copy2(found.folder / adapters.WEIGHTS, made / adapters.WEIGHTS)
+            told = _json(found.folder / adapters.CONFIG) | {
+                "base_model_name_or_path": found.base
+            }  # as seen from anywhere
+            (made / adapters.CONFIG).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
         beside(found, made, merged)
         (made / META).write_text(json.dumps(found.meta, indent=1) + "\n", encoding="utf-8")
         (made / "README.md").write_text(card(found, merged, text, summaries), encoding="utf-8")
