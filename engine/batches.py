@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from engine.backbones.base import Backbone
 from engine.config import ConfigError
+from engine.container import VideoError
 from engine.data.samples import Sample, looked_at
 from engine.layout import Packed, pack, packed_length, remembered
 from engine.methods.method import Method
-from engine.video import VideoError
 
 SPARES = 7  # clips that are tried in the place of one
 BEYOND = 2**40  # the first index of those: further than any run comes

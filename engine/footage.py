@@ -25,7 +25,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from engine.video import Sampling, VideoError, decode, read
+from engine.container import VideoError
+from engine.video import Sampling, decode, read
 
 BUCKETS = 16  # folders, each with its share of the bound: it is kept without a count that processes would have to share
 FORM = 1  # of an entry; one more whenever the same settings give other frames

@@ -24,7 +24,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from engine.config import build
-from engine.video import BUDGET_SECONDS, MAX_PIXELS, Asked, Clip, Decoded, Sampling, VideoError, decode, read
+from engine.container import MAX_PIXELS, VideoError
+from engine.video import BUDGET_SECONDS, Asked, Clip, Decoded, Sampling, decode, read
 
 MEMORY = 3 * 2**30  # bytes of addresses that a worker may have
 FILES = 200  # that a worker reads before a fresh one takes over

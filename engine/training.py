@@ -28,6 +28,7 @@ from engine.backbones.base import Backbone
 from engine.backbones.load import load
 from engine.batches import SPARES, Batches, Unread, batches, epoch_of, unread_before
 from engine.config import ConfigError
+from engine.container import VideoError
 from engine.curriculum import LAST
 from engine.data.samples import Sample
 from engine.folders import Journal, as_a_whole, checkpoints, jot, restore, save, tells_its_end
@@ -39,7 +40,6 @@ from engine.methods.method import COMPANIONS, META, Method, Tokens, run, shared,
 from engine.muon import Muon
 from engine.parallel import Learnt, Replicas, Together, gathered, spread, way
 from engine.recompute import recompute_layers
-from engine.video import VideoError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

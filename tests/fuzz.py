@@ -23,8 +23,9 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from engine.container import VideoError
 from engine.sandbox import Sandbox
-from engine.video import Sampling, VideoError
+from engine.video import Sampling
 from tests import media
 
 SECONDS = 5.0  # for one file

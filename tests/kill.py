@@ -35,13 +35,13 @@ from tqdm import tqdm
 
 from engine.backbones.base import Backbone
 from engine.backbones.load import load
+from engine.container import VideoError
 from engine.data.samples import Sample
 from engine.data.worlds import WorldsSource
 from engine.folders import checkpoints
 from engine.methods.method import Method, Outcome
 from engine.methods.pause import PauseDistillation
 from engine.training import Training, train
-from engine.video import VideoError
 from tests.tiny import tiny_backbone
 
 STEPS, SAVE = 8, 2

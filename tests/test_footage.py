@@ -14,9 +14,10 @@ from safetensors.numpy import save_file
 
 from engine import footage as module
 from engine.backbones.internvl import cut_tiles
+from engine.container import VideoError
 from engine.footage import BUCKETS, Footage
 from engine.layout import Frames
-from engine.video import Sampling, VideoError, resize
+from engine.video import Sampling, resize
 from tests.media import write
 from tests.tiny import tiny_backbone, tiny_internvl
 

@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 from engine.config import ConfigError, build
+from engine.container import VideoError
 from engine.data.aokvqa import AokvqaSource, MultimodalCoconutSource, prepare
 from engine.data.coconut_json import CoconutSource
 from engine.data.codi_json import CodiSource, sentences
 from engine.data.gsm8k_icot import Gsm8kIcotSource
 from engine.data.llava_cot import LlavaCotSource
 from engine.data.samples import looked_at
-from engine.video import VideoError
 from tests.tiny import tiny_internvl
 
 ICOT = [

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from engine import sandbox
+from engine.container import VideoError
 from engine.sandbox import Sandbox
-from engine.video import Sampling, VideoError, read
+from engine.video import Sampling, read
 from tests import media
 
 PLAIN = Sampling(pixels=96 * 64, factor=4)

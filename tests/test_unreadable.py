@@ -8,10 +8,10 @@ import torch
 
 from engine.batches import Batches, Unread, batches, unread_before
 from engine.config import build
+from engine.container import VideoError
 from engine.data.jsonl import JsonlSource
 from engine.methods.controls import Explicit
 from engine.training import Training, train
-from engine.video import VideoError
 from tests.media import write
 from tests.tiny import tiny_backbone
 from train.command import Run, held_out, main, validation

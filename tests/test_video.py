@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import video
-from engine.video import Clip, Sampling, VideoError, read, resize, smart_size
+from engine import container, decoders, video
+from engine.container import VideoError
+from engine.video import Clip, Sampling, read, resize, smart_size
 from tests import media
 
 PLAIN = Sampling(pixels=96 * 64, factor=4)  # the test pictures keep their size
@@ -38,15 +39,17 @@ FORMATS = [
     ("motion.avi", "mjpeg", "yuvj420p", "PyAV"),
     ("clip.gif", "gif", "rgb8", "PyAV"),
 ]
-READERS = {"OpenCV": video._opencv, "PyAV": video._pyav} | ({"decord": video._decord} if FIRST == "decord" else {})
+READERS = {"OpenCV": decoders.by_opencv, "PyAV": decoders.by_pyav} | (
+    {"decord": decoders.by_decord} if FIRST == "decord" else {}
+)
 
 
 def numbers(clip: Clip) -> list[int]:
     return [media.number(frame) for frame in clip.frames]
 
 
-def inspect(path: Path) -> video._Source:
-    return video._inspect(path, time.monotonic() + 60, 60)
+def inspect(path: Path) -> container.Source:
+    return container.inspect(path, time.monotonic() + 60, 60)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +165,7 @@ def test_jumps_between_keyframes_are_exact(tmp_path: Path, codec: str | None, na
     path = media.write(tmp_path / name, media.encoder(codec or "") or "libx264", 120, g="12")
     source = inspect(path)
     wanted = [3, 40, 41, 90, 119]
-    found = {index: media.number(picture) for index, picture in video._pyav(source, wanted)}
+    found = {index: media.number(picture) for index, picture in decoders.by_pyav(source, wanted)}
     assert found == {index: index for index in wanted}
 
 
@@ -379,12 +382,12 @@ def test_an_hour_is_read_in_seconds_by_decord_and_by_pyav(tmp_path: Path, monkey
         assert (clip.duration, clip.seconds_per_frame) == (3600, 180)
         assert time.monotonic() - begin < 5
         monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr(video, "SEQUENTIAL", 1000)
+    monkeypatch.setattr(decoders, "SEQUENTIAL", 1000)
     monkeypatch.delitem(sys.modules, "cv2")
     assert read(path, PLAIN).reader == "PyAV"  # OpenCV would have to decode the whole hour
-    decoded, frames = [], video._frames
-    monkeypatch.setattr(video, "_frames", lambda *given: (decoded.append(0) or frame for frame in frames(*given)))
-    assert len(list(video._pyav(inspect(path), [0, 1000, 3599]))) == 3
+    decoded, frames = [], container.frames_of
+    monkeypatch.setattr(decoders, "frames_of", lambda *given: (decoded.append(0) or frame for frame in frames(*given)))
+    assert len(list(decoders.by_pyav(inspect(path), [0, 1000, 3599]))) == 3
     assert len(decoded) < 150  # of 3600: it jumps
 
 
@@ -406,7 +409,7 @@ def test_damage_in_the_middle_costs_some_frames_and_is_said(
 def test_opencv_stops_where_it_loses_the_count(mp4: Path) -> None:
     source = inspect(mp4)
     fewer = replace(source, times=np.delete(source.times, 50))  # as if the decoder had swallowed a frame
-    assert [index for index, _ in video._opencv(fewer, [0, 49, 50, 51, 100])] == [0, 49]
+    assert [index for index, _ in decoders.by_opencv(fewer, [0, 49, 50, 51, 100])] == [0, 49]
 
 
 @pytest.mark.parametrize(("codec", "name"), [("libvpx-vp9", "a.webm"), ("mpeg4", "a.avi"), (AV1, "a.mp4")])
@@ -434,22 +437,22 @@ def test_a_file_that_ends_too_soon(mp4: Path, tmp_path: Path) -> None:
             assert numbers(clip) == list(range(0, 6 * len(clip.frames), 6))
 
 
-def _hang(source: video._Source, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+def _hang(source: container.Source, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
     yield wanted[0], np.zeros((64, 96, 3), np.uint8)
     time.sleep(30)
 
 
 def test_a_reader_that_hangs_is_left_behind(mp4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begin = time.monotonic()
-    monkeypatch.setattr(video, "STALL_SECONDS", 0.3)
-    monkeypatch.setattr(video, "_readers", lambda _: [("decord", _hang), ("PyAV", video._pyav)])
+    monkeypatch.setattr(decoders, "STALL_SECONDS", 0.3)
+    monkeypatch.setattr(video, "readers", lambda _: [("decord", _hang), ("PyAV", decoders.by_pyav)])
     clip = read(mp4, PLAIN)
     assert (clip.reader, numbers(clip), clip.notices) == ("PyAV", list(range(0, 240, 6)), ())
     assert time.monotonic() - begin < 10
 
 
 def test_time_that_runs_out_leaves_what_was_read(mp4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video, "_readers", lambda _: [("decord", _hang), ("PyAV", video._pyav)])
+    monkeypatch.setattr(video, "readers", lambda _: [("decord", _hang), ("PyAV", decoders.by_pyav)])
     clip = read(mp4, PLAIN, 0.5)
     assert len(clip.frames) == 1
     assert clip.notices == ("1 of the 40 frames asked for could be read: reading was stopped after 0.5 s.",)
@@ -461,7 +464,7 @@ def test_what_is_no_video_is_refused_in_one_sentence(
     tmp_path: Path, mp4: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = mp4.read_bytes()
-    assert video._open(media.huge_picture(tmp_path / "huge.png")).streams.video[0].width == 0  # never unpacked
+    assert container.opened(media.huge_picture(tmp_path / "huge.png")).streams.video[0].width == 0  # never unpacked
     (tmp_path / "other.mp4").write_bytes(data)
     cases: dict[str, tuple[bytes, str]] = {
         "empty.mp4": (b"", "is empty"),
@@ -493,15 +496,15 @@ def test_what_is_no_video_is_refused_in_one_sentence(
             read(path)
         assert str(refused.value).count("\n") == 0
         assert len(str(refused.value)) < 200
-    monkeypatch.setattr(video, "MAX_FRAMES", 240)
+    monkeypatch.setattr(container, "MAX_FRAMES", 240)
     assert len(read(mp4).frames) == 40
-    monkeypatch.setattr(video, "MAX_FRAMES", 239)
+    monkeypatch.setattr(container, "MAX_FRAMES", 239)
     with pytest.raises(VideoError, match="more than 239 pictures"):
         read(mp4)
-    monkeypatch.setattr(video, "MAX_HOURS", 0.001)
+    monkeypatch.setattr(container, "MAX_HOURS", 0.001)
     with pytest.raises(VideoError, match="hours: at most"):
         read(mp4)
-    monkeypatch.setattr(video, "MAX_BYTES", 100)
+    monkeypatch.setattr(container, "MAX_BYTES", 100)
     with pytest.raises(VideoError, match="GB"):
         read(mp4)
 
@@ -519,7 +522,7 @@ def test_nothing_is_printed_even_for_damaged_files(mp4: Path, tmp_path: Path, ca
     hurt = media.damage(mp4, tmp_path / "hurt.mp4", 0.5, 300)
     source = inspect(hurt)
     read(hurt)
-    for reader in (video._opencv, video._pyav):
+    for reader in (decoders.by_opencv, decoders.by_pyav):
         list(reader(source, [0, 239]))
     with pytest.raises(VideoError):
         read(media.damage(mp4, tmp_path / "gone.mp4", 0.0, 2000))

@@ -6,9 +6,9 @@ import pytest
 
 from engine import worlds
 from engine.config import ConfigError
+from engine.container import VideoError
 from engine.data.samples import looked_at
 from engine.data.video_r1 import VideoR1Source
-from engine.video import VideoError
 
 
 @pytest.fixture(scope="module")

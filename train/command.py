@@ -20,6 +20,7 @@ from engine.adapters import Lora
 from engine.backbones.base import Backbone
 from engine.backbones.load import devices, load
 from engine.config import ConfigError, build, read_yaml
+from engine.container import VideoError
 from engine.data.aokvqa import AokvqaSource, MultimodalCoconutSource
 from engine.data.coconut_json import CoconutSource
 from engine.data.codi_json import CodiSource
@@ -36,7 +37,6 @@ from engine.layout import Layout, pack
 from engine.methods.method import Method
 from engine.methods.method import run as run_forward
 from engine.training import Training, Validate, train
-from engine.video import VideoError
 from train import planned
 
 Source = (

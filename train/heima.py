@@ -24,6 +24,7 @@ from torch import nn
 
 from engine.backbones.base import Backbone
 from engine.config import ConfigError, build, convert
+from engine.container import VideoError
 from engine.evaluation import mean
 from engine.insight.information import information
 from engine.insight.reconstruction import by_section, interpreted
@@ -33,7 +34,6 @@ from engine.methods.method import Method
 from engine.methods.method import run as run_forward
 from engine.methods.scorers import Scorers, scored
 from engine.training import Validate
-from engine.video import VideoError
 from train import planned
 from train.command import Run, arguments, held_out, opened, section, trained, validation
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.config import ConfigError
+from engine.container import VideoError
 from engine.curriculum import LAST
 from engine.data.media import FilmedSource, PicturedSource
 from engine.data.samples import Dialect, Sample, looked_at
@@ -23,7 +24,6 @@ from engine.methods.heima import Heima, Interpreters
 from engine.methods.method import Method
 from engine.plan import CARDS, CHARACTERS, largest_frames, outline, outlined_companions, plan, table
 from engine.training import divided
-from engine.video import VideoError
 
 if TYPE_CHECKING:
     from train.command import Asked, Run

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import ConfigError, build, read_yaml, shard_of
+from engine.container import VideoError
 from engine.data.samples import Sample
 from engine.folders import checkpoints
-from engine.video import VideoError
 from train.command import changed, trained
 from train.fresh import make
 from train.tabulate import tabulate, write

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from engine.config import ConfigError
+from engine.container import VideoError
 from engine.data.aokvqa import AokvqaSource, MultimodalCoconutSource
 from engine.data.coconut_json import CoconutSource
 from engine.data.codi_json import CodiSource
@@ -25,7 +26,6 @@ from engine.data.media import MediaSource
 from engine.data.samples import Sample, letter
 from engine.data.video_r1 import VideoR1Source
 from engine.footage import Footage
-from engine.video import VideoError
 
 # By the name that each has in a configuration.
 FORMATS: dict[str, type[FileSource]] = {

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from engine.container import VideoError
 from engine.layout import CLOSE, END, REPLY, Opening, Piece, Seen, Segment, Special, target
-from engine.video import VideoError
 
 SYSTEM = "You are a helpful assistant"
 
