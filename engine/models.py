@@ -21,7 +21,7 @@ from torch import nn
 
 from engine import adapters, generate
 from engine.backbones.base import Backbone
-from engine.backbones.load import devices
+from engine.backbones.load import here
 from engine.backbones.load import load as load_backbone
 from engine.config import ConfigError, build
 from engine.data.samples import Dialect, Sample
@@ -114,10 +114,7 @@ def load(path: str | Path | None = None, adapter: str | Path | None = None, devi
         path is None or place.is_absolute() or str(path).startswith((".", "~")) or str(path).count("/") > 1
     ):
         raise ValueError(f"There is no folder {place}: name one that holds a model, or a Hub id.")
-    if device == "auto":
-        device = devices()[0]
-    if device.partition(":")[0] not in devices():
-        raise ValueError(f"There is no device {device} here that torch can use: choose among {', '.join(devices())}.")
+    device = here(device)
     try:
         place, adapter = with_base(local(place), local(adapter) if adapter else None)
         meta = {key: value for folder in (place, adapter) if folder for key, value in _meta(folder).items()}

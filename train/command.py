@@ -18,7 +18,7 @@ from torch import nn
 from engine import adapters
 from engine.adapters import Lora
 from engine.backbones.base import Backbone
-from engine.backbones.load import devices, load
+from engine.backbones.load import here, load
 from engine.config import ConfigError, build, read_yaml
 from engine.container import VideoError
 from engine.data.aokvqa import AokvqaSource, MultimodalCoconutSource
@@ -204,9 +204,7 @@ def opened(init: str, adapter: str, method: Method, place: Path, device: str = "
 
     device: auto = the first of cuda, mps and cpu that is here. Errors: ConfigError for one that isn't.
     """
-    device = devices()[0] if device == "auto" else device
-    if device not in devices():
-        raise ConfigError(f"device: {device} can't be used here: choose device: auto.")
+    device = here(device)
     backbone = load(init, device, tokens=method.tokens)
     if adapter:
         adapters.merge(backbone.model, adapter)

@@ -46,8 +46,17 @@ NAMED = {
 
 def devices() -> list[str]:
     """The kinds of device that are here, the quickest first: what "auto" takes is the first."""
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    return [kind for kind, there in here.items() if there]
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [kind for kind, there in found.items() if there]
+
+
+def here(device: str) -> str:
+    """The device that is meant: of auto, the quickest that is here. Errors: ConfigError for one that isn't."""
+    if device == "auto":
+        return devices()[0]
+    if device.partition(":")[0] not in devices():
+        raise ConfigError(f"There is no device {device} here that torch can use: choose among {', '.join(devices())}.")
+    return device
 
 
 def load(
