@@ -662,7 +662,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         model = models.load(options.model, options.adapter)
         wanted = [*(models.SMALL / name for name in shipped() if model.small), *options.compare]
-        own = None if options.adapter else options.model or models.SMALL / "pause"
+        own = None if options.adapter else options.model or models.EMBEDDED
         others = [models.load(place) for place in beside(own, wanted)]
         with TemporaryDirectory(prefix="sotto-") as folder:
             os.environ["GRADIO_TEMP_DIR"] = folder  # a folder of our own, which others may not read

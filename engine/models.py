@@ -35,6 +35,7 @@ from engine.methods.pause import PauseDistillation
 from engine.video import Sampling
 
 SMALL = Path(__file__).parent.parent / "assets" / "small"
+EMBEDDED = SMALL / "pause"  # what is loaded where no model is named
 PUBLISHED_SAMPLING = Sampling(fps=2.0, min_frames=4, max_frames=16, pixels=128 * 28 * 28)
 LONGEST_CHAIN = 1024  # tokens of a real model's written chain
 
@@ -109,7 +110,7 @@ def load(path: str | Path | None = None, adapter: str | Path | None = None, devi
 
     Errors: ValueError with one sentence for a folder that is no model, another family, or a broken file.
     """
-    place = Path(path) if path else SMALL / "pause"
+    place = Path(path) if path else EMBEDDED
     if not place.is_dir() and (
         path is None or place.is_absolute() or str(path).startswith((".", "~")) or str(path).count("/") > 1
     ):

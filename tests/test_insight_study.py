@@ -197,7 +197,7 @@ def test_a_model_is_held_against_its_controls_in_words() -> None:
     assert "no clear difference, so that it can be read is no sign of thinking" in told[1]
     assert "no clear difference" in told[2]
     assert beside_controls({"mine": models["mine"]}) == []
-    assert "the control does better" in beside_controls({"mine": figures_of(30, 50), "filler": figures_of(90, 90)})[0]
+    assert "the other does better" in beside_controls({"mine": figures_of(30, 50), "filler": figures_of(90, 90)})[0]
 
 
 def test_intervals() -> None:

@@ -47,7 +47,7 @@ def clips_of(records: Sequence[worlds.Record], words: Mapping[str, Sequence[str]
 def subjects(names: Sequence[str], pauses: int | None, device: str) -> Iterator[tuple[str, Subject]]:
     """The models by name (shipped ones, or folders), the first with its twin whose slots were never trained behind it.
 
-    Without names, all shipped models that have learnt to think in slots, controls last. Errors: ValueError for one that doesn't.
+    Without names, all shipped models that have learnt to think in slots: the embedded one first, controls last. Errors: ValueError for one that doesn't.
     """
     places = {name: models.SMALL / name if name in shipped() else Path(name) for name in names or shipped()}
     for name, place in places.items():
@@ -56,7 +56,8 @@ def subjects(names: Sequence[str], pauses: int | None, device: str) -> Iterator[
     loaded = {name: models.load(place, device=device) for name, place in places.items()}
     if not names:
         able = [name for name, model in loaded.items() if model.method.trained_slots]
-        loaded = {name: loaded[name] for name in sorted(able, key=lambda name: isinstance(loaded[name].method, Silent))}
+        order = {name: (isinstance(loaded[name].method, Silent), name != models.EMBEDDED.name) for name in able}
+        loaded = {name: loaded[name] for name in sorted(able, key=order.__getitem__)}
     for number, (name, model) in enumerate(loaded.items()):
         slots = pauses if pauses is not None else model.method.trained_slots or USUAL
         if slots < 1 or not model.method.thinking(slots):

@@ -165,7 +165,7 @@ def _followed(name: str, word: Estimate, by_letter: Estimate) -> str:
 
 
 def beside_controls(models: Models) -> list[str]:
-    """The first model beside each of the others, its controls, in words: what it does, and what can be read off its slots.
+    """The first model beside each of the others, such as its controls, in words: what it does, and what can be read off its slots.
 
     What can be read off a control's slots as well was not put there by what the first model was trained for. Two shares are
     told apart only where their intervals do not overlap.
@@ -193,4 +193,4 @@ def _best_layer(layers: Sequence[Estimate]) -> Estimate:
 def _apart(one: Estimate, other: Estimate) -> str:
     if one["low"] > other["high"]:
         return "it does better, by more than chance explains"
-    return "the control does better" if one["high"] < other["low"] else "no clear difference"
+    return "the other does better" if one["high"] < other["low"] else "no clear difference"
