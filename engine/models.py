@@ -118,7 +118,7 @@ def load(path: str | Path | None = None, adapter: str | Path | None = None, devi
     device = here(device)
     try:
         place, adapter = with_base(local(place), local(adapter) if adapter else None)
-        meta = {key: value for folder in (place, adapter) if folder for key, value in _meta(folder).items()}
+        meta = {key: value for folder in (place, adapter) if folder for key, value in told_by(folder).items()}
         method: Method = PauseDistillation() if meta.get("pauses") else Untaught()
         if "method" in meta:
             method = from_description(meta["method"])
@@ -164,7 +164,7 @@ def with_base(place: Path, adapter: Path | None = None) -> tuple[Path, Path | No
     if not re.fullmatch(r"\.\./[\w-][\w.-]*", name) or not (place / name / "config.json").is_file():
         raise ValueError(f"it holds an adapter for {name}: name that with --model, and this folder with --adapter.")
     base = place.resolve().parent / name.removeprefix("../")
-    if _meta(place).get("base", fingerprint(base)) != fingerprint(base):
+    if told_by(place).get("base", fingerprint(base)) != fingerprint(base):
         raise ValueError(f"its adapter was trained on other weights than {base} holds now.")
     return base, place
 
@@ -195,5 +195,6 @@ def parameters(folder: Path) -> int:
     return count
 
 
-def _meta(folder: Path) -> dict[str, Any]:
+def told_by(folder: Path) -> dict[str, Any]:
+    """What a folder says of its model beside the weights: how it was taught, how its clips were looked at."""
     return json.loads((folder / META).read_text(encoding="utf-8")) if (folder / META).is_file() else {}

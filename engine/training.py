@@ -315,18 +315,20 @@ def _possible(config: Training, accelerator: Accelerator) -> None:
 def made_ready(
     config: Training, method: Method, lora: Lora | None
 ) -> tuple[Backbone, nn.ModuleDict, dict[str, PeftModel]]:
-    """The model, its companions, and their adapters by companion, each as it is to be trained."""
-    from engine.models import local
+    """The model, its companions, and their adapters by companion, each as it is to be trained. Companions go on from those
+    beside the model, if the same method taught them."""
+    from engine.models import local, told_by
 
     backbone = load(config.init, tokens=method.tokens)
     if config.adapter and (lora is None or method.frozen):
         adapters.merge(backbone.model, config.adapter)
     companions = method.companions(backbone)
-    if len(companions) and ((place := local(config.init)) / COMPANIONS).is_file():
+    place, own = local(config.init), described(method)["name"]
+    if len(companions) and (place / COMPANIONS).is_file() and told_by(place).get("method", {}).get("name", own) == own:
         try:
             adapters.load_companions(place, companions)
         except (RuntimeError, SafetensorError):
-            raise ConfigError(f"{place / COMPANIONS} belongs to another method: remove it to start anew.") from None
+            raise ConfigError(f"{place / COMPANIONS} was made with other settings of the method: remove it to start anew.") from None  # fmt: skip
     companions.train()
     if config.looped != (0, 0):
         looped(backbone, *config.looped)

@@ -16,6 +16,7 @@ from engine.batches import Batches
 from engine.config import ConfigError
 from engine.data.worlds import WorldsSource
 from engine.folders import checkpoints
+from engine.methods.codi import Codi
 from engine.methods.controls import Explicit, Silent
 from engine.methods.method import COMPANIONS
 from engine.methods.pause import PauseDistillation
@@ -89,13 +90,21 @@ def test_companions_go_on_from_those_beside_the_model(start, tmp_path):
     then = train(still, PauseDistillation(pauses=(3, 3), steps=StepSupervision(layers=1)), SOURCE, accuracy)
     before, after = (load_file(folder / COMPANIONS) for folder in (best, then))
     assert all(torch.equal(before[name], after[name]) for name in before)
-    with pytest.raises(ConfigError, match="another method"):
+    with pytest.raises(ConfigError, match="other settings of the method"):
         train(
             settings(str(best), tmp_path / "third", 1),
             replace(taught, steps=StepSupervision(layers=2)),
             SOURCE,
             accuracy,
         )
+
+
+def test_companions_of_another_method_are_left(start, tmp_path):
+    taught = PauseDistillation(mode="silent", pauses=(3, 3), steps=StepSupervision(layers=1))
+    best = train(settings(start, tmp_path / "first", 1), taught, SOURCE, accuracy)
+    other = Codi(num_latent=2, prj_dim=16, steps=StepSupervision(layers=1))
+    _, companions, _ = training.made_ready(Training(init=str(best)), other, None)
+    assert set(companions) == {"projector", "auxiliary"}
 
 
 def test_companions_of_a_hub_id_are_those_in_its_download(start, tmp_path, monkeypatch):
