@@ -22,12 +22,8 @@ from engine.parallel import Replicas
 P = ParamSpec("P")
 MEBIBYTE = 2**20
 UNFINISHED, OLD = ".unfinished", ".old"  # behind the name of what is being written, and of what gives way to it
-ANSWERING = (
-    "model",
-    "adapter_model",
-    "companions",
-    "*/adapter_model",
-)  # weights whose names begin so; others only look on
+# Weights whose files' names begin so; others, such as a lens, only look on.
+ANSWERING = ("model", "adapter_model", "companions", "*/adapter_model")
 
 
 class Placed(Protocol):
@@ -168,9 +164,8 @@ def fingerprint(*folders: Path) -> str:
     """What tells the weights that answer in these folders, models' and adapters' and their companions', from others: the files'
     names, sizes, first and last mebibytes, hashed."""
     read = hashlib.sha256()
-    for file in sorted(
-        file for folder in folders for kind in ANSWERING for file in folder.glob(f"{kind}*.safetensors")
-    ):
+    found = (file for folder in folders for kind in ANSWERING for file in folder.glob(f"{kind}*.safetensors"))
+    for file in sorted(found):
         size = file.stat().st_size
         read.update(f"{file.name} {size} ".encode())
         with file.open("rb") as stored:

@@ -164,7 +164,7 @@ def with_base(place: Path, adapter: Path | None = None) -> tuple[Path, Path | No
     if not re.fullmatch(r"\.\./[\w-][\w.-]*", name) or not (place / name / "config.json").is_file():
         raise ValueError(f"it holds an adapter for {name}: name that with --model, and this folder with --adapter.")
     base = place.resolve().parent / name.removeprefix("../")
-    if told_by(place).get("base", fingerprint(base)) != fingerprint(base):
+    if (wanted := told_by(place).get("base")) and wanted != fingerprint(base):
         raise ValueError(f"its adapter was trained on other weights than {base} holds now.")
     return base, place
 

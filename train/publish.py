@@ -44,12 +44,13 @@ def publish(run: Path, out: Path, clips: int) -> None:
     """An old model stays until the new one is whole, and leaves nothing beside it, such as a tuned lens of other weights.
     Errors: ValueError, see `fill`."""
     with as_a_whole(out) as made:
-        fill(run, made, out.name, clips)
+        fill(run, made, out.name)
+        describe(run, made, out.name, clips)
 
 
-def fill(run: Path, made: Path, name: str, clips: int) -> None:
-    """Writes all that ships of a run's best model into the folder `made`: the model, or an adapter that names the model beside
-    which it lies. Errors: ValueError where it doesn't lie beside it."""
+def fill(run: Path, made: Path, name: str) -> None:
+    """Writes a run's best model into the folder `made`: whole, or as an adapter that names the model beside which it lies.
+    Errors: ValueError where it doesn't lie beside it."""
     settings = json.loads((run / "settings.json").read_text())
     method, training, best = from_description(settings["method"]), settings["training"], run / "best"
     lora = settings.get("lora")
@@ -82,12 +83,16 @@ def fill(run: Path, made: Path, name: str, clips: int) -> None:
         meta["base"] = fingerprint(base)
     (made / META).write_text(json.dumps(meta, indent=1) + "\n")
 
+
+def describe(run: Path, made: Path, name: str, clips: int) -> None:
+    """Writes what is told of the model in the folder `made`: its bounds, its history, its card with its scores."""
     model = models.load(made, device="cpu")  # the shipped weights
     backbone, method = model.backbone, model.method
     source, held_out = WorldsSource(), WorldsSource(split="validation")
     known = [source.record(i) for i in range(1800)]
     questions = list(dict.fromkeys(r.question for r in known))
-    if not adapter or (lora and lora["vision"]):  # else it changes nothing in what its model sees
+    lora = json.loads((run / "settings.json").read_text()).get("lora")
+    if len(model.folders) == 1 or (lora and lora["vision"]):  # any other adapter changes nothing in what its model sees
         fit(backbone, map(frames, known), (frames(held_out.record(i)) for i in range(600)), questions).save(made)
 
     scores = {}

@@ -70,8 +70,7 @@ class Workshop:
         ]  # fmt: skip
         words += ["--workers=3"] if self.device == "cuda" else []
         launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(many), "-m"] if many > 1 else []
-        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, "-m", *launcher, f"train.{script}", *words], check=True, env=one_thread)
+        python(*launcher, f"train.{script}", *words, threads=1)
 
     def stages(self, script: str, name: str, start: Path, stages: Sequence[str], *more: str | Path) -> Path:
         """One stage after another, all alike but for the words that stand alone -> the last one's folder."""
@@ -90,9 +89,7 @@ class Workshop:
         out = self.out / "small"
         words = ["--rows", row, "--out", str(out)]
         words += ["--set", f"training.device={self.device}", f"training.precision={self.precision}"]
-        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "train.table", "--config", str(TABLE), *words]
-        subprocess.run(command, check=True, env=one_thread, cwd=ASSETS.parent)  # what the file starts from lies there
+        python("train.table", "--config", str(TABLE), *words, threads=1)
         return out / run_name(row) / stage
 
     def side_by_side(self, work: Callable[[str], Path], names: Sequence[str], on_cpu: int = 1) -> list[Path]:
@@ -163,8 +160,10 @@ def main() -> int:
     return 1 if worse else 0
 
 
-def python(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", *words], check=True, cwd=ASSETS.parent)
+def python(*words: str, threads: int | None = None) -> None:
+    """Runs a module where the project lies, since configurations name what they start from as seen from there."""
+    bound = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    subprocess.run([sys.executable, "-m", *words], check=True, cwd=ASSETS.parent, env=os.environ | bound)
 
 
 def anew(out: Path) -> Path:

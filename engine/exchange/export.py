@@ -117,9 +117,8 @@ def export(
         else:
             made.mkdir(parents=True)
             shutil.copy2(found.folder / adapters.WEIGHTS, made / adapters.WEIGHTS)
-            told = _json(found.folder / adapters.CONFIG) | {
-                "base_model_name_or_path": found.base
-            }  # as seen from anywhere
+            told = _json(found.folder / adapters.CONFIG)
+            told["base_model_name_or_path"] = found.base  # as seen from anywhere
             (made / adapters.CONFIG).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
         beside(found, made, merged)
         (made / META).write_text(json.dumps(found.meta, indent=1) + "\n", encoding="utf-8")

@@ -17,7 +17,6 @@ from engine.benchmark import RANGES, Benchmark, shipped
 from engine.data.samples import Sample
 from engine.data.worlds import WorldsSource, frames, sample
 from engine.evaluation import neighbours
-from engine.insight.lens import TunedLens
 from engine.insight.observe import observe
 from engine.insight.report import write
 from engine.insight.similarity import vocabulary
@@ -47,12 +46,14 @@ def clips_of(records: Sequence[worlds.Record], words: Mapping[str, Sequence[str]
 def subjects(names: Sequence[str], pauses: int | None, device: str) -> Iterator[tuple[str, Subject]]:
     """The models by name (shipped ones, or folders), the first with its twin whose slots were never trained behind it.
 
-    Without names, all shipped models that have learnt to think in slots: the embedded one first, controls last. Errors: ValueError for one that doesn't.
+    Without names, all shipped models that have learnt to think in slots: the embedded one first, controls last.
+    Errors: ValueError for one that doesn't.
     """
-    places = {name: models.SMALL / name if name in shipped() else Path(name) for name in names or shipped()}
+    known = shipped()
+    places = {name: models.SMALL / name if name in known else Path(name) for name in names or known}
     for name, place in places.items():
         if not place.is_dir():
-            raise ValueError(f"There is no model {name!r}: choose among {', '.join(shipped())}, or name a folder.")
+            raise ValueError(f"There is no model {name!r}: choose among {', '.join(known)}, or name a folder.")
     loaded = {name: models.load(place, device=device) for name, place in places.items()}
     if not names:
         able = [name for name, model in loaded.items() if model.method.trained_slots]
@@ -64,8 +65,7 @@ def subjects(names: Sequence[str], pauses: int | None, device: str) -> Iterator[
             raise ValueError(
                 f"{name} can't be studied with {slots} slots: choose at least one, and a model that has them."
             )
-        tuned = TunedLens.load(places[name], model.backbone)
-        subject = Subject(model.backbone, model.method, slots, model.companions, tuned)
+        subject = Subject(model.backbone, model.method, slots, model.companions, model.tuned)
         yield name, subject
         if not number and model.method.trained_slots and any(s.role == "slots" for s in model.method.thinking(1)):
             yield f"{name}, {UNTRAINED}", untrained(subject)

@@ -165,7 +165,8 @@ def _followed(name: str, word: Estimate, by_letter: Estimate) -> str:
 
 
 def beside_controls(models: Models) -> list[str]:
-    """The first model beside each of the others, such as its controls, in words: what it does, and what can be read off its slots.
+    """The first model beside each of the others, such as its controls, in words: what it does, and what can be read off its
+    slots.
 
     What can be read off a control's slots as well was not put there by what the first model was trained for. Two shares are
     told apart only where their intervals do not overlap.
