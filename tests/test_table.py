@@ -310,9 +310,10 @@ def test_cells_by_hand():
 
     text = markdown({"samples_seen": 640, "samples_tested": 4, "batch": 2}, whole)
     assert (
-        "| control¹ | 75.0 (30.1 to 95.4) | 100.0 (34.2 to 100.0) | 50.0 (9.5 to 90.5) | 5.0 | 2 | 0.5000 | 60 |  |"
+        "| control¹ | 75.0 (30.1 to 95.4) |  | 100.0 (34.2 to 100.0) | 50.0 (9.5 to 90.5) | 5.0 | 2 | 0.5000 | 60 |  |"
         in text
     )
+    assert "| ours | 50.0 (15.0 to 85.0) | 75.0 25.0 | " in text
     assert "**loses** -25.0" in text
     assert "| ours | 2 | 50.0 (15.0 to 85.0) | 0.50 | 1.50 | 3.0 |  |  |" in text
 

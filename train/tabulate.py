@@ -84,7 +84,7 @@ def markdown(said: Mapping[str, int], whole: Sequence[Cell]) -> str:
     lines = [
         f"Every row starts from the same checkpoint and learns from {said['samples_seen']} samples. Each is tested on the "
         f"same {said['samples_tested']} problems, none of them trained on; k is the number of steps. Intervals: 95 %. "
-        "¹: one seed; the others' figures are means over their seeds. Generated tokens are emitted one after another, "
+        "¹: one seed; the others' figures are means over their seeds, and their intervals don't know how much seeds differ. Generated tokens are emitted one after another, "
         f"thoughts that are fed back among them. Seconds: a problem's share of a batch of {said['batch']}."
     ]
     for world in dict.fromkeys(cell["world"] for cell in whole):
@@ -92,13 +92,13 @@ def markdown(said: Mapping[str, int], whole: Sequence[Cell]) -> str:
         all_k = [cell for cell in own if cell["k"] == "all"]
         ks = [k for k in dict.fromkeys(cell["k"] for cell in own) if k != "all"]
         lines += ["", f"## {world}", "", *ruled(
-            "method", "accuracy, %", *[f"k = {k}" for k in ks], "generated tokens", "slots", "seconds",
+            "method", "accuracy, %", "by seed", *[f"k = {k}" for k in ks], "generated tokens", "slots", "seconds",
             "training seconds", "against its control",
         )]  # fmt: skip
         for cell in all_k:
             by_k = [percent(other) for k in ks for other in own if (other["method"], other["k"]) == (cell["method"], k)]
             lines.append(joined(
-                cell["method"] + "¹" * (cell["seeds"] == 1), percent(cell), *by_k, f"{cell['generated_tokens']:.1f}",
+                cell["method"] + "¹" * (cell["seeds"] == 1), percent(cell), by_seed(cell), *by_k, f"{cell['generated_tokens']:.1f}",
                 cell["slots"], f"{cell['seconds']:.4f}", f"{cell['training_seconds']:.0f}", verdict(cell),
             ))  # fmt: skip
         if held := [cell for cell in all_k if cell["held"]]:
@@ -127,6 +127,10 @@ def ruled(*heads: str) -> list[str]:
 def percent(cell: Cell) -> str:
     low, high = cell["interval"]
     return f"{100 * cell['accuracy']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def by_seed(cell: Cell) -> str:
+    return " ".join(f"{100 * accuracy:.1f}" for accuracy in cell["by_seed"]) if cell["seeds"] > 1 else ""
 
 
 def write(place: Path, said: Mapping[str, int], whole: Sequence[Cell]) -> None:
