@@ -230,7 +230,7 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--steps", help="A:B, both included (default: the split's range)")
     score.add_argument("--pauses", type=int, help="default: the trained number")
     score.add_argument("--limit", type=int, help="clips (default: 500, or all of --seeds)")
-    score.add_argument("--corrupt", default="none", choices=["none", "blind", "last", "single", "shuffled"], help="shown instead of a clip: nothing, its last frame, one frame, its frames in random order")  # fmt: skip
+    score.add_argument("--corrupt", default="none", choices=["none", "blind", "last", "single", "shuffled", "told"], help="shown instead of a clip: nothing, its last frame, one frame, its frames in random order, its events in words")  # fmt: skip
     score.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     score.add_argument("--json", action="store_true", help="print JSON (the default, and the only form)")
     score.set_defaults(run=evaluate)

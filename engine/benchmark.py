@@ -42,7 +42,8 @@ class Benchmark:
     def samples(self, records: Sequence[worlds.Record]) -> list[Sample]:
         """The records' questions, each with what is shown of its clip."""
         rngs = map(np.random.default_rng, range(len(records)))
-        return [sample(record, shown(record, self.corrupt, rng)) for record, rng in zip(records, rngs, strict=True)]
+        how = self.corrupt
+        return [sample(record, shown(record, how, rng), how) for record, rng in zip(records, rngs, strict=True)]
 
     def records(self) -> list[worlds.Record]:
         """Errors: ValueError for an empty or impossible choice."""

@@ -93,6 +93,20 @@ def test_a_benchmark_shows_what_it_is_told_to():
         assert clip.question == end.question == nothing.question
 
 
+def test_what_happens_can_be_told():
+    """All but what comes of it."""
+    source = WorldsSource(corrupt="told", difficulties=(2, 2))
+    for index, words in enumerate(("swap", "touch", "plus minus")):
+        sample, (start, first, second, _) = source(index), source(index).steps
+        assert sample.visual is None
+        opening, one, two, question = sample.question.split("\n")
+        assert (opening, question) == (start, source.record(index).question)
+        for event, step in ((one, first), (two, second)):
+            assert step.startswith(event)
+            assert step[len(event) :].startswith((", ball ", ", star ", " is "))
+            assert any(word in event for word in words.split())
+
+
 def test_a_method_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="no method 'runs/nothing'"):
         measure(Benchmark(limit=3), ["runs/nothing-explicit"], None, "cpu", print)

@@ -13,7 +13,6 @@ from engine.benchmark import Benchmark
 from engine.config import build, read_yaml
 from train import baselines, small
 from train.command import Run
-from train.trials import Table, trials
 
 
 @pytest.fixture(params=["cpu", "cuda"])
@@ -40,7 +39,8 @@ def after(words: list[str], flag: str) -> Path:
 
 def stages(ran: list[list[str]]) -> list[list[str]]:
     """What is learnt in stages."""
-    return [words for words in ran if "--device" in words and words[0] != "train.lookup"]
+    own = [f"train.{name}" for name in ("lookup", *small.METHODS)]
+    return [words for words in ran if "--device" in words and words[0] not in own]
 
 
 def test_every_model_goes_through_its_stages_from_the_same_start(ran: list[list[str]], tmp_path: Path) -> None:
@@ -74,29 +74,25 @@ def test_what_is_shipped_is_each_ones_last_stage(ran: list[list[str]], tmp_path:
     shelf = small.EXPECTED.parent
     assert published == [
         *[[str(tmp_path / name / stages[-1]), str(shelf / name)] for name, (_, stages) in small.MODELS.items()],
-        [str(tmp_path / "small" / "coconut-sim-cot-1"), str(shelf / "coconut")],
-        [str(tmp_path / "small" / "codi-sim-cot-1"), str(shelf / "codi")],
-        [str(tmp_path / "small" / "heima-1" / "interpreters"), str(shelf / "heima")],
+        [str(tmp_path / "coconut"), str(shelf / "coconut")],
+        [str(tmp_path / "codi"), str(shelf / "codi")],
+        [str(tmp_path / "heima" / "interpreters"), str(shelf / "heima")],
     ]
 
 
-def test_the_other_methods_are_runs_of_the_table(ran: list[list[str]], tmp_path: Path) -> None:
-    """Begun when what they start from is there. The table holds their rows, in the folders that are shipped."""
-    table = build(Table, read_yaml(small.TABLE) | {"out": str(tmp_path / "small")})
-    made = {each.row.name: each for each in trials(table, small.CONFIGS)}
-    commands = [words for words in ran if words[0] == "train.table"]
-    assert sorted(words[words.index("--rows") + 1] for words in commands) == sorted(
-        r for r, _ in small.METHODS.values()
-    )
-    assert ran.index(commands[0]) > [words[-1] for words in ran].index(str(small.EXPECTED.parent / "explicit"))
+def test_the_other_methods_start_from_the_pause_model(ran: list[list[str]], tmp_path: Path) -> None:
+    """Begun when that is there. What is published is what the preset's stages leave."""
+    commands = [words for words in ran if words[0].removeprefix("train.") in small.METHODS]
+    assert sorted(words[0] for words in commands) == sorted(f"train.{name}" for name in small.METHODS)
+    assert all(ran.index(words) > [each[-1] for each in ran].index(str(small.PAUSE)) for words in commands)
     for words in commands:
-        assert words[1:3] == ["--config", str(small.TABLE)]
-        assert after(words, "--out") == tmp_path / "small"
-        assert "training.precision=no" in words
-    for row, stage in small.METHODS.values():
-        last = Path(made[row].stages[-1].run.training.out)
-        assert all(each.run.training.init == "assets/small/explicit" for each in made[row].stages)
-        assert (tmp_path / "small" / small.run_name(row) / stage) in (last, last.parent / stage)
+        name = words[0].removeprefix("train.")
+        preset, out = after(words, "--config"), after(words, "--out")
+        assert (preset, out) == (small.CONFIGS / f"{name}.yaml", tmp_path / name)
+        assert after(words, "--init") == small.PAUSE == Path(read_yaml(preset)["training"]["init"]).resolve()
+        assert "--resume" in words
+        named = [stage["name"] for stage in read_yaml(preset).get("stages", [])]
+        assert small.METHODS[name] in (named or [""])
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -110,7 +106,8 @@ def test_one_model_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: 
 
 def test_the_lens_is_the_new_weights_own(ran: list[list[str]]) -> None:
     """It comes after they are shipped."""
-    assert ran[-1] == ["train.lens", str(small.EXPECTED.parent / "pause")]
+    shipped = [words[-1] for words in ran if words[0] == "train.publish"].index(str(small.PAUSE))
+    assert ran.index(["train.lens", str(small.PAUSE)]) > shipped
     assert [words[0] for words in ran].count("train.lens") == 1
 
 

@@ -147,7 +147,7 @@ def test_some_rows_alone_and_what_all_change(place, capsys):
 
 
 def test_results_are_kept_where_runs_are_not(place, monkeypatch, capsys):
-    """The same table without the weights; a row that isn't kept is trained, and joins."""
+    """The same table without the runs; a row that isn't kept is trained from what is kept of them, and joins."""
     results = str(place / "results")
     assert main(["--config", config(place), "--rows", "thoughts", "--kept", results]) == 0
     assert main(["--config", config(place)]) == 0
@@ -156,7 +156,7 @@ def test_results_are_kept_where_runs_are_not(place, monkeypatch, capsys):
     assert main(["--config", config(place), "--kept", results, "--finished"]) == 0
     assert not (place / "runs").exists()
     assert main(["--config", config(place), "--kept", results]) == 0
-    assert {p.name for p in (place / "runs").glob("*-?")} == {"base-0", "answer-only-1"}
+    assert {p.name for p in (place / "runs").glob("*-?")} == {"answer-only-1"}
     assert sorted(p.stem for p in (place / "results").glob("*-?.json")) == ["answer-only-1", "thoughts-1", "thoughts-2"]
     found = json.loads((place / "results" / "table.json").read_text())
     timed = ("seconds", "training_seconds")
@@ -195,9 +195,10 @@ def test_results_are_kept_where_runs_are_not(place, monkeypatch, capsys):
     ):
         assert main(["--config", config(place, **changes), "--kept", results]) == 2
         assert reason in capsys.readouterr().err
-    (place / "runs").mkdir()
-    (place / "gone" / "base-0").rename(place / "runs" / "base-0")
-    weights = place / "runs" / "base-0" / "best" / "model.safetensors"
+    other = {"base": {"name": "base", "method": "coconut", "config": "plain.yaml"}}
+    assert main(["--config", config(place, **other), "--kept", results]) == 2
+    assert "base was made with another method" in capsys.readouterr().err
+    weights = place / "results" / "base" / "model.safetensors"
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
     assert main(["--config", config(place), "--kept", results]) == 2
     assert "started from other weights" in capsys.readouterr().err

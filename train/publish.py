@@ -187,7 +187,7 @@ knows these worlds and nothing else.
 def stage(settings: dict, clips: int, seconds: float) -> str:
     training, worlds = settings["training"], settings["WorldsSource"]
     low, high = worlds["difficulties"]
-    shown = "rows of text" if worlds["corrupt"] == "blind" else "clips"
+    shown = "rows of text" if worlds["corrupt"] in ("blind", "told") else "clips"
     precision = "float32" if training["precision"] == "no" else training["precision"]
     part = f"LoRA of rank {settings['lora']['r']}, " if "lora" in settings else ""
     rate = f"{part}{training['optimizer']} at {training['lr']}, {training['schedule']}, {precision}"

@@ -1,7 +1,7 @@
 """Retrains every shipped small model and holds the new scores against the shipped cards.
 
 The pause model and its controls start from assets/start, which can look up an option's letter and see what happens in a clip,
-and knows nothing else; the other methods' models from the explicit control, as runs of the table in configs/small/table.yaml.
+and knows nothing else; the other methods' models from the pause model, which writes its chain and knows most silent answers.
 
     python -m train.small --out runs            # some hours on two CPU cores; goes on where it stopped
     python -m train.small --anew                # makes the start too, from random weights
@@ -24,7 +24,6 @@ from pathlib import Path
 
 from engine.benchmark import Benchmark, measure, shipped
 from engine.config import read_yaml
-from train.trials import run_name
 
 CONFIGS = Path(__file__).parent / "configs" / "small"
 STAGES = ("short", "silent", "sums", "tally", "pause", "polish")
@@ -36,15 +35,15 @@ MODELS = {  # model -> its script and its stages
     "answer-only": ("silent", SHORTER),
     "filler": ("silent", SHORTER),
 }
-TABLE = CONFIGS / "table.yaml"
-METHODS = {  # model -> its row in the table, and the last of its stages
-    "coconut": ("Coconut + SIM-CoT", ""),
-    "codi": ("CODI + SIM-CoT", ""),
-    "heima": ("Heima", "interpreters"),
+METHODS = {  # model, and the script and preset that make it -> where in its run the last of its stages lies
+    "coconut": "",
+    "codi": "",
+    "heima": "interpreters",
 }
 ASSETS = Path(__file__).parent.parent / "assets"
 START = ASSETS / "start"
 EXPECTED = ASSETS / "small" / "scores.json"
+PAUSE = EXPECTED.with_name("pause")
 SPLITS = ("test", "longer")
 
 
@@ -83,14 +82,12 @@ class Workshop:
             start = to / "best"
         return to
 
-    def row(self, name: str) -> Path:
-        """A method's run in the table, a thread on a CPU -> its folder."""
-        row, stage = METHODS[name]
-        out = self.out / "small"
-        words = ["--rows", row, "--out", str(out)]
-        words += ["--set", f"training.device={self.device}", f"training.precision={self.precision}"]
-        python("train.table", "--config", str(TABLE), *words, threads=1)
-        return out / run_name(row) / stage
+    def preset(self, name: str) -> Path:
+        """A method's run as its preset says, a thread on a CPU -> the folder of its last stage."""
+        words = ["--config", str(CONFIGS / f"{name}.yaml"), "--init", str(PAUSE), "--out", str(self.out / name)]
+        words += ["--resume", "--device", self.device, "--precision", self.precision]
+        python(f"train.{name}", *words, threads=1)
+        return self.out / name / METHODS[name]
 
     def side_by_side(self, work: Callable[[str], Path], names: Sequence[str], on_cpu: int = 1) -> list[Path]:
         """`work` for each name, on a CPU so many at once. A GPU is kept busy by none of them, since their kernels are over
@@ -189,11 +186,11 @@ def retrain(at: Workshop, models: Sequence[str], start: Path) -> None:
     staged = [name for name in models if name in MODELS]
     for name, run in zip(staged, at.side_by_side(trained, staged), strict=True):
         python("train.publish", str(run), str(EXPECTED.parent / name))
-    others = [name for name in models if name in METHODS]  # from the explicit control as it is now
-    for name, run in zip(others, at.side_by_side(at.row, others, at.processes), strict=True):
-        python("train.publish", str(run), str(EXPECTED.parent / name))
     if "pause" in models:
-        python("train.lens", str(EXPECTED.parent / "pause"))
+        python("train.lens", str(PAUSE))
+    others = [name for name in models if name in METHODS]  # from the pause model as it is now
+    for name, run in zip(others, at.side_by_side(at.preset, others, at.processes), strict=True):
+        python("train.publish", str(run), str(EXPECTED.parent / name))
 
 
 if __name__ == "__main__":

@@ -11,25 +11,30 @@ refused. What a file says: train/trials.py; what runs answer: train/tested.py; f
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shutil import copy2, copytree
 from typing import Any
 
 from engine.config import ConfigError, build, read_yaml, shard_of
 from engine.container import VideoError
 from engine.data.samples import Sample
-from engine.folders import checkpoints
+from engine.folders import as_a_whole, checkpoints
 from train.command import changed, trained
 from train.fresh import make
 from train.tabulate import tabulate, write
 from train.tested import keep, kept, real_problems, tested
-from train.trials import START, Table, Trial, asked, finished, start_of, trial, trials
+from train.trials import SETTINGS, START, Table, Trial, asked, differing, finished, start_of, trial, trials
+
+START_KEPT = "base"  # the folder among kept results of the model that all rows start from
 
 
-def prepare(table: Table, place: Path, wait: bool) -> None:
-    """Makes and trains what all rows start from. wait: another shard does. Errors: ConfigError where it hasn't yet."""
+def prepare(table: Table, place: Path, wait: bool) -> Trial | None:
+    """Makes and trains what all rows start from; None where the presets name it. wait: another shard does.
+    Errors: ConfigError where it hasn't yet."""
     start = Path(table.out) / "fresh"
     if table.fresh and not start.exists() and not wait:
         make(str(start), **asdict(table.fresh))
@@ -38,6 +43,25 @@ def prepare(table: Table, place: Path, wait: bool) -> None:
         if wait and not all(map(finished, base.stages)):
             raise ConfigError("The first shard trains what all rows start from: start the others when that is done.")
         finish(base)
+        return base
+    return None
+
+
+def keep_start(base: Trial, kept: Path) -> None:
+    """Puts what all rows start from among the kept results, with the settings that made it."""
+    with as_a_whole(kept / START_KEPT) as copy:
+        copytree(base.final.best, copy)
+        copy2(base.folder / SETTINGS, copy)
+
+
+def kept_start(table: Table, place: Path, kept: Path | None) -> str:
+    """The folder of what all rows start from, where it is kept; else "". Errors: ConfigError for one that was made otherwise."""
+    if not (table.base and kept and (kept / START_KEPT).is_dir()):
+        return ""
+    start, base = kept / START_KEPT, trial(table, place, table.base, 0)
+    if other := differing(json.loads((start / SETTINGS).read_text()), base.final, "init"):
+        raise ConfigError(f"{start} was made with another {other}: move it away, or set that back.")
+    return str(start)
 
 
 def finish(wanted: Trial) -> None:
@@ -74,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--finished", action="store_true", help="train nothing: a table of what is finished")
     parser.add_argument("--rows", nargs="+", action="extend", metavar="NAME", help="train only these rows (default: all)")  # fmt: skip
     parser.add_argument("--shard", default="1/1", help="I/N: train the I-th of N parts of the runs, from 1")
-    parser.add_argument("--kept", type=Path, metavar="FOLDER", help="the table and every run's result go there; a run whose result is there isn't made again, be its weights here or not")  # fmt: skip
+    parser.add_argument("--kept", type=Path, metavar="FOLDER", help="the table, every run's result and the model that all start from go there; what is there isn't made again")  # fmt: skip
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="SECTION.KEY=VALUE", help="a setting of all runs, whatever the file says, such as training.precision=no")  # fmt: skip
     parser.add_argument("--out", type=Path, help="folder of the runs, and of the table without --kept (default: the file's)")  # fmt: skip
     options = parser.parse_args(argv)
@@ -89,11 +113,14 @@ def main(argv: list[str] | None = None) -> int:
             if options.kept.exists() and not options.kept.is_dir():
                 raise ConfigError(f"--kept {options.kept} is no folder.")
             options.kept.mkdir(parents=True, exist_ok=True)
-        made, real = trials(table, options.config.parent), real_problems(table)
+        start = kept_start(table, options.config.parent, options.kept)
+        made, real = trials(table, options.config.parent, start), real_problems(table)
         mine = [each for each in made if each.row.name in asked(table, options.rows)][part - 1 :: parts]
         known = results(table, made, options.kept, real)
         if not options.finished and any(each.name not in known for each in mine):
-            prepare(table, options.config.parent, wait=part > 1)
+            base = None if start else prepare(table, options.config.parent, wait=part > 1)
+            if base and options.kept and part == 1:
+                keep_start(base, options.kept)
             known = results(table, made, options.kept, real)  # kept ones must have started from what there is now
             for each in mine:
                 if each.name not in known:

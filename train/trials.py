@@ -21,6 +21,7 @@ from engine.methods import described, find
 from train.command import Run
 from train.heima import Planned, plan
 
+SETTINGS = "settings.json"  # in a run's folder
 START = "start.txt"  # in a run's folder: what tells the weights that it was started from
 OWN = {"method", "training", "lora", "validation", "worlds", "text_worlds"}  # a run's sections without a file of data
 INDIFFERENT = ("device", "workers", "log_every", "save_every", "keep", "only_eval", "out")  # of no effect on a run
@@ -132,13 +133,15 @@ def trial(table: Table, place: Path, row: Row, seed: int, init: str = "") -> Tri
     return Trial(row, seed, (Planned(run, build(find(row.method), run.method, "method.")),))
 
 
-def trials(table: Table, place: Path) -> list[Trial]:
-    """Every run of the table. Errors: ConfigError for a control that isn't there, for unequal budgets, and for rows that would be
-    tested on different problems."""
+def trials(table: Table, place: Path, start: str = "") -> list[Trial]:
+    """Every run of the table. start: the folder of the model that all start from, if the base isn't made here.
+
+    Errors: ConfigError for a control that isn't there, for unequal budgets, and for rows that would be tested on different
+    problems."""
     names = [row.name for row in table.rows]
     if unknown := [row.against for row in table.rows if row.against and row.against not in names]:
         raise ConfigError(f"There is no row {unknown[0]!r} to hold another against.")
-    init = str(trial(table, place, table.base, 0).final.best) if table.base else ""
+    init = start or (str(trial(table, place, table.base, 0).final.best) if table.base else "")
     most = max(row.seeds for row in table.rows)  # every row's first seed comes first
     made = [trial(table, place, row, s, init) for s in range(1, most + 1) for row in table.rows if s <= row.seeds]
     first = made[0]
@@ -172,7 +175,7 @@ def finished(stage: Planned) -> bool:
     out = Path(stage.run.training.out)
     if not (last := checkpoints(out)[-1:]):
         return False
-    saved = json.loads((out / "settings.json").read_text())
+    saved = json.loads((out / SETTINGS).read_text())
     if (out / START).exists() and (out / START).read_text() != start_of(stage):
         raise ConfigError(
             f"{out} was started from other weights than {stage.run.training.init} holds now: move it away."
