@@ -203,22 +203,19 @@ def meant(answer: str, options: Sequence[str]) -> str:
 
 
 def _aloud(model: Model, sample: Sample, thoughts: generate.Thoughts, heed: Callable[[], None]) -> str:
-    """The thoughts in words: said from the slots alone, by their interpreters where the model writes thinking tokens, or by the
-    step decoder that taught them. Nothing where nobody has learnt to say them."""
+    """The thoughts in words, by their interpreters where the model writes thinking tokens. Nothing where nobody has learnt to
+    say them."""
     backbone, method, companions = model.backbone, model.method, model.companions
     if isinstance(method, Interpreters):
         return reconstruction.unfolded(backbone, companions, method, sample)
-    if method.speaks:
-        return generate.thoughts_of(generate.speak(backbone, thoughts, heed=heed).text[0], model.dialect)
-    if not thoughts.count or not spoken.tells(method, companions):
+    if not spoken.speaks(method, companions):
         return ""
-    return "\n".join(spoken.taught(backbone, method, companions, thoughts, thoughts.count)[0])
+    return spoken.aloud(backbone, method, companions, thoughts, model.dialect, heed)[0]
 
 
 def _speaks(model: Model) -> bool:
     """Whether anyone has learnt to say its thoughts, see `_aloud`."""
-    method = model.method
-    return method.speaks or isinstance(method, Interpreters) or spoken.tells(method, model.companions)
+    return isinstance(model.method, Interpreters) or spoken.speaks(model.method, model.companions)
 
 
 def _chain(

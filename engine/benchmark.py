@@ -108,7 +108,7 @@ def measure(
         count = method.trained_slots if pauses is None or not method.trained_slots else pauses
         used[name] = count if how == "silent" else 0
         say(f"{name}: {len(samples)} clips")
-        results = evaluate(model.backbone, samples, method, how, count, model.companions, speak=method.speaks)
+        results = evaluate(model.backbone, samples, method, how, count, model.companions, speak=True)
         figures[name] = summary(results, families, difficulties)
     settings = asdict(benchmark) | {
         "steps": [min(difficulties), max(difficulties)], "clips": len(records), "pauses": used, "device": device,

@@ -13,6 +13,7 @@ from torch import nn
 from engine import generate
 from engine.backbones.base import Backbone
 from engine.data.samples import Sample
+from engine.insight import spoken
 from engine.methods.method import Method
 
 How = Literal["silent", "explicit"]
@@ -61,16 +62,15 @@ def respond(
 ) -> list[Response]:  # fmt: skip
     """Answers a batch by greedy decoding.
 
-    silent: the method's thinking with `slots` slots, then the answer; with `speak`, the thoughts are said too (not counted
-    in tokens or seconds). explicit: the chain is written out. `seconds` is the batch's time from patches to answer, divided
+    silent: the method's thinking with `slots` slots, then the answer; with `speak`, the thoughts are said too where anyone
+    has learnt to (not counted in tokens or seconds). explicit: the chain is written out. `seconds` is the batch's time from patches to answer, divided
     by its samples. Slots that are fed back count as generated tokens, those that ride the prefill don't. `longest`: most
     tokens of what is written (default: the method's for silence, generate's for a chain).
     """
+    companions = companions or nn.ModuleDict()
     began = time.perf_counter()
     if how == "silent":
-        thoughts = generate.think(
-            backbone, part, method.thinking(slots), method.feedback(companions or nn.ModuleDict())
-        )
+        thoughts = generate.think(backbone, part, method.thinking(slots), method.feedback(companions))
         written = generate.answer(backbone, thoughts, method.marks, longest or method.longest, keep=False)
     else:
         thoughts = generate.think(backbone, part, ())
@@ -79,8 +79,8 @@ def respond(
     said: list[str | None] = [None] * len(part)
     if how == "explicit":
         said = [generate.thoughts_of(text, s.dialect) for text, s in zip(written.text, part, strict=True)]
-    elif speak and thoughts.count:
-        said = [generate.thoughts_of(text) for text in generate.speak(backbone, thoughts).text]
+    elif speak and thoughts.count and spoken.speaks(method, companions):
+        said = list(spoken.aloud(backbone, method, companions, thoughts))
     return [
         Response(text, thought, count + thoughts.serial, thoughts.count, seconds)
         for text, thought, count in zip(written.text, said, written.tokens, strict=True)

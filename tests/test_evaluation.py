@@ -3,13 +3,17 @@
 import numpy as np
 import pytest
 
-from engine import evaluation
+from engine import evaluation, generate
+from engine.backbones.base import add_tokens
 from engine.benchmark import Benchmark, measure
 from engine.data.worlds import WorldsSource, corrupted, frames
 from engine.evaluation import Outcome, evaluate, neighbours, steps_right, summary, wilson
 from engine.familiarity import Familiarity, fit
+from engine.insight import spoken
 from engine.layout import Frames
+from engine.methods.coconut import Coconut
 from engine.methods.pause import PauseDistillation
+from engine.methods.steps import StepSupervision
 from tests.tiny import tiny_backbone
 
 
@@ -105,6 +109,22 @@ def test_what_happens_can_be_told():
             assert step.startswith(event)
             assert step[len(event) :].startswith((", ball ", ", star ", " is "))
             assert any(word in event for word in words.split())
+
+
+def test_a_step_decoder_says_the_thoughts():
+    """A line a thought, as the page has them; nothing of a method without one."""
+    backbone = tiny_backbone()
+    add_tokens(backbone.model, backbone.tokenizer, Coconut.tokens)
+    samples = [WorldsSource(split="validation")(i) for i in range(3)]
+    for method, slots in ((Coconut(steps=StepSupervision(layers=1)), 4), (Coconut(), 4)):
+        companions = method.companions(backbone)
+        found = evaluate(backbone, samples, method, "silent", slots, companions, batch=2, speak=True)
+        thoughts = generate.think(backbone, samples, method.thinking(slots), method.feedback(companions))
+        lines = spoken.taught(backbone, method, companions, thoughts, slots)
+        for outcome, said in zip(found, lines, strict=True):
+            assert outcome.said == ("\n".join(said) if method.steps else None)
+            assert (outcome.steps is None) == (method.steps is None)
+            assert outcome.generated_tokens > slots  # which cost nothing more
 
 
 def test_a_method_that_is_not_there_is_named():

@@ -101,7 +101,7 @@ def describe(run: Path, made: Path, name: str, clips: int) -> None:
         records = benchmark.records()
         samples = benchmark.samples(records)
         how: How = "silent" if method.silent else "explicit"
-        results = evaluate(backbone, samples, method, how, method.trained_slots, model.companions, speak=method.speaks)
+        results = evaluate(backbone, samples, method, how, method.trained_slots, model.companions, speak=True)
         scores[split] = summary(results, [r.family for r in records], [r.difficulty for r in records])
     stages = lineage(run)
     (made / HISTORY).write_text(json.dumps(stages, indent=1) + "\n")

@@ -1,12 +1,12 @@
-"""What single thoughts say: a slot alone in its model's own words, or in those of the decoder that taught it (SIM-CoT).
+"""What thoughts say: all or one alone in their model's own words, or in those of the decoder that taught them (SIM-CoT).
 
-The whole chain at once is `generate.speak`; Heima's interpreters are in engine/insight/reconstruction.py.
+Heima's interpreters are in engine/insight/reconstruction.py.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from engine import generate
 from engine.backbones.base import Backbone, double
+from engine.data.samples import Dialect
 from engine.generate import Thoughts, Written
 from engine.insight.replace import each_alone, replaced
 from engine.layout import Layout, pack, slots
@@ -22,6 +23,23 @@ from engine.methods.codi import Codi
 from engine.methods.method import Method
 from engine.methods.pause import PauseDistillation
 from engine.methods.steps import DECODER, StepSupervision
+
+
+def speaks(method: Method, companions: nn.ModuleDict) -> bool:
+    """Whether anyone has learnt to say what the slots hold, see `aloud`."""
+    return method.speaks or tells(method, companions)
+
+
+def aloud(
+    backbone: Backbone, method: Method, companions: nn.ModuleDict, thoughts: Thoughts, dialect: Dialect = "chat",
+    heed: Callable[[], None] = generate.unheeded,
+) -> list[str]:  # fmt: skip
+    """A sample's thoughts in words each, said from the slots alone: by the model itself, or a line a thought by the step decoder
+    that taught them."""
+    if method.speaks:
+        written = generate.speak(backbone, thoughts, heed=heed)
+        return [generate.thoughts_of(text, dialect) for text in written.text]
+    return ["\n".join(lines) for lines in taught(backbone, method, companions, thoughts, thoughts.count)]
 
 
 def alone(backbone: Backbone, thoughts: Thoughts, limit: int = 256) -> list[list[str]]:
