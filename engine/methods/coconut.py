@@ -60,8 +60,8 @@ class Coconut(Method):
 
     @property
     def writes(self) -> bool:
-        """It starts from a model that does."""
-        return self.mode in ("coconut", "cot")
+        """It starts from a model that does, and unlearns it: no stage trains a chain that no thoughts stand before."""
+        return self.mode == "cot"
 
     @property
     def slot_range(self) -> tuple[int, int]:
