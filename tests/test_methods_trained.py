@@ -389,7 +389,7 @@ def test_every_token_of_a_step_counts_the_same_in_any_number_of_passes(start, tm
         (PauseDistillation(mode="teacher"), False, True, False),
         (Explicit(), False, True, False),
         (Silent(8), True, False, False),
-        (Coconut(), True, True, False),
+        (Coconut(), True, False, False),
         (Coconut(mode="cot"), False, True, False),
         (Coconut(mode="no_cot"), True, False, False),
         (Diversity(), True, False, False),
