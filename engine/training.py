@@ -25,7 +25,7 @@ from torch import nn
 from engine import adapters
 from engine.adapters import Lora
 from engine.backbones.base import Backbone
-from engine.backbones.load import load
+from engine.backbones.load import here, load
 from engine.batches import SPARES, Batches, Unread, batches, epoch_of, unread_before
 from engine.config import ConfigError
 from engine.container import VideoError
@@ -175,7 +175,7 @@ def train(
     if not config.epoch and method.stage(LAST):
         raise ConfigError("The method has a curriculum of epochs: say how many samples one has (epoch).")
     seed_everything(config.seed)
-    accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)
+    accelerator = Accelerator(cpu=here(config.device) == "cpu", mixed_precision=config.precision)
     rank, ranks, leads = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
     found = checkpoints(out) if resume else []
     state: dict[str, Any] = {"step": 0, "best": -1.0}

@@ -78,6 +78,21 @@ def test_what_a_launch_file_cannot_share_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("there", "cpu"), [(("cpu",), True), (("cuda", "cpu"), False)])
+def test_processes_find_each_other_on_what_is_meant(
+    there: tuple[str, ...], cpu: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Accelerate lets each process train alone if it isn't told that they are on the CPU."""
+
+    def launched(**asked: object) -> None:
+        raise ConfigError(f"cpu={asked['cpu']}")
+
+    monkeypatch.setattr("engine.backbones.load.devices", lambda: there)
+    monkeypatch.setattr("accelerate.Accelerator", launched)
+    with pytest.raises(ConfigError, match=f"cpu={cpu}"):
+        train(Training(init="x", out=str(tmp_path / "out"), device="auto"), Explicit(), lambda _: None, dict)
+
+
 @pytest.mark.parametrize(("kind", "how"), [("FSDP", "ddp"), ("DEEPSPEED", "ddp"), ("DEEPSPEED", "fsdp2")])
 def test_another_way_than_the_launch_files_is_refused(kind: str, how: How) -> None:
     launched = SimpleNamespace(distributed_type=DistributedType(kind))
