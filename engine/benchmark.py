@@ -13,7 +13,7 @@ import numpy as np
 
 from engine import worlds
 from engine.data.samples import Sample
-from engine.data.worlds import Corruption, sample, shown
+from engine.data.worlds import Corruption, shown
 from engine.evaluation import How, evaluate, summary
 from engine.folders import OLD, UNFINISHED
 from engine.methods.method import META
@@ -42,8 +42,7 @@ class Benchmark:
     def samples(self, records: Sequence[worlds.Record]) -> list[Sample]:
         """The records' questions, each with what is shown of its clip."""
         rngs = map(np.random.default_rng, range(len(records)))
-        how = self.corrupt
-        return [sample(record, shown(record, how, rng), how) for record, rng in zip(records, rngs, strict=True)]
+        return [shown(record, self.corrupt, rng) for record, rng in zip(records, rngs, strict=True)]
 
     def records(self) -> list[worlds.Record]:
         """Errors: ValueError for an empty or impossible choice."""

@@ -63,9 +63,9 @@ def respond(
     """Answers a batch by greedy decoding.
 
     silent: the method's thinking with `slots` slots, then the answer; with `speak`, the thoughts are said too where anyone
-    has learnt to (not counted in tokens or seconds). explicit: the chain is written out. `seconds` is the batch's time from patches to answer, divided
-    by its samples. Slots that are fed back count as generated tokens, those that ride the prefill don't. `longest`: most
-    tokens of what is written (default: the method's for silence, generate's for a chain).
+    has learnt to (not counted in tokens or seconds). explicit: the chain is written out. `seconds` is the batch's time from
+    patches to answer, divided by its samples. Slots that are fed back count as generated tokens, those that ride the prefill
+    don't. `longest`: most tokens of what is written (default: the method's for silence, generate's for a chain).
     """
     companions = companions or nn.ModuleDict()
     began = time.perf_counter()

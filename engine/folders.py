@@ -21,6 +21,7 @@ from engine.parallel import Replicas
 
 P = ParamSpec("P")
 MEBIBYTE = 2**20
+SETTINGS = "settings.json"  # in a run's folder: what made it
 UNFINISHED, OLD = ".unfinished", ".old"  # behind the name of what is being written, and of what gives way to it
 # Weights whose files' names begin so; others, such as a lens, only look on.
 ANSWERING = ("model", "adapter_model", "companions", "*/adapter_model")

@@ -31,7 +31,7 @@ from engine.config import ConfigError
 from engine.container import VideoError
 from engine.curriculum import LAST
 from engine.data.samples import Sample
-from engine.folders import Journal, as_a_whole, checkpoints, jot, restore, save, tells_its_end
+from engine.folders import SETTINGS, Journal, as_a_whole, checkpoints, jot, restore, save, tells_its_end
 from engine.latents import segments_of
 from engine.layout import Packed
 from engine.loop import looped, unrolled
@@ -203,7 +203,7 @@ def train(
         settings = {"training": asdict(config), "processes": ranks, "hardware": hardware(accelerator.device)}
         settings |= {"method": described(method), **(note or {})}
         settings |= {"lora": asdict(lora)} if lora else {}
-        (out / "settings.json").write_text(json.dumps(settings, indent=1, default=str))
+        (out / SETTINGS).write_text(json.dumps(settings, indent=1, default=str))
 
     spares = SPARES if config.unreadable else 0
     dataset = Batches(

@@ -93,6 +93,17 @@ def test_processes_find_each_other_on_what_is_meant(
         train(Training(init="x", out=str(tmp_path / "out"), device="auto"), Explicit(), lambda _: None, dict)
 
 
+def test_a_device_that_the_launch_keeps_away_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    launched = SimpleNamespace(
+        device=torch.device("cpu"), distributed_type=DistributedType.NO, process_index=0, num_processes=1,
+        is_main_process=True,
+    )  # fmt: skip
+    monkeypatch.setattr("engine.backbones.load.devices", lambda: ("cuda", "cpu"))
+    monkeypatch.setattr("accelerate.Accelerator", lambda **_: launched)
+    with pytest.raises(ConfigError, match="cuda can't be used here, only cpu"):
+        train(Training(init="x", out=str(tmp_path / "out"), device="cuda"), Explicit(), lambda _: None, dict)
+
+
 @pytest.mark.parametrize(("kind", "how"), [("FSDP", "ddp"), ("DEEPSPEED", "ddp"), ("DEEPSPEED", "fsdp2")])
 def test_another_way_than_the_launch_files_is_refused(kind: str, how: How) -> None:
     launched = SimpleNamespace(distributed_type=DistributedType(kind))

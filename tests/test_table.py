@@ -198,6 +198,12 @@ def test_results_are_kept_where_runs_are_not(place, monkeypatch, capsys):
     other = {"base": {"name": "base", "method": "coconut", "config": "plain.yaml"}}
     assert main(["--config", config(place, **other), "--kept", results]) == 2
     assert "base was made with another method" in capsys.readouterr().err
+    told = place / "results" / "base" / "settings.json"
+    whole = told.read_text()
+    told.write_text("{")
+    assert main(["--config", config(place), "--kept", results]) == 2
+    assert "settings.json can't be read" in capsys.readouterr().err
+    told.write_text(whole)
     weights = place / "results" / "base" / "model.safetensors"
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
     assert main(["--config", config(place), "--kept", results]) == 2

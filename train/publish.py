@@ -15,10 +15,10 @@ from torch import nn
 from engine import adapters, models
 from engine.backbones.load import load
 from engine.benchmark import Benchmark
-from engine.data.worlds import WorldsSource, frames
+from engine.data.worlds import WITHOUT_CLIP, WorldsSource, frames
 from engine.evaluation import How, evaluate, summary
 from engine.familiarity import fit
-from engine.folders import as_a_whole, fingerprint
+from engine.folders import SETTINGS, as_a_whole, fingerprint
 from engine.methods import from_description
 from engine.methods.method import COMPANIONS, META
 
@@ -51,7 +51,7 @@ def publish(run: Path, out: Path, clips: int) -> None:
 def fill(run: Path, made: Path, name: str) -> None:
     """Writes a run's best model into the folder `made`: whole, or as an adapter that names the model beside which it lies.
     Errors: ValueError where it doesn't lie beside it."""
-    settings = json.loads((run / "settings.json").read_text())
+    settings = json.loads((run / SETTINGS).read_text())
     method, training, best = from_description(settings["method"]), settings["training"], run / "best"
     lora = settings.get("lora")
     own = not method.frozen  # the run's model is its own, or that of the run before, which it only looked at
@@ -91,7 +91,7 @@ def describe(run: Path, made: Path, name: str, clips: int) -> None:
     source, held_out = WorldsSource(), WorldsSource(split="validation")
     known = [source.record(i) for i in range(1800)]
     questions = list(dict.fromkeys(r.question for r in known))
-    lora = json.loads((run / "settings.json").read_text()).get("lora")
+    lora = json.loads((run / SETTINGS).read_text()).get("lora")
     if len(model.folders) == 1 or (lora and lora["vision"]):  # any other adapter changes nothing in what its model sees
         fit(backbone, map(frames, known), (frames(held_out.record(i)) for i in range(600)), questions).save(made)
 
@@ -122,8 +122,8 @@ def lineage(run: Path) -> list[Stage]:
     """The run and those that it was started from, first to last; what a published model tells of itself stands for those
     before it."""
     stages: list[Stage] = []
-    while (run / "settings.json").is_file():
-        settings = json.loads((run / "settings.json").read_text())
+    while (run / SETTINGS).is_file():
+        settings = json.loads((run / SETTINGS).read_text())
         start = Path(settings["training"].get("adapter") or settings["training"]["init"])
         places = {name: nearby(settings["training"].get(name, "")) for name in ("init", "adapter", "out")}
         settings["training"] |= places
@@ -150,7 +150,7 @@ def seen(run: Path, settings: dict) -> tuple[int, float]:
 
 def seconds(run: Path) -> float:
     """Training time of one run."""
-    return seen(run, json.loads((run / "settings.json").read_text()))[1]
+    return seen(run, json.loads((run / SETTINGS).read_text()))[1]
 
 
 def card(name: str, stages: list[Stage], scores: dict, parameters: int) -> str:
@@ -187,7 +187,7 @@ knows these worlds and nothing else.
 def stage(settings: dict, clips: int, seconds: float) -> str:
     training, worlds = settings["training"], settings["WorldsSource"]
     low, high = worlds["difficulties"]
-    shown = "rows of text" if worlds["corrupt"] in ("blind", "told") else "clips"
+    shown = "rows of text" if worlds["corrupt"] in WITHOUT_CLIP else "clips"
     precision = "float32" if training["precision"] == "no" else training["precision"]
     part = f"LoRA of rank {settings['lora']['r']}, " if "lora" in settings else ""
     rate = f"{part}{training['optimizer']} at {training['lr']}, {training['schedule']}, {precision}"

@@ -56,17 +56,19 @@ class Workshop:
     precision: str
     processes: int  # that learn one model on a CPU
 
+    def own(self, start: Path, to: Path) -> list[str]:
+        """What every run is told beside its preset; one that was begun is gone on with."""
+        places = ["--init", str(start), "--out", str(to), "--resume"]
+        return [*places, "--device", self.device, "--precision", self.precision]
+
     def learn(self, script: str, stage: str, start: Path, to: Path, *more: str | Path) -> None:
         """One stage, gone on with if it was begun. Its batch is divided among the processes; on a CPU each one's into passes of one
         length, so that it is padded less. more: further files, then further words of the command line."""
         many = 1 if self.device == "cuda" else self.processes
         shared = read_yaml(CONFIGS / f"{stage}.yaml")["training"]
         passes = 1 if self.device == "cuda" else shared["accumulate"] // many
-        words = [
-            "--config", str(CONFIGS / f"{stage}.yaml"), *map(str, more), "--init", str(start), "--out", str(to), "--resume",
-            "--device", self.device, "--precision", self.precision,
-            f"--batch={shared['batch'] // many}", f"--accumulate={passes}",
-        ]  # fmt: skip
+        words = ["--config", str(CONFIGS / f"{stage}.yaml"), *map(str, more), *self.own(start, to)]
+        words += [f"--batch={shared['batch'] // many}", f"--accumulate={passes}"]
         words += ["--workers=3"] if self.device == "cuda" else []
         launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(many), "-m"] if many > 1 else []
         python(*launcher, f"train.{script}", *words, threads=1)
@@ -84,10 +86,9 @@ class Workshop:
 
     def preset(self, name: str) -> Path:
         """A method's run as its preset says, a thread on a CPU -> the folder of its last stage."""
-        words = ["--config", str(CONFIGS / f"{name}.yaml"), "--init", str(PAUSE), "--out", str(self.out / name)]
-        words += ["--resume", "--device", self.device, "--precision", self.precision]
-        python(f"train.{name}", *words, threads=1)
-        return self.out / name / METHODS[name]
+        to = self.out / name
+        python(f"train.{name}", "--config", str(CONFIGS / f"{name}.yaml"), *self.own(PAUSE, to), threads=1)
+        return to / METHODS[name]
 
     def side_by_side(self, work: Callable[[str], Path], names: Sequence[str], on_cpu: int = 1) -> list[Path]:
         """`work` for each name, on a CPU so many at once. A GPU is kept busy by none of them, since their kernels are over

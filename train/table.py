@@ -22,19 +22,18 @@ from typing import Any
 from engine.config import ConfigError, build, read_yaml, shard_of
 from engine.container import VideoError
 from engine.data.samples import Sample
-from engine.folders import as_a_whole, checkpoints
+from engine.folders import SETTINGS, as_a_whole, checkpoints
 from train.command import changed, trained
 from train.fresh import make
 from train.tabulate import tabulate, write
 from train.tested import keep, kept, real_problems, tested
-from train.trials import SETTINGS, START, Table, Trial, asked, differing, finished, start_of, trial, trials
+from train.trials import START, Table, Trial, asked, differing, finished, start_of, trial, trials
 
 START_KEPT = "base"  # the folder among kept results of the model that all rows start from
 
 
-def prepare(table: Table, place: Path, wait: bool) -> Trial | None:
-    """Makes and trains what all rows start from; None where the presets name it. wait: another shard does.
-    Errors: ConfigError where it hasn't yet."""
+def prepare(table: Table, place: Path, kept: Path | None, wait: bool) -> None:
+    """Makes, trains and keeps what all rows start from. wait: another shard does. Errors: ConfigError where it hasn't yet."""
     start = Path(table.out) / "fresh"
     if table.fresh and not start.exists() and not wait:
         make(str(start), **asdict(table.fresh))
@@ -43,8 +42,8 @@ def prepare(table: Table, place: Path, wait: bool) -> Trial | None:
         if wait and not all(map(finished, base.stages)):
             raise ConfigError("The first shard trains what all rows start from: start the others when that is done.")
         finish(base)
-        return base
-    return None
+        if kept and not wait:
+            keep_start(base, kept)
 
 
 def keep_start(base: Trial, kept: Path) -> None:
@@ -55,11 +54,16 @@ def keep_start(base: Trial, kept: Path) -> None:
 
 
 def kept_start(table: Table, place: Path, kept: Path | None) -> str:
-    """The folder of what all rows start from, where it is kept; else "". Errors: ConfigError for one that was made otherwise."""
+    """The folder of what all rows start from, where it is kept; else "". Errors: ConfigError for one that was made otherwise, or
+    doesn't say how."""
     if not (table.base and kept and (kept / START_KEPT).is_dir()):
         return ""
     start, base = kept / START_KEPT, trial(table, place, table.base, 0)
-    if other := differing(json.loads((start / SETTINGS).read_text()), base.final, "init"):
+    try:
+        saved = json.loads((start / SETTINGS).read_text())
+    except (OSError, ValueError):
+        raise ConfigError(f"{start / SETTINGS} can't be read: move {start} away.") from None
+    if other := differing(saved, base.final, "init"):
         raise ConfigError(f"{start} was made with another {other}: move it away, or set that back.")
     return str(start)
 
@@ -118,9 +122,8 @@ def main(argv: list[str] | None = None) -> int:
         mine = [each for each in made if each.row.name in asked(table, options.rows)][part - 1 :: parts]
         known = results(table, made, options.kept, real)
         if not options.finished and any(each.name not in known for each in mine):
-            base = None if start else prepare(table, options.config.parent, wait=part > 1)
-            if base and options.kept and part == 1:
-                keep_start(base, options.kept)
+            if not start:
+                prepare(table, options.config.parent, options.kept, wait=part > 1)
             known = results(table, made, options.kept, real)  # kept ones must have started from what there is now
             for each in mine:
                 if each.name not in known:

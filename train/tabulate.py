@@ -84,7 +84,8 @@ def markdown(said: Mapping[str, int], whole: Sequence[Cell]) -> str:
     lines = [
         f"Every row starts from the same checkpoint and learns from {said['samples_seen']} samples. Each is tested on the "
         f"same {said['samples_tested']} problems, none of them trained on; k is the number of steps. Intervals: 95 %. "
-        "¹: one seed; the others' figures are means over their seeds, and their intervals don't know how much seeds differ. Generated tokens are emitted one after another, "
+        "¹: one seed; the others' figures are means over their seeds, and their intervals don't know how much seeds differ. "
+        "Generated tokens are emitted one after another, "
         f"thoughts that are fed back among them. Seconds: a problem's share of a batch of {said['batch']}."
     ]
     for world in dict.fromkeys(cell["world"] for cell in whole):
@@ -98,8 +99,8 @@ def markdown(said: Mapping[str, int], whole: Sequence[Cell]) -> str:
         for cell in all_k:
             by_k = [percent(other) for k in ks for other in own if (other["method"], other["k"]) == (cell["method"], k)]
             lines.append(joined(
-                cell["method"] + "¹" * (cell["seeds"] == 1), percent(cell), by_seed(cell), *by_k, f"{cell['generated_tokens']:.1f}",
-                cell["slots"], f"{cell['seconds']:.4f}", f"{cell['training_seconds']:.0f}", verdict(cell),
+                cell["method"] + "¹" * (cell["seeds"] == 1), percent(cell), by_seed(cell), *by_k,
+                f"{cell['generated_tokens']:.1f}", cell["slots"], f"{cell['seconds']:.4f}", f"{cell['training_seconds']:.0f}", verdict(cell),
             ))  # fmt: skip
         if held := [cell for cell in all_k if cell["held"]]:
             lines += ["", *ruled(

@@ -16,12 +16,11 @@ from engine.config import ConfigError, build, read_yaml
 from engine.data.gsm8k_icot import Gsm8kIcotSource
 from engine.data.text_worlds import TextWorldsSource
 from engine.data.worlds import WorldsSource
-from engine.folders import checkpoints, fingerprint
+from engine.folders import SETTINGS, checkpoints, fingerprint
 from engine.methods import described, find
 from train.command import Run
 from train.heima import Planned, plan
 
-SETTINGS = "settings.json"  # in a run's folder
 START = "start.txt"  # in a run's folder: what tells the weights that it was started from
 OWN = {"method", "training", "lora", "validation", "worlds", "text_worlds"}  # a run's sections without a file of data
 INDIFFERENT = ("device", "workers", "log_every", "save_every", "keep", "only_eval", "out")  # of no effect on a run

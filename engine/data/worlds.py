@@ -17,6 +17,7 @@ FRAMES_PER_SECOND = 4.0
 HEIGHT, WIDTH = 56, 84
 
 Corruption = Literal["none", "blind", "last", "single", "shuffled", "told"]
+WITHOUT_CLIP = ("blind", "told")  # text alone
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class WorldsSource:
     """Clips made on the fly, drawn straight at the model's size.
 
     corrupt: what the model is shown instead of the clip, for the baselines that prove the benchmark: nothing, the last
-    frame, one frame at random, the frames in random order. told: nothing, and it is told what happens, which takes less time.
+    frame, one frame at random, the frames in random order; or it is told what happens, and shown nothing.
     sections: the chain as three named steps, as Heima reads it.
     Errors: ConfigError for a world, a split, a number of steps or a seed that there isn't.
     """
@@ -64,7 +65,7 @@ class WorldsSource:
 
     def __call__(self, index: int) -> Sample:
         record = self.record(index)
-        made = sample(record, shown(record, self.corrupt, self.rng(index)), self.corrupt)
+        made = shown(record, self.corrupt, self.rng(index))
         return sectioned(made) if self.sections else made
 
 
@@ -88,9 +89,10 @@ def frames(record: worlds.Record) -> Frames:
     return Frames(worlds.draw(record, frame_times(record), HEIGHT, WIDTH), 1 / FRAMES_PER_SECOND)
 
 
-def shown(record: worlds.Record, how: Corruption, rng: np.random.Generator) -> Frames | None:
-    """What a model is shown of a record: its clip, what stands in its place, or nothing, which isn't drawn at all."""
-    return None if how in ("blind", "told") else corrupted(frames(record), how, rng)
+def shown(record: worlds.Record, how: Corruption, rng: np.random.Generator) -> Sample:
+    """A record with what a model is shown of it: its clip, what stands in its place, or nothing, which isn't drawn at all."""
+    made = sample(record, None if how in WITHOUT_CLIP else corrupted(frames(record), how, rng))
+    return replace(made, question=f"{told(record)}\n{made.question}") if how == "told" else made
 
 
 def corrupted(clip: Frames, how: Corruption, rng: np.random.Generator) -> Frames:
@@ -102,10 +104,9 @@ def corrupted(clip: Frames, how: Corruption, rng: np.random.Generator) -> Frames
     return replace(clip, pixels=clip.pixels[kept[how]])
 
 
-def sample(record: worlds.Record, clip: Frames | None, how: Corruption = "none") -> Sample:
+def sample(record: worlds.Record, clip: Frames | None) -> Sample:
     steps = tuple(step.text for step in record.steps)
-    question = f"{told(record)}\n{record.question}" if how == "told" else record.question
-    return Sample(clip, question, record.options, steps, record.letter)
+    return Sample(clip, record.question, record.options, steps, record.letter)
 
 
 def told(record: worlds.Record) -> str:

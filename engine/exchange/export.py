@@ -20,7 +20,7 @@ from engine import adapters, models
 from engine.backbones.base import Backbone
 from engine.backbones.load import load
 from engine.exchange.prompt import SERVED, How, prompt
-from engine.folders import as_a_whole
+from engine.folders import SETTINGS, as_a_whole
 from engine.methods import from_description
 from engine.methods.method import COMPANIONS, META, Method
 from engine.methods.pause import PauseDistillation
@@ -66,7 +66,7 @@ def trained(source: str | Path, base: str = "") -> Trained:
         raise ValueError(f"There is no folder {folder}: name a run, a model or an adapter.")
     if (folder / "best").is_dir():
         folder = folder / "best"
-    run = folder.parent / "settings.json"
+    run = folder.parent / SETTINGS
     try:
         settings = _json(run) if folder.name == "best" else {}
         meta, scores = _json(folder / META), _json(folder / "scores.json")
