@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_file, save_model
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -80,7 +80,7 @@ def attach(backbone: Backbone, lora: Lora, tokens: Sequence[str] = ()) -> PeftMo
 
 def attach_saved(model: Any, folder: str | Path, trainable: bool = True) -> PeftModel:
     """The adapter of a folder or Hub id in the model, which is changed in place. Errors: ConfigError where there is none,
-    for a pickled one, and for another model's.
+    for a pickled one, and for another model's: one that lacks weights, or has some that find no place.
     """
     from huggingface_hub import snapshot_download
     from peft import PeftConfig, PeftModel, get_peft_model_state_dict
@@ -96,12 +96,19 @@ def attach_saved(model: Any, folder: str | Path, trainable: bool = True) -> Peft
     head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
     if any(f".{head}".endswith(f".{target}") for target in targets):
         untie(model)
-    adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-    with safe_open(Path(folder) / WEIGHTS, "pt") as stored:
-        missing = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys() - set(stored.keys())
-    if missing:
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except (RuntimeError, ValueError) as error:  # of another size; or it adapts parts that this model hasn't got
+        raise ConfigError(f"{folder} holds another model's adapter: {' '.join(str(error).split())[:200]}") from None
+    with safe_open(Path(folder) / WEIGHTS, "pt") as held:
+        stored, wanted = set(held.keys()), get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+    if missing := wanted - stored:
         raise ConfigError(
             f"{folder} holds another model's adapter: it lacks {len(missing)} weights, such as {min(missing)}."
+        )
+    if strange := {name for name in stored - wanted if ".lora_" in name}:
+        raise ConfigError(
+            f"{folder} holds another model's adapter: {len(strange)} weights find no place, such as {min(strange)}."
         )
     return adapted
 
@@ -184,7 +191,7 @@ def save(
 
 
 def load_companions(folder: Path, companions: nn.ModuleDict) -> None:
-    """Fills companions with what `save` has left. Errors: ConfigError where it left none."""
+    """Fills companions with what `save` has left. Errors: ConfigError where it left none, or those of other settings."""
     adapted = {name for name in companions if (folder / name / CONFIG).is_file()}
     for name in adapted:
         merge(companions[name], folder / name)
@@ -193,5 +200,8 @@ def load_companions(folder: Path, companions: nn.ModuleDict) -> None:
             raise ConfigError(
                 f"{folder} holds no {COMPANIONS} with the method's {', '.join(whole)}: name a folder that its training left."
             )
-        load_model(whole, str(folder / COMPANIONS))
+        try:
+            load_model(whole, str(folder / COMPANIONS))
+        except (RuntimeError, SafetensorError):
+            raise ConfigError(f"{folder / COMPANIONS} was made with other settings of the method.") from None
     companions.eval()

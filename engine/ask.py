@@ -140,8 +140,9 @@ def ask(
     thought = model.method.thinking(pauses) if silent else ()
     feedback, marks = model.method.feedback(model.companions), model.method.marks
     familiar = not any(notice.startswith(UNKNOWN) for notice in notices)
+    longest = model.method.longest if options or model.small else max(model.method.longest, model.longest_chain)
     thoughts = timed("think", "Thinking silently", lambda: generate.think(backbone, [sample], thought, feedback))
-    written = timed("answer", "Answering", lambda: generate.answer(backbone, thoughts, marks, model.method.longest, heed)
+    written = timed("answer", "Answering", lambda: generate.answer(backbone, thoughts, marks, longest, heed)
                     if silent else _chain(model, thoughts, None, heed))  # fmt: skip
     answer = generate.answer_of(written.text[0], model.dialect)
     chances: tuple[Option, ...] = ()
@@ -161,6 +162,8 @@ def ask(
         answer = max(chances, key=lambda option: option.probability).text
     elif options:
         notices.append(f"The model wrote {answer[:60]!r}, which is none of the options.")
+    elif written.ids[0][-1] != backbone.end:
+        notices.append(f"The answer is cut off after {written.tokens[0]} tokens.")
     said_aloud = timed("speak", "Saying the thoughts", lambda: _aloud(model, sample, thoughts, heed))
     explicit, chain, teacher_state = None, None, None
     asked_for_chain = None if model.taught else posed(model, visual, question, options, kind, chain=True)

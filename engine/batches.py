@@ -58,7 +58,8 @@ class Batches(Dataset):
         return self.made(step)[0]
 
     def made(self, step: int) -> tuple[list[Packed], list[Unread]]:
-        """The passes, and which samples others stand in for. Errors: VideoError for a clip, and its spares, that can't be read."""
+        """The passes, and which samples others stand in for. Errors: VideoError for a clip, and its spares, that can't be read;
+        ConfigError for a sample that is longer than the model's positions."""
         first = (step * self.ranks + self.rank) * self.size
         indices = range(first, first + self.size)
         epoch = epoch_of(step, self.size * self.ranks, self.epoch)
@@ -73,7 +74,16 @@ class Batches(Dataset):
         order = sorted(range(self.size), key=lengths.__getitem__)
         part = self.size // self.passes
         parts = [order[i : i + part] for i in range(0, self.size, part)]
-        return [pack([layouts[i] for i in p], encode, self.backbone.pad) for p in parts], unread
+        passes = [pack([layouts[i] for i in p], encode, self.backbone.pad) for p in parts]
+        if most := self.backbone.most_positions:
+            ends = (packed.positions.amax((0, 2)) + 1 for packed in passes)  # a [samples] each
+            for i, needed in zip(order, torch.cat(list(ends)).tolist(), strict=True):
+                if needed > most:
+                    name = samples[i].where or f"sample {indices[i]}"
+                    raise ConfigError(
+                        f"{name} takes {needed:,} positions, and this model has learnt {most:,}: leave it out."
+                    )
+        return passes, unread
 
     def readable(self, index: int, unread: list[Unread]) -> Sample:
         """A sample with its clip cut for the model; to `unread` is added what couldn't be read before it."""

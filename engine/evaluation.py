@@ -91,11 +91,16 @@ def evaluate(
     backbone: Backbone, samples: Sequence[Sample], method: Method, how: How, slots: int,
     companions: nn.ModuleDict | None = None, batch: int = 32, speak: bool = False,
 ) -> list[Outcome]:  # fmt: skip
-    """Every sample's answer, as `respond` gives it, held against the true one."""
+    """Every sample's answer, as `respond` gives it, held against the true one. Each may write twice as much as is true."""
     results: list[Outcome] = []
+    longest = generate.LONGEST_CHAIN if how == "explicit" else method.longest
+    for sample in samples:
+        true = f"{sample.thoughts}\n{sample.answer}" if how == "explicit" else sample.answer
+        longest = max(longest, 2 * len(backbone.text_ids(true)))
     for first in range(0, len(samples), batch):
         part = samples[first : first + batch]
-        for sample, told in zip(part, respond(backbone, part, method, how, slots, companions, speak), strict=True):
+        told_each = respond(backbone, part, method, how, slots, companions, speak, longest)
+        for sample, told in zip(part, told_each, strict=True):
             found = generate.answer_of(told.text, sample.dialect)
             right = found == generate.answer_of(sample.answer, sample.dialect)
             results.append(Outcome(

@@ -93,12 +93,18 @@ def think(
 ) -> Thoughts:
     """Runs context and thought (a method's `thinking`; it may be empty) of each sample, one forward for all that isn't fed back.
 
-    Errors: ValueError for no sample.
+    Errors: ValueError for no sample, or one that is longer than the model's positions.
     """
     if not samples:
         raise ValueError("No sample to think about.")
     layouts = [Layout({"think": (context(sample), *thought)}) for sample in samples]
     packed = pack(layouts, backbone.encode, backbone.pad).to(backbone.device)
+    if most := backbone.most_positions:
+        needed = int(packed.positions.max()) + 2  # with a token to write
+        if needed > most:
+            raise ValueError(
+                f"The question takes {needed:,} positions, and this model has learnt {most:,}: ask for less."
+            )
     cache = backbone.new_cache()
     sight = backbone.look(packed)
     hidden = latents.forward(backbone, packed, feedback, cache, sight=sight)
@@ -189,6 +195,8 @@ def _write(
     a large model are gigabytes.
     """
     end = backbone.end
+    if backbone.most_positions:
+        limit = min(limit, max(1, backbone.most_positions - int(fork.position.max())))
     done = torch.zeros(state.shape[1], dtype=torch.bool, device=state.device)
     token = torch.zeros_like(done, dtype=torch.long)
     _choose(backbone, state, token, done)

@@ -129,8 +129,8 @@ def slots(token: str, count: int) -> Segment:
 
 
 def latents(token: str, count: int) -> Segment:
-    """`count` latent slots that are fed back: each takes its input from the state before it."""
-    return Segment("latents", (Special(token),) * count)
+    """`count` latent slots that are fed back: each takes its input from the state before it. Errors: ValueError as of `slots`."""
+    return replace(slots(token, count), role="latents")
 
 
 def marker(token: str, sees: tuple[Segment, ...] | None = None) -> Segment:

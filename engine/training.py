@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from engine import adapters
@@ -52,6 +51,7 @@ def setting(default: Any, text: str) -> Any:
 
 
 COUNTED = ("steps", "batch", "accumulate", "log_every", "validate_every", "save_every", "keep")  # 1 or more
+FROM_NONE = ("warmup", "epoch", "seed", "workers")  # 0 or more
 Validate = Callable[[Backbone, nn.ModuleDict], dict[str, float]]
 
 
@@ -169,12 +169,17 @@ def train(
     FloatingPointError when the loss is no number (the last good checkpoint stays).
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from tqdm import tqdm
 
     out = _checked(config, resume)
     if not config.epoch and method.stage(LAST):
         raise ConfigError("The method has a curriculum of epochs: say how many samples one has (epoch).")
+    if config.looped != (0, 0) and (lora or method.frozen):
+        raise ConfigError("looped layers share weights that are trained, and here the model's own stay as they are.")
     seed_everything(config.seed)
+    if AcceleratorState._shared_state.get("_mixed_precision", config.precision) != config.precision:
+        AcceleratorState._reset_state()  # an earlier run's in this process, a table's row or a stage, which would be refused
     accelerator = Accelerator(cpu=here(config.device) == "cpu", mixed_precision=config.precision)
     rank, ranks, leads = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
     found = checkpoints(out) if resume else []
@@ -185,7 +190,7 @@ def train(
         if leads:
             restore(out)
         return out / "best"
-    _possible(config, accelerator)
+    _possible(config, accelerator, bool(method.stage(LAST)))
     backbone, companions, added = made_ready(config, method, lora)
     together = Together(backbone.model, companions)
     team = spread(accelerator, together, partial(optimizers, config), config.parallel, config.clip)
@@ -293,19 +298,24 @@ def divided(config: Training) -> int:
     """Samples a pass. Errors: ConfigError for counts that there can't be."""
     if wrong := [name for name in COUNTED if getattr(config, name) < 1]:
         raise ConfigError(f"{wrong[0]} is {getattr(config, wrong[0])}: it must be 1 or more.")
+    if wrong := [name for name in FROM_NONE if getattr(config, name) < 0]:
+        raise ConfigError(f"{wrong[0]} is {getattr(config, wrong[0])}: it must be 0 or more.")
     if config.batch % config.accumulate:
         raise ConfigError(f"batch {config.batch} can't be divided among {config.accumulate} passes.")
     return config.batch // config.accumulate
 
 
-def _possible(config: Training, accelerator: Accelerator) -> None:
-    """Errors: ConfigError for settings that can't work on this machine, or as this run was launched."""
+def _possible(config: Training, accelerator: Accelerator, staged: bool) -> None:
+    """staged: a curriculum's stages each start with a new optimizer. Errors: ConfigError for settings that can't work on this
+    machine, or as this run was launched."""
     if config.device not in ("auto", accelerator.device.type):
         raise ConfigError(
             f"device: {config.device} can't be used here, only {accelerator.device.type}: choose device: auto."
         )
     if (chosen := way(accelerator, config.parallel)) == "ddp":
         return
+    if chosen == "zero3" and staged:
+        raise ConfigError("Under ZeRO-3 the optimizer can't start anew at a curriculum's stages: use --parallel fsdp2.")
     if config.optimizer == "muon":
         raise ConfigError(f"muon turns whole matrices, which {chosen} divides: choose adamw, or train with ddp.")
     if config.looped != (0, 0):
@@ -316,19 +326,18 @@ def made_ready(
     config: Training, method: Method, lora: Lora | None
 ) -> tuple[Backbone, nn.ModuleDict, dict[str, PeftModel]]:
     """The model, its companions, and their adapters by companion, each as it is to be trained. Companions go on from those
-    beside the model, if the same method taught them."""
+    beside the adapter or else the model, if the same method taught them."""
     from engine.models import local, told_by
 
     backbone = load(config.init, tokens=method.tokens)
     if config.adapter and (lora is None or method.frozen):
         adapters.merge(backbone.model, config.adapter)
     companions = method.companions(backbone)
-    place, own = local(config.init), described(method)["name"]
-    if len(companions) and (place / COMPANIONS).is_file() and told_by(place).get("method", {}).get("name", own) == own:
-        try:
-            adapters.load_companions(place, companions)
-        except (RuntimeError, SafetensorError):
-            raise ConfigError(f"{place / COMPANIONS} was made with other settings of the method: remove it to start anew.") from None  # fmt: skip
+    own = described(method)["name"]
+    places = [local(place) for place in (config.adapter, config.init) if place and len(companions)]
+    place = next((each for each in places if (each / COMPANIONS).is_file()), None)
+    if place and told_by(place).get("method", {}).get("name", own) == own:
+        adapters.load_companions(place, companions)
     companions.train()
     if config.looped != (0, 0):
         looped(backbone, *config.looped)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine import adapters, ask, models
 from engine.adapters import MAIN, Lora
@@ -189,6 +190,30 @@ def test_a_run_goes_on_with_the_adapter_of_another(start: str, tmp_path: Path) -
     told = json.loads((tmp_path / "two" / "settings.json").read_text())
     assert told["lora"]["r"] == 4
     assert told["training"]["adapter"] == str(first)
+
+
+def test_companions_go_on_from_those_beside_the_adapter(start: str, tmp_path: Path) -> None:
+    method, lora = Codi(num_latent=2, prj_dim=16), Lora(r=4)
+    clips = WorldsSource(difficulties=(1, 1))
+    first = train(settings(start, tmp_path / "one", 2), method, clips, accuracy, lora=lora)
+    still = settings(start, tmp_path / "two", 1, adapter=str(first), lr=0.0)
+    second = train(still, method, clips, accuracy, lora=lora)
+    one, two = (load_file(best / "companions.safetensors") for best in (first, second))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
+    """Larger in the same way, so that all that this model asks for is there; of another width; of another family."""
+    adapters.attach(tiny.tiny_llama(layers=4), Lora(r=4)).save_pretrained(
+        tmp_path / "deep", save_embedding_layers=False
+    )
+    with pytest.raises(ConfigError, match="another model's adapter: 14 weights find no place"):
+        adapters.attach_saved(tiny.tiny_llama().model, tmp_path / "deep")
+    with pytest.raises(ConfigError, match="another model's adapter"):
+        adapters.attach_saved(tiny.tiny_gpt2().model, tmp_path / "deep")
+    wide = LlamaForCausalLM(LlamaConfig(**tiny.tiny_llama().model.config.to_dict() | {"hidden_size": 32}))
+    with pytest.raises(ConfigError, match=r"another model's adapter: .*size mismatch"):
+        adapters.attach_saved(wide, tmp_path / "deep")
 
 
 def test_a_frozen_model_is_neither_trained_nor_saved(start: str, tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """Scores: intervals, steps, tokens, the benchmark's clips; and what is known to be familiar."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from engine import evaluation, generate
 from engine.backbones.base import add_tokens
 from engine.benchmark import Benchmark, measure
+from engine.data import worlds
 from engine.data.worlds import WorldsSource, corrupted, frames
 from engine.evaluation import Outcome, evaluate, neighbours, steps_right, summary, wilson
 from engine.familiarity import Familiarity, fit
@@ -86,6 +89,34 @@ def test_baselines_see_what_they_should(how):
         assert len(seen) == 1
         assert any(np.array_equal(seen[0], frame) for frame in clip.pixels)
         assert how == "single" or np.array_equal(seen[0], clip.pixels[-1])
+
+
+def test_which_frame_is_shown_has_nothing_to_do_with_the_steps(monkeypatch):
+    """All of a clip's frames come, whatever its length."""
+    places = {k: [] for k in range(1, 7)}
+    monkeypatch.setattr(worlds, "shown", lambda record, how, rng: places[record.difficulty].append(rng.random()))
+    source = worlds.WorldsSource(corrupt="single")
+    for index in range(600):
+        source(index)
+    assert all(min(each) < 0.1 and max(each) > 0.9 and 0.4 < np.mean(each) < 0.6 for each in places.values())
+
+
+def test_a_written_text_may_be_twice_as_long_as_the_true_one(monkeypatch):
+    """Whatever is usual, so that no right answer is cut off in the middle."""
+    backbone, sample = tiny_backbone(), WorldsSource(split="validation")(0)
+    allowed = []
+
+    def respond(*given):
+        allowed.append(given[-1])
+        return [evaluation.Response("", None, 1, 0, 0.0)]
+
+    monkeypatch.setattr(evaluation, "respond", respond)
+    for steps in (sample.steps[:1], sample.steps * 100):
+        for how in ("silent", "explicit"):
+            evaluate(backbone, [replace(sample, steps=steps)], PauseDistillation(), how, 4)
+    long = len(backbone.text_ids("\n".join(sample.steps * 100)))
+    assert allowed[:3] == [32, generate.LONGEST_CHAIN, 32]
+    assert 2 * long <= allowed[3] <= 2 * long + 20
 
 
 def test_a_benchmark_shows_what_it_is_told_to():

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from torch import nn
 
 from engine import models, worlds
 from engine.__main__ import main
@@ -12,6 +13,8 @@ from engine.evaluation import Response
 from engine.exams import examination
 from engine.exams.examination import Examination, examine
 from engine.methods.method import META
+from engine.methods.pause import PauseDistillation
+from engine.methods.steps import StepSupervision
 from engine.video import Sampling
 from tests.test_protocols import VIDEO_R1, wrote
 from tests.tiny import tiny_backbone, tiny_llama
@@ -174,6 +177,18 @@ def test_modes(model, media, tmp_path, mode):
     found = lines(tmp_path / "answers-1-of-1.jsonl")
     assert all(isinstance(line["thoughts"], str) for line in found)
     assert {line["slots"] for line in found} == {4 if mode == "spoken" else 0}
+
+
+def test_a_step_decoder_says_thoughts_too(model, media, tmp_path):
+    """A model that can't, and has none, is refused before anything is answered."""
+    silent = PauseDistillation(mode="silent", pauses=(4, 4), steps=StepSupervision(layers=1))
+    taught = replace(model, method=silent, companions=silent.companions(model.backbone))
+    examine(taught, exam(media, mode="spoken", limit=1), tmp_path / "said")
+    (line,) = lines(tmp_path / "said" / "answers-1-of-1.jsonl")
+    assert isinstance(line["thoughts"], str)
+    with pytest.raises(ConfigError, match="Nobody has learnt to say"):
+        examine(replace(taught, companions=nn.ModuleDict()), exam(media, mode="spoken", limit=1), tmp_path / "not")
+    assert not (tmp_path / "not").exists()
 
 
 def test_pictures_in_a_table(model, tmp_path):

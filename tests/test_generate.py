@@ -13,7 +13,7 @@ from engine.data.worlds import WorldsSource
 from engine.layout import Layout, Segment, Special, marker, pack, slots
 from engine.methods.method import run
 from engine.methods.pause import PauseDistillation
-from tests.tiny import tiny_backbone
+from tests.tiny import tiny_backbone, tiny_gpt2
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +191,16 @@ def test_the_thoughts_stand_between_the_thinking_tags():
 def test_plain_answers_stand_behind_either_mark(text, chain, answer):
     assert generate.answer_of(text, "plain") == answer
     assert generate.thoughts_of(text, "plain") == chain
+
+
+def test_nothing_is_written_past_the_last_position():
+    """GPT-2's are rows of a table."""
+    gpt2 = tiny_gpt2()
+    gpt2.tokenizer.eos_token = "<pause>"  # which it never writes here
+    asked = Sample(None, "How many? " * 25, (), (), "", "numerical", "plain")
+    thoughts = generate.think(gpt2, [asked], ())
+    written = generate.explicit(gpt2, thoughts, limit=1000)
+    assert int(thoughts.after_context) + written.tokens[0] == gpt2.most_positions
+    assert written.ids == generate.explicit(gpt2, thoughts, limit=written.tokens[0]).ids
+    with pytest.raises(ValueError, match=r"this model has learnt 256"):
+        generate.think(gpt2, [replace(asked, question="How many? " * 40)], ())

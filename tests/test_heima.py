@@ -288,6 +288,17 @@ def test_the_model_is_frozen_and_interpreters_are_its_copies(eyes: Backbone) -> 
     assert all(p.grad is not None for p in companions.parameters())
 
 
+def test_a_section_that_no_sample_of_a_pass_has_costs_nothing(eyes: Backbone) -> None:
+    """And the pass can be learnt from, though there is nothing to learn."""
+    method = Interpreters(interpreted=("CAPTION",))
+    packed = pack([laid(method, samples_of(eyes)[1])], eyes.encode, eyes.pad)
+    companions = method.companions(eyes)
+    loss, _ = method.loss(run(eyes, packed, companions=companions))
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is not None and not p.grad.any() for p in companions.parameters())
+
+
 def test_an_interpreter_may_be_another_language_model(eyes: Backbone, tmp_path: Path) -> None:
     tiny.tiny_llama(seed=4, layers=2).save(tmp_path / "llama")
     method = Interpreters(interpreter=str(tmp_path / "llama"))

@@ -192,6 +192,7 @@ def test_published_keys_are_understood(start, tmp_path, capsys):
         "uniform_prob": 0.0,
     }  # fmt: skip
     assert (ours["training"]["steps"], ours["training"]["batch"], ours["training"]["epoch"]) == (6, 4, 8)
+    assert ours["training"]["clip"] == 1e9  # it clips nothing
     assert ours["training"]["init"] == start
     keys = flat_file(tmp_path, load_model_path=start, num_epochs=1)
     (tmp_path / "run.yaml").write_text(json.dumps(keys))
@@ -203,6 +204,28 @@ def test_published_keys_are_understood(start, tmp_path, capsys):
     capsys.readouterr()
     assert main(None, Coconut, ["--config", str(tmp_path / "eval.yaml")], published) == 0
     assert 0 <= json.loads(capsys.readouterr().out)["accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "words"),
+    [
+        (Coconut, {"c_thought": 0}, "^c_thought is 0"),
+        (Coconut, {"epochs_per_stage": 0}, "^epochs_per_stage is 0"),
+        (Coconut, {"max_latent_stage": -1}, "max_latent_stage"),
+        (Coconut, {"uniform_prob": 1.5}, "uniform_prob"),
+        (Codi, {"num_latent": 0}, "num_latent"),
+        (Silent, {"pauses": -1}, "^pauses is -1"),
+    ],
+)
+def test_settings_that_can_not_be_meant(method, settings, words):
+    with pytest.raises(ConfigError, match=words):
+        method(**settings)
+
+
+def test_the_slots_of_a_constant_schedule_are_all_there_are():
+    few = {"c_thought": 2, "max_latent_stage": 3, "pad_latent_to_max": False}
+    assert Coconut(**few).slot_range == (2, 6)
+    assert Coconut(**few, schedule="constant").slot_range == (6, 6)
 
 
 @pytest.mark.parametrize(
@@ -402,7 +425,7 @@ def test_nobody_is_asked_for_what_they_have_not_learnt(
     method: Method, silent: bool, writes: bool, speaks: bool
 ) -> None:
     assert (method.silent, method.writes, method.speaks) == (silent, writes, speaks)
-    refused = {"silent": not silent, "explicit": not writes, "spoken": not (silent and speaks)}
-    for how, wrong in refused.items():
-        with pytest.raises(ConfigError, match="This model") if wrong else nullcontext():
-            method.expect(how)
+    with pytest.raises(ConfigError, match="This model") if not silent else nullcontext():
+        method.expect("silent")
+    with pytest.raises(ConfigError, match="This model") if not writes else nullcontext():
+        method.expect("explicit")

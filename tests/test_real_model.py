@@ -44,7 +44,7 @@ def clip(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def short_chains(monkeypatch):
     """An untrained model never ends its turn."""
-    monkeypatch.setattr(models, "LONGEST_CHAIN", 24)
+    monkeypatch.setattr(models, "LONGEST_CHAIN", 40)
     monkeypatch.setattr(models, "PUBLISHED_SAMPLING", Sampling(fps=2.0, min_frames=2, max_frames=2, pixels=56 * 84))
 
 
@@ -60,6 +60,14 @@ def opened(name: str):
     sys.modules[name] = module
     described_.loader.exec_module(module)
     return module
+
+
+def test_an_open_question_is_answered_at_length(folder, clip):
+    """As long as a chain may be; an answer that doesn't end is said to be cut off."""
+    model = models.load(folder, device="cpu")
+    reply = ask.ask(model, read(clip, model.sampling), QUESTION, write_chain=False)
+    assert reply.generated_tokens == max(model.method.longest, model.longest_chain)
+    assert f"The answer is cut off after {reply.generated_tokens} tokens." in reply.notices
 
 
 def test_who_leaves_ends_the_writing_at_its_next_token(app, folder, clip, monkeypatch):

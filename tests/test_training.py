@@ -11,18 +11,22 @@ import torch
 from safetensors.torch import load_file
 
 from engine import training
+from engine.adapters import Lora
 from engine.backbones.load import load
 from engine.batches import Batches
 from engine.config import ConfigError
+from engine.data.samples import Sample
 from engine.data.worlds import WorldsSource
 from engine.folders import checkpoints
+from engine.methods.coconut import Coconut
 from engine.methods.codi import Codi
 from engine.methods.controls import Explicit, Silent
+from engine.methods.heima import Interpreters
 from engine.methods.method import COMPANIONS
 from engine.methods.pause import PauseDistillation
 from engine.methods.steps import StepSupervision
 from engine.training import Training, learning_rate, optimizers, train, without_bf16
-from tests.tiny import tiny_backbone
+from tests.tiny import tiny_backbone, tiny_gpt2
 from train.command import evaluated
 
 
@@ -222,11 +226,47 @@ def test_the_learning_rate_rises_and_falls():
         ({"init": ""}, "start from"),
         ({"init": "no/such/folder"}, "no folder"),
         *(({name: 0}, f"^{name} is 0: it must be 1 or more") for name in training.COUNTED),
+        *(({name: -1}, f"^{name} is -1: it must be 0 or more") for name in training.FROM_NONE),
     ],
 )
 def test_impossible_settings_are_refused(start, tmp_path, change, word):
     with pytest.raises(ConfigError, match=word):
         train(replace(settings(start, tmp_path, 2), **change), Explicit(), SOURCE, accuracy)
+
+
+def test_layers_that_stay_as_they_are_are_not_looped(start, tmp_path):
+    """Their weights would be shared in memory, and saved apart."""
+    looped = settings(start, tmp_path, 2, looped=(1, 2))
+    with pytest.raises(ConfigError, match="looped layers"):
+        train(looped, Explicit(), SOURCE, accuracy, lora=Lora(r=2))
+    with pytest.raises(ConfigError, match="looped layers"):
+        train(looped, Interpreters(tags="tokens"), SOURCE, accuracy)
+
+
+def test_a_curriculum_is_refused_under_zero3_before_it_starts(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "way", lambda *_: "zero3")
+    staged = Coconut(c_thought=1, epochs_per_stage=1, max_latent_stage=1)
+    with pytest.raises(ConfigError, match="curriculum's stages"):
+        train(settings(start, tmp_path / "out", 2, epoch=4), staged, SOURCE, accuracy)
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_of_two_precisions_share_a_process(start, tmp_path):
+    for precision in ("no", "bf16", "no"):
+        train(settings(start, tmp_path / precision, 1, precision=precision), Explicit(), SOURCE, accuracy, resume=True)
+    one, other = losses(tmp_path / "no")[1], losses(tmp_path / "bf16")[1]
+    assert one != other
+    assert one == pytest.approx(other, rel=0.05)
+
+
+def test_a_sample_longer_than_the_positions_is_named():
+    gpt2 = tiny_gpt2()
+    steps = tuple(f"<<{i}+1={i + 1}>>" for i in range(60))
+    source = {0: Sample(None, "How many?", (), ("<<1+1=2>>",), "2", "numerical", "plain", where="row 1")}
+    source |= {1: replace(source[0], steps=steps, where="row 2")}
+    with pytest.raises(ConfigError, match=r"^row 2 takes [\d,]+ positions, and this model has learnt 256"):
+        Batches(source.__getitem__, Explicit(), gpt2, 2, 1, seed=0)[0]
+    assert Batches(lambda _: source[0], Explicit(), gpt2, 2, 1, seed=0)[0]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU that isn't there is asked for")

@@ -48,7 +48,7 @@ def published(values: dict[str, Any]) -> dict[str, Any]:
         "training": {
             "init": values["model_id"] if loaded in (None, "None") else loaded,
             "out": f"{values['save_path']}/{values['name']}", "steps": int(values["num_epochs"]) * round_,
-            "epoch": samples, "batch": batch, "accumulate": accumulate, "lr": values["lr"], "warmup": 0,
+            "epoch": samples, "batch": batch, "accumulate": accumulate, "lr": values["lr"], "warmup": 0, "clip": 1e9,
             "schedule": "constant", "weight_decay": values.get("weight_decay", 0.01), "seed": values.get("seed", 0),
             "precision": "bf16" if values.get("bf16") else "no", "only_eval": bool(values.get("only_eval")),
             "validate_every": round_, "save_every": round_,

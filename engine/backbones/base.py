@@ -101,6 +101,11 @@ class Backbone:
         return int(self.text_config.num_hidden_layers)
 
     @property
+    def most_positions(self) -> int | None:
+        """As many as it has learnt, where those are rows of a table: beyond them there is nothing to look up."""
+        return None
+
+    @property
     def kept_layers(self) -> int:
         """Layers that keep keys and values of every token."""
         return self.layers

@@ -35,5 +35,9 @@ class TextLM(Backbone):
         return keys if self._gpt2 else super().moved(keys, by)
 
     @property
+    def most_positions(self) -> int | None:
+        return self.model.config.n_positions if self._gpt2 else None
+
+    @property
     def _gpt2(self) -> bool:
         return self.model.config.model_type == "gpt2"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,7 +17,7 @@ from engine.container import VideoError
 from engine.data.aokvqa import AokvqaSource, MultimodalCoconutSource
 from engine.data.coconut_json import CoconutSource
 from engine.data.codi_json import CodiSource
-from engine.data.files import BadRow, FileSource, NoFile, is_list
+from engine.data.files import NUMBER, BadRow, FileSource, NoFile, is_list
 from engine.data.gsm8k_icot import Gsm8kIcotSource
 from engine.data.jsonl import JsonlSource
 from engine.data.llava_cot import LlavaCotSource
@@ -184,7 +183,7 @@ def kind_of_answer(sample: Sample) -> str:
     answer = sample.answer
     if sample.problem_type == "multiple choice" or answer in [letter(place) for place in range(8)]:
         return "letter"
-    if re.fullmatch(r"-?[\d,]*\.?\d+", answer):
+    if NUMBER.fullmatch(answer):
         return "number"
     return "yes or no" if answer.lower() in ("yes", "no", "true", "false") else "words"
 

@@ -59,6 +59,9 @@ class Rows:
                 yield file.read(stop - start)
 
 
+NUMBER = re.compile(r"-?[\d,]*\.?\d+")  # as an answer is written
+
+
 @dataclass(frozen=True)
 class FileSource(ABC):
     """A sample is decided by (seed, index): each epoch is one shuffled round through the rows of its split.
@@ -76,6 +79,10 @@ class FileSource(ABC):
     without_steps: bool = False
     most_steps: int = 64
     leave_out: int = 0
+
+    def __post_init__(self) -> None:
+        if wrong := [name for name in ("seed", "held_out", "most_steps", "leave_out") if getattr(self, name) < 0]:
+            raise ConfigError(f"{wrong[0]} is {getattr(self, wrong[0])}: it must be 0 or more.")
 
     @property
     def looks(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.data.files import BadRow, Rows, answered, field, lines, said, text
+from engine.data.files import NUMBER, BadRow, Rows, answered, field, lines, said, text
 from engine.data.media import FilmedSource, sampled
 from engine.data.samples import TYPE_HINTS, Dialect, Sample, letter, with_options
 from engine.footage import Footage
@@ -131,5 +131,5 @@ def chosen(answer: str, options: tuple[str, ...]) -> str:
 def _number(raw: dict) -> bool:
     answer = raw.get("answer")
     if isinstance(answer, str):
-        return bool(re.fullmatch(r"-?[\d,]*\.?\d+", answer.strip()))
+        return bool(NUMBER.fullmatch(answer.strip()))
     return isinstance(answer, int | float) and not isinstance(answer, bool)

@@ -23,6 +23,7 @@ class MediaSource(FileSource):
     cache_gigabytes: float = 20.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.cache and not self.cache_gigabytes >= 1:
             raise ConfigError(f"cache_gigabytes: {self.cache_gigabytes:g} is too little: give at least 1, or no cache.")
 

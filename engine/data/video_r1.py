@@ -9,8 +9,10 @@ from typing import Any
 
 from engine.data.files import BadRow, Rows, json_rows, said, text
 from engine.data.media import FilmedSource
-from engine.data.samples import TYPE_HINTS, Sample
+from engine.data.samples import Sample
 from engine.generate import ANSWER, THOUGHTS
+
+TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
 
 
 @dataclass(frozen=True)
@@ -23,20 +25,25 @@ class VideoR1Source(FilmedSource):
         return json_rows(path)
 
     def parse(self, raw: Any) -> Sample:
-        kind, data, name = (text(raw, key) for key in ("problem_type", "data_type", "path"))
-        if kind not in TYPE_HINTS:
-            raise BadRow(f"unknown problem_type {kind!r}")
-        if data not in ("image", "video"):
-            raise BadRow(f"data_type must be image or video, not {data!r:.40}")
-        footage = self.footage(name, "path", self.sampling, data == "image")
-        given = raw.get("options") or []
-        if not isinstance(given, list) or (kind == "multiple choice" and not 2 <= len(given) <= 26):
-            raise BadRow(f"options must be a list, of 2 to 26 for a multiple choice, not {given!r:.40}")
-        told = [(said(each, f"options[{place}]"), f"options[{place}]") for place, each in enumerate(given)]
-        options = [said(re.sub(r"^[A-Z][.:)]\s*", "", each), name) for each, name in told]
+        kind, still, options = posed(raw)
+        footage = self.footage(text(raw, "path"), "path", self.sampling, still)
         thoughts, answer = between(THOUGHTS, raw, "process", "think"), between(ANSWER, raw, "solution", "answer")
         steps = self.needed((thoughts,) if thoughts else (), "process")
-        return Sample(footage, text(raw, "problem"), tuple(options), steps, said(answer, "solution"), kind)
+        return Sample(footage, text(raw, "problem"), options, steps, said(answer, "solution"), kind)
+
+
+def posed(raw: Any) -> tuple[str, bool, tuple[str, ...]]:
+    """A row's type of problem, whether it shows an image, its options without their letters. Errors: BadRow."""
+    kind, data = text(raw, "problem_type"), text(raw, "data_type")
+    if kind not in TYPES:
+        raise BadRow(f"unknown problem_type {kind!r}")
+    if data not in ("image", "video"):
+        raise BadRow(f"data_type must be image or video, not {data!r:.40}")
+    given = raw.get("options") or []
+    if not isinstance(given, list) or (kind == "multiple choice" and not 2 <= len(given) <= 26):
+        raise BadRow(f"options must be a list, of 2 to 26 for a multiple choice, not {given!r:.40}")
+    told = [(said(each, f"options[{place}]"), f"options[{place}]") for place, each in enumerate(given)]
+    return kind, data == "image", tuple(said(re.sub(r"^[A-Z][.:)]\s*", "", each), name) for each, name in told)
 
 
 def between(tags: re.Pattern[str], raw: Any, name: str, tag: str) -> str:

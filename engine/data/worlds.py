@@ -56,16 +56,14 @@ class WorldsSource:
         pixels = HEIGHT * WIDTH
         return {"sampling": {"fps": FRAMES_PER_SECOND, "min_frames": 4, "max_frames": 64, "pixels": pixels}}
 
-    def rng(self, index: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, index])
-
     def record(self, index: int) -> worlds.Record:
         ramp = self.ramp if self.split == "train" else 0
         return worlds.make(*drawn(self.families, self.difficulties, ramp, self.seed, index), self.split)
 
     def __call__(self, index: int) -> Sample:
         record = self.record(index)
-        made = shown(record, self.corrupt, self.rng(index))
+        rng = np.random.default_rng([self.seed, index, 2])  # the number of steps has been drawn with [seed, index]
+        made = shown(record, self.corrupt, rng)
         return sectioned(made) if self.sections else made
 
 

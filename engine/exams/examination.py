@@ -30,6 +30,7 @@ from engine.exams.protocols import PROTOCOLS, Graded, Protocol, Question, questi
 from engine.exams.scores import Judge
 from engine.folders import fingerprint
 from engine.footage import Footage
+from engine.insight import spoken
 from engine.layout import Frames
 from engine.video import Sampling
 
@@ -113,7 +114,9 @@ def examine(
     judge that fails, behind what was answered until then.
     """
     protocol_of(exam.name, judge)
-    model.method.expect(exam.mode)
+    model.method.expect("explicit" if exam.mode == "explicit" else "silent")
+    if exam.mode == "spoken" and not spoken.speaks(model.method, model.companions):
+        raise ConfigError("Nobody has learnt to say this model's thoughts: ask for its silent answer.")
     asked = questions(exam.name, exam.file, exam.media)[: exam.limit]
     if exam.name == "video-r1" and any(each.kind == "free-form" for each in asked):
         scores.rouge("", "")  # says what to install now rather than hours later

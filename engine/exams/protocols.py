@@ -13,7 +13,6 @@ import csv
 import io
 import json
 import math
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from engine.config import ConfigError
 from engine.data.files import BadRow, said, text
 from engine.data.files import field as column
 from engine.data.samples import letter
+from engine.data.video_r1 import posed
 from engine.evaluation import mean, wilson
 from engine.exams import scores
 from engine.exams.scores import Judge
@@ -209,23 +209,13 @@ VIDEO_R1 = {  # how each of its types of problem is scored
 
 
 def _video_r1(row: Row, given: Table) -> Question:
-    kind, data = text(row, "problem_type"), text(row, "data_type")
-    if kind not in VIDEO_R1:
-        raise BadRow(f"unknown problem_type {kind!r}")
-    if data not in ("image", "video"):
-        raise BadRow(f"data_type must be image or video, not {data!r:.40}")
-    told = row.get("options") or []
-    if not isinstance(told, list) or (kind == "multiple choice" and not 2 <= len(told) <= 26):
-        raise BadRow(f"options must be a list, of 2 to 26 for a multiple choice, not {told!r:.40}")
-    options = tuple(re.sub(r"^[A-Z][.:)]\s*", "", said(each, "options")) for each in told)
+    kind, still, options = posed(row)
     answer = text(row, "solution")
     found = ANSWER.search(answer)
     groups = {"problem_type": (kind,)} | _groups(row, "data_source")
     true = said(found[1] if found else answer, "solution")
     media = given.file(text(row, "path"))
-    return Question(
-        _name(row, "problem_id", "id"), text(row, "problem"), options, kind, media, data == "image", true, groups
-    )
+    return Question(_name(row, "problem_id", "id"), text(row, "problem"), options, kind, media, still, true, groups)
 
 
 def _video_r1_score(told: str, question: Question, judge: Judge | None) -> float:

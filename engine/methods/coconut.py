@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from engine import curriculum
 from engine.backbones.base import SPECIAL_TOKENS, Backbone
+from engine.config import ConfigError
 from engine.curriculum import Replaced
 from engine.data.samples import Sample, chain, context, ending, solution
 from engine.layout import Layout, Reading, Segment, latents, marker, slots
@@ -49,6 +50,12 @@ class Coconut(Method):
     steps: StepSupervision | None = None  # SIM-CoT
     compat: bool = False  # the published trainer's fault: a new optimizer every epoch, not every stage
 
+    def __post_init__(self) -> None:
+        if wrong := [name for name in ("c_thought", "epochs_per_stage") if getattr(self, name) < 1]:
+            raise ConfigError(f"{wrong[0]} is {getattr(self, wrong[0])}: it must be 1 or more.")
+        if self.max_latent_stage < 0 or not 0 <= self.uniform_prob <= 1:
+            raise ConfigError("max_latent_stage is 0 or more, and uniform_prob a share from 0 to 1.")
+
     @property
     def lead(self) -> tuple[str, ...]:
         """Behind the latents stands what is left of the chain, nothing in the end, between its tags."""
@@ -68,7 +75,8 @@ class Coconut(Method):
         if self.mode != "coconut":
             return 0, 0
         most = self.c_thought * self.max_latent_stage
-        return (most if self.pad_latent_to_max else self.c_thought), most
+        whole = self.pad_latent_to_max or self.schedule == "constant"
+        return (most if whole else self.c_thought), most
 
     @property
     def trained_slots(self) -> int:

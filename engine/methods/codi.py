@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from engine.backbones.base import SPECIAL_TOKENS, Backbone
+from engine.config import ConfigError
 from engine.data.samples import Sample, chain, context, ending, solution
 from engine.latents import Feedback
 from engine.layout import Layout, Reading, Segment
@@ -47,6 +48,10 @@ class Codi(Method):
     last_step: bool = True
     answer_token: int = 0
     steps: StepSupervision | None = None  # SIM-CoT; its published form here: tokens, ignore, first_position 0
+
+    def __post_init__(self) -> None:
+        if self.num_latent < 1 or self.prj_dim < 1:
+            raise ConfigError("num_latent and prj_dim must be 1 or more.")
 
     @property
     def slot_range(self) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from engine.backbones.base import SPECIAL_TOKENS, Backbone
@@ -186,9 +187,10 @@ class Interpreters(Heima):
         return weighted({name: (1.0, self.section_loss(out, name)) for name in self.names})
 
     def section_loss(self, out: Outcome, name: str, of: str | None = None) -> Tensor:
-        """Mean over tokens, of the target called `of` alone if it is given; 0 for a section that no sample has."""
+        """Mean over tokens, of the target called `of` alone if it is given; 0 for a section that no sample has, with gradients
+        of 0 for its interpreter."""
         if name not in out.packed.readings:
-            return out.hidden[-1].new_zeros(())
+            return torch.stack([weight.sum() * 0.0 for weight in out.companions[name].parameters()]).sum()
         each, _, _ = read(out, self.reader(out.backbone, out.companions, name), name)
         rows = out.packed.readings[name].packed.branches["read"]
         if of is not None:

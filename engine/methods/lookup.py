@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.config import ConfigError
 from engine.data.samples import Sample, context, ending, hint, letter, option_lines, solution
 from engine.layout import Layout, Segment, Special, marker, slots, target
 from engine.methods.method import Method, Outcome, weighted
@@ -19,6 +20,8 @@ class Lookup(Method):
     replacement, so that no letter follows from those that are taken. Then each of them again in silence: a chain that
     has come to "ball middle", the slots, and the letter as the answer.
 
+    Errors: ConfigError for a sample without options.
+
     bare: the share of samples that show the option lines without the prompt around them; among few tokens the matching
     one is found sooner, and then among many.
     """
@@ -28,6 +31,8 @@ class Lookup(Method):
     pauses: int = 8
 
     def layout(self, sample: Sample, rng: np.random.Generator, epoch: int = 0) -> Layout:
+        if not sample.options:
+            raise ConfigError("The look-up needs questions with options, as the worlds have them.")
         lines = option_lines(sample.options)
         trunk = Segment("context", (lines, "\n")) if rng.random() < self.bare else context(sample)
         drawn = rng.integers(len(sample.options), size=self.lines).tolist()

@@ -155,14 +155,12 @@ class Method:
         """Whether it has learnt to say its thoughts from the slots alone, after <COT>."""
         return False
 
-    def expect(self, how: Literal["silent", "explicit", "spoken"]) -> None:
-        """Errors: ConfigError for an answer that it hasn't learnt to give: silently, by the written chain, its thoughts said."""
+    def expect(self, how: Literal["silent", "explicit"]) -> None:
+        """Errors: ConfigError for an answer that it hasn't learnt to give: silently, by the written chain."""
         if how == "explicit" and not self.writes:
             raise ConfigError("This model hasn't learnt to write its chain: ask for its silent answer.")
-        if how != "explicit" and not self.silent:
+        if how == "silent" and not self.silent:
             raise ConfigError("This model answers by its written chain alone: ask for that (explicit).")
-        if how == "spoken" and not self.speaks:
-            raise ConfigError("This model hasn't learnt to say its thoughts: ask for its silent answer.")
 
     @property
     def slot_range(self) -> tuple[int, int]:
