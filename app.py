@@ -196,7 +196,7 @@ def aside(work: Callable[[Callable[[str], None], Event], Any]) -> Generator[Any]
 
 
 def thinking(
-    model: models.Model, clip: Clip, question: str, options: Sequence[str], pauses: int, write_chain: bool,
+    model: models.Model, clip: Clip | None, question: str, options: Sequence[str], pauses: int, write_chain: bool,
     donors: Mapping[str, Clip] | None = None,
 ) -> Iterator[str | ask.Reply]:  # fmt: skip
     """The stages of `ask` as they begin, "" while one goes on, then its reply. Closing it ends the work at its next token."""
@@ -301,25 +301,28 @@ class Page:
     ) -> Generator[str | tuple[ask.Reply, float]]:  # fmt: skip
         """As `thinking`, the reply with the seconds that reading took; then, with `other`, that model's, on the clip as it
         takes clips. A visit's replies are looked into. Errors: ValueError with a sentence."""
-        if not clip:
+        if not clip and self.model.backbone.sighted:
             raise ValueError("There is no clip yet: pick an example, film one, or upload your own.")
-        if not Path(clip).is_file():
+        if clip and not Path(clip).is_file():
             raise ValueError(f"The clip is gone, as clips are after {LIFE / HOUR:g} hours: pick or upload it again.")
         if pauses != int(pauses) or not 0 <= pauses <= MOST_PAUSES:
             raise ValueError(f"{pauses:g} pauses: choose a whole number from 0 to {MOST_PAUSES}.")
         ask.check(question or "", lines(options), int(pauses))
-        runs = [(self.model.sampling, self.thinking, int(pauses))]
+        runs = [(self.model, self.thinking, int(pauses))]
         if other in self.others:
             against = self.others[other]
-            runs.append((against.sampling, on_gpu(partial(thinking, against)), against.pauses_near(int(pauses))))
+            runs.append((against, on_gpu(partial(thinking, against)), against.pauses_near(int(pauses))))
         frames: Clip | None = None
-        for sampling, run, slots in runs:
-            if frames is None or frames.sampling != sampling:
+        seconds, given = 0.0, None if visit is None else dict[str, Clip]()
+        for model, run, slots in runs:
+            if clip and (frames is None or frames.sampling != model.sampling_of(still=len(frames.frames) == 1)):
                 yield cards.STAGES[0]
                 began = time.perf_counter()
-                frames = yield from self.reading(clip, sampling)
+                frames = yield from self.reading(clip, model.sampling)
+                if len(frames.frames) == 1 and frames.sampling != model.sampling_of(still=True):
+                    frames = yield from self.reading(clip, model.sampling_of(still=True))
                 seconds = time.perf_counter() - began
-                given = None if visit is None else donors(frames, visit.truth, sampling)
+                given = None if visit is None else donors(frames, visit.truth, frames.sampling)
             with closing(run(frames, question, lines(options), slots, bool(write_chain), given)) as items:
                 for item in items:
                     yield item if isinstance(item, str) else (item, seconds)

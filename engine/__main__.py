@@ -12,8 +12,13 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.models import Model
+    from engine.video import Clip
 
 
 def world(options: argparse.Namespace) -> dict[str, Any]:
@@ -33,10 +38,7 @@ def quiet() -> None:
 
 
 def answer(options: argparse.Namespace) -> dict[str, Any]:
-    from dataclasses import replace
-
     from engine import ask, models
-    from engine.video import read
 
     quiet()
     ask.check(options.question, options.option, options.pauses or 0)
@@ -44,13 +46,26 @@ def answer(options: argparse.Namespace) -> dict[str, Any]:
     chosen = {
         name: getattr(options, name) for name in ("fps", "frames", "pixels") if getattr(options, name) is not None
     }
-    sampling = replace(model.sampling, **chosen)
     began = time.perf_counter()
-    clip = read(options.clip, sampling)
+    clip = shown(model, options.clip, chosen)
     video = time.perf_counter() - began
-    print(f"{clip.reader} read {len(clip.frames)} frames of {options.clip}", file=sys.stderr)
     reply = ask.ask(model, clip, options.question, options.option, options.pauses, not options.silent)
-    return ask.as_json(reply, video) | {"sampling": asdict(sampling)}
+    return ask.as_json(reply, video) | {"sampling": asdict(clip.sampling) if clip else None}
+
+
+def shown(model: Model, path: str, chosen: Mapping[str, Any]) -> Clip | None:
+    """A clip, or an image at the size of those that the model was trained on, unless that is chosen; none for -."""
+    from dataclasses import replace
+
+    from engine.video import read
+
+    if path == "-":
+        return None
+    clip = read(path, replace(model.sampling, **chosen))
+    own = replace(model.sampling_of(still=True), **chosen)
+    clip = read(path, own) if len(clip.frames) == 1 and clip.sampling != own else clip
+    print(f"{clip.reader} read {len(clip.frames)} frames of {path}", file=sys.stderr)
+    return clip
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
@@ -94,14 +109,11 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
 def prompt(options: argparse.Namespace) -> dict[str, Any]:
     from engine import ask, models
     from engine.exchange import prompt as written
-    from engine.layout import Frames
-    from engine.video import read
 
     quiet()
     ask.check(options.question, options.option, options.pauses or 0)
     model = models.load(options.model, options.adapter, options.device)
-    clip = read(options.clip, model.sampling) if options.clip != "-" else None
-    visual = Frames(clip.frames, clip.seconds_per_frame, still=len(clip.frames) == 1) if clip else None
+    visual = ask.frames_of(shown(model, options.clip, {}))
     found = written.prompt(model, visual, options.question, options.option, options.pauses, options.mode)
     positions = found.inputs.get("position_ids")
     return {
@@ -206,7 +218,7 @@ def parser() -> argparse.ArgumentParser:
     film.set_defaults(run=world)
 
     ask = verbs.add_parser("answer", help="answer a question about a clip")
-    ask.add_argument("clip")
+    ask.add_argument("clip", help="a clip or an image; - for none")
     ask.add_argument("question")
     ask.add_argument(
         "--option", action="append", default=[], help="an option's text; repeat it; none = an open question"

@@ -106,7 +106,7 @@ def posed(
 
 def ask(
     model: Model,
-    clip: Clip,
+    clip: Clip | None,
     question: str,
     options: Sequence[str] = (),
     pauses: int | None = None,
@@ -116,6 +116,8 @@ def ask(
 ) -> Reply:
     """Thinks silently, answers, says the thoughts, and (with `write_chain`) answers again by the written chain; a model that
     knows nothing but the chain answers by that.
+
+    clip: None for a question in words alone.
 
     donors: clips whose slots are put in the place of this one's, by name; where they are given, be it none, the reply is
     looked into too. pauses: default is the model's usual number. report: is told every stage as it begins, and "" before
@@ -133,9 +135,9 @@ def ask(
         return result
 
     kind = "multiple choice" if options else "free-form"
-    visual = _frames(clip)
+    visual = frames_of(clip)
     sample = posed(model, visual, question, options, kind)
-    notices = [*clip.notices, *_bounds(model, visual, question, pauses)]
+    notices = [*(clip.notices if clip else ()), *_bounds(model, visual, question, options, pauses)]
     silent = model.method.silent
     thought = model.method.thinking(pauses) if silent else ()
     feedback, marks = model.method.feedback(model.companions), model.method.marks
@@ -182,14 +184,13 @@ def ask(
     seen = None
     if donors is not None and model.taught:  # slots that mean nothing to a model have nothing to look at
         subject = Subject(backbone, model.method, pauses, model.companions, model.tuned)
-        others = {name: replace(sample, visual=_frames(other)) for name, other in donors.items()}
+        others = {name: replace(sample, visual=frames_of(other)) for name, other in donors.items()}
         seen = timed(
             "inside", "Looking inside", lambda: inside.look(subject, sample, thoughts, said_aloud, chain, others)
         )
     settings = {
-        "model": model.name, "pauses": pauses, "question": question, "options": list(options), "frames": len(clip.frames),
-        "frame_times": [round(float(t), 4) for t in clip.times], "frame_size": list(clip.frames.shape[2:0:-1]),
-        "reader": clip.reader, "device": str(backbone.device), "silent": silent,
+        "model": model.name, "pauses": pauses, "question": question, "options": list(options), **_read(clip),
+        "device": str(backbone.device), "silent": silent,
         "writes": model.method.writes, "speaks": _speaks(model),
     }  # fmt: skip
     generated = written.tokens[0] + thoughts.serial  # a slot that is fed back costs a step, as a token does
@@ -230,8 +231,17 @@ def _chain(
     return generate.explicit(model.backbone, thoughts, model.longest_chain, heed)
 
 
-def _frames(clip: Clip) -> Frames:
-    return Frames(clip.frames, clip.seconds_per_frame, still=len(clip.frames) == 1)
+def _read(clip: Clip | None) -> dict[str, Any]:
+    """What was read of a clip, as settings tell it."""
+    if clip is None:
+        return {"frames": 0, "frame_times": [], "frame_size": None, "reader": None}
+    times, size = [round(float(t), 4) for t in clip.times], list(clip.frames.shape[2:0:-1])
+    return {"frames": len(clip.frames), "frame_times": times, "frame_size": size, "reader": clip.reader}
+
+
+def frames_of(clip: Clip | None) -> Frames | None:
+    """What a model is shown of a clip; of a single picture, an image."""
+    return Frames(clip.frames, clip.seconds_per_frame, still=len(clip.frames) == 1) if clip else None
 
 
 def _before_answer(model: Model, written: generate.Written) -> Tensor:
@@ -249,14 +259,12 @@ def _answer_state(model: Model, written: generate.Written) -> Tensor:
     return _before_answer(model, written)[:, 0].float().cpu()
 
 
-def _bounds(model: Model, visual: Frames, question: str, pauses: int) -> list[str]:
+def _bounds(model: Model, visual: Frames | None, question: str, options: Sequence[str], pauses: int) -> list[str]:
     """What the model doesn't know, in sentences."""
     said = []
     if model.familiarity is not None:
-        if model.familiarity.distance(model.backbone, visual) > model.familiarity.limit:
-            said.append(f"{UNKNOWN} this clip is unlike the three small worlds that it was trained on. {REAL}")
-        elif question.strip() not in model.familiarity.questions:
-            said.append(f"{UNKNOWN} this question is none of those that it was trained on. {REAL}")
+        strange = model.familiarity.strange(model.backbone, visual, question, options)
+        said += [f"{UNKNOWN} {strange} {REAL}"] if strange else []
     if not model.taught:
         said.append(UNTAUGHT)
     elif not model.method.silent:

@@ -1,14 +1,15 @@
-"""Is this clip like the ones a small model was trained on? A Gaussian over what its vision encoder sees.
+"""Is this what a small model was trained on: the clip, the question, its options, and this question about such a clip?
 
 A clip's feature is the mean and the spread of its visual tokens; its distance is Mahalanobis', in the training clips'
-own covariance. The limit is a quantile over validation clips, so the share of known clips turned away is known too.
+own covariance. The limit is a quantile over validation clips, so the share of known clips turned away is known too. A clip
+belongs to the question whose training clips' mean is nearest.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -23,19 +24,45 @@ SHRINK = 0.05  # share of the covariance's mean variance added to its diagonal
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A question that was trained on, with every option that it came with."""
+
+    question: str
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Familiarity:
     mean: Tensor  # [features]
+    means: Tensor  # [questions, features]: of the clips that each is asked about
     whiten: Tensor  # [features, features]: distance = |whiten (feature - mean)| / sqrt(features)
     limit: float
-    questions: tuple[str, ...]  # the questions that were trained on
+    asked: tuple[Asked, ...]
 
     def distance(self, backbone: Backbone, clip: Frames) -> float:
         """How far the clip is from those of training; more than `limit` is unlike them."""
         return float(_distance(feature(backbone, clip), self.mean, self.whiten))
 
+    def strange(self, backbone: Backbone, clip: Frames | None, question: str, options: Sequence[str]) -> str:
+        """What here is unlike all that was trained on, in a sentence; "" where nothing is."""
+        if clip is None:
+            return "it was trained on questions about clips, and here is none."
+        seen = feature(backbone, clip)
+        if not _distance(seen, self.mean, self.whiten) <= self.limit:  # what is no number isn't known either
+            return "this clip is unlike the three small worlds that it was trained on."
+        place = next((i for i, known in enumerate(self.asked) if known.question == question.strip()), None)
+        if place is None:
+            return "this question is none of those that it was trained on."
+        if not options or not set(options) <= set(self.asked[place].options):
+            return f"it knows this question with options among {', '.join(self.asked[place].options)} alone."
+        if int(_distance(seen, self.means, self.whiten).argmin()) != place:
+            return "it knows this question about other clips than this one."
+        return ""
+
     def save(self, folder: Path) -> None:
-        save_file({"mean": self.mean, "whiten": self.whiten.contiguous()}, folder / TENSORS)
-        words = {"limit": self.limit, "questions": list(self.questions)}
+        tensors = {"mean": self.mean, "means": self.means, "whiten": self.whiten.contiguous()}
+        save_file(tensors, folder / TENSORS)
+        words = {"limit": self.limit, "asked": [asdict(each) for each in self.asked]}
         (folder / WORDS).write_text(json.dumps(words, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -45,7 +72,8 @@ class Familiarity:
             return None
         tensors = load_file(folder / TENSORS)
         words = json.loads((folder / WORDS).read_text(encoding="utf-8"))
-        return cls(tensors["mean"], tensors["whiten"], words["limit"], tuple(words["questions"]))
+        asked = tuple(Asked(each["question"], tuple(each["options"])) for each in words["asked"])
+        return cls(tensors["mean"], tensors["means"], tensors["whiten"], words["limit"], asked)
 
 
 @torch.no_grad()
@@ -54,7 +82,7 @@ def feature(backbone: Backbone, clip: Frames) -> Tensor:
     visual = backbone.cut(clip)
     tokens = backbone.encode_patches(visual.patches.to(backbone.device), [visual.grid])
     tokens = tokens.float().cpu()  # Apple's GPUs know no float64
-    return torch.cat([tokens.mean(0), tokens.std(0)]).double()
+    return torch.cat([tokens.mean(0), tokens.std(0, correction=0)]).double()  # of one token too
 
 
 def _distance(features: Tensor, mean: Tensor, whiten: Tensor) -> Tensor:
@@ -62,14 +90,18 @@ def _distance(features: Tensor, mean: Tensor, whiten: Tensor) -> Tensor:
 
 
 def fit(
-    backbone: Backbone, known: Iterable[Frames], held_out: Iterable[Frames], questions: Iterable[str],
-    pass_share: float = 0.99,
-) -> Familiarity:  # fmt: skip
-    """Fits on `known` clips; the limit lets `pass_share` of the `held_out` clips through."""
-    features = torch.stack([feature(backbone, clip) for clip in known])
+    backbone: Backbone, known: Iterable[tuple[Asked, Frames]], held_out: Iterable[Frames], pass_share: float = 0.99
+) -> Familiarity:
+    """Fits on `known` clips, each with what was asked about it; the limit lets `pass_share` of the `held_out` clips through."""
+    asked, found = zip(*((each, feature(backbone, clip)) for each, clip in known), strict=True)
+    features, questions = torch.stack(found), [each.question for each in asked]
+    names = tuple(dict.fromkeys(questions))
+    means = torch.stack([features[[each == name for each in questions]].mean(0) for name in names])
+    options = {name: sorted({o for each in asked if each.question == name for o in each.options}) for name in names}
     mean = features.mean(0)
     covariance = torch.cov(features.T)
     covariance += SHRINK * covariance.diagonal().mean() * torch.eye(len(mean), dtype=covariance.dtype)
     whiten = torch.linalg.inv(torch.linalg.cholesky(covariance))
     distances = torch.stack([_distance(feature(backbone, clip), mean, whiten) for clip in held_out])
-    return Familiarity(mean, whiten, float(distances.quantile(pass_share)), tuple(questions))
+    limit = float(distances.quantile(pass_share))
+    return Familiarity(mean, means, whiten, limit, tuple(Asked(name, tuple(options[name])) for name in names))

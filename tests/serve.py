@@ -17,7 +17,6 @@ from pathlib import Path
 
 import psutil
 
-from engine import worlds
 from engine.methods.method import META
 from engine.models import SMALL
 
@@ -50,17 +49,15 @@ class Server:
 
 def untrained(folder: Path) -> Path:
     """A small model of the shipped kind that knows nothing, with everything that stands beside its weights."""
-    from engine import familiarity
     from engine.backbones import small
-    from engine.data.worlds import WorldsSource, texts
+    from engine.data.worlds import texts
+    from train.publish import bounds
 
     backbone = small.fresh(small.tokenizer(texts(200), 400), layers=3)
     backbone.save(folder)
     meta = {"name": "untrained", "pauses": [4, 12], "sampling": {"fps": 4.0, "pixels": 84 * 56}}
     (folder / META).write_text(json.dumps(meta), encoding="utf-8")
-    known, held_out = ([source(i).visual for i in range(24)] for source in (WorldsSource(), WorldsSource("validation")))
-    questions = sorted({worlds.make(family, 1, 0, "fresh").question for family in worlds.FAMILIES})
-    familiarity.fit(backbone, known, held_out, questions).save(folder)
+    bounds(backbone, 24, 24).save(folder)
     return folder
 
 

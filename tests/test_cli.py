@@ -1,13 +1,21 @@
 """The command line as a user types it: JSON on stdout, messages on stderr, exit 0, or 2 with one sentence."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from engine import adapters
 from engine.__main__ import main
+from engine.backbones.base import add_tokens
+from engine.methods import described
+from engine.methods.codi import Codi
 from engine.methods.method import META
-from tests.tiny import tiny_backbone
+from engine.methods.steps import StepSupervision
+from tests.tiny import tiny_backbone, tiny_llama
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +163,30 @@ def test_a_broken_checkpoint_is_refused_with_the_reason(capsys, model, clip, tmp
     code, _, err = run(capsys, "answer", clip, "Q?", "--model", str(broken))
     assert code == 2
     assert "Can't load" in err
+
+
+def test_a_model_of_words_is_asked_without_a_clip(capsys, tmp_path):
+    """Its thoughts are said by the step decoder that taught them; a clip it can't look at."""
+    method, backbone = Codi(num_latent=2, prj_dim=16, steps=StepSupervision(layers=1)), tiny_llama()
+    add_tokens(backbone.model, backbone.tokenizer, method.tokens)
+    adapters.save(tmp_path / "codi", backbone, method.companions(backbone), {}, method.frozen)
+    meta = {"method": described(method), "pauses": [2, 2], "dialect": "plain"}
+    (tmp_path / "codi" / META).write_text(json.dumps(meta))
+    code, out, err = run(capsys, "answer", "-", "What is 2 + 3?", "--model", str(tmp_path / "codi"), "--silent")
+    reply = json.loads(out)
+    assert (code, reply["slots"], reply["settings"]["frames"], reply["sampling"]) == (0, 2, 0, None)
+    assert reply["settings"]["speaks"]
+    assert "read" not in err
+
+
+@pytest.mark.parametrize(("more", "pixels"), [([], 112 * 112), (["--pixels", "6272"], 6272)])
+def test_an_image_is_looked_at_as_in_training(capsys, model, tmp_path, more, pixels):
+    """Which may be larger than a clip's frames."""
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    meta = json.loads((folder / META).read_text())
+    (folder / META).write_text(json.dumps(meta | {"image_pixels": 112 * 112}))
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)).save(tmp_path / "a.png")
+    _, out, _ = run(capsys, "answer", str(tmp_path / "a.png"), "Q?", "--model", str(folder), "--silent", *more)
+    assert json.loads(out)["sampling"]["pixels"] == pixels
+    assert json.loads(out)["settings"]["frame_size"] == ([84, 84] if not more else [56, 56])

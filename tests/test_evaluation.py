@@ -1,23 +1,25 @@
 """Scores: intervals, steps, tokens, the benchmark's clips; and what is known to be familiar."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
-from engine import evaluation, generate
+from engine import evaluation, generate, models
 from engine.backbones.base import add_tokens
 from engine.benchmark import Benchmark, measure
 from engine.data import worlds
 from engine.data.worlds import WorldsSource, corrupted, frames
 from engine.evaluation import Outcome, evaluate, neighbours, steps_right, summary, wilson
-from engine.familiarity import Familiarity, fit
+from engine.familiarity import Asked, Familiarity, fit
 from engine.insight import spoken
 from engine.layout import Frames
 from engine.methods.coconut import Coconut
 from engine.methods.pause import PauseDistillation
 from engine.methods.steps import StepSupervision
 from tests.tiny import tiny_backbone
+from train import publish
 
 
 def test_wilson_intervals_known_values():
@@ -172,7 +174,7 @@ def test_familiarity_passes_its_share_and_turns_noise_away(tmp_path):
     source, held_out = WorldsSource(), WorldsSource(split="validation")
     known = [frames(source.record(i)) for i in range(150)]
     new = [frames(held_out.record(i)) for i in range(50)]
-    found = fit(backbone, known, new, ["Q?"], pass_share=0.9)
+    found = fit(backbone, [(Asked("Q?", ("A", "B")), clip) for clip in known], new, pass_share=0.9)
     assert np.mean([found.distance(backbone, clip) <= found.limit for clip in new]) == pytest.approx(0.9, abs=0.03)
     noise = Frames(np.random.default_rng(0).integers(0, 256, known[0].pixels.shape, np.uint8), known[0].seconds)
     assert found.distance(backbone, noise) > found.limit
@@ -180,8 +182,30 @@ def test_familiarity_passes_its_share_and_turns_noise_away(tmp_path):
     again = Familiarity.load(tmp_path)
     assert again is not None
     assert again.distance(backbone, noise) == pytest.approx(found.distance(backbone, noise))
-    assert again.questions == ("Q?",)
+    assert again.asked == (Asked("Q?", ("A", "B")),)
     assert Familiarity.load(tmp_path / "nowhere") is None
+
+
+@pytest.fixture(scope="module")
+def bounds():
+    """A model's, of few clips."""
+    backbone = models.load(device="cpu").backbone
+    return backbone, publish.bounds(backbone, known=360, held_out=90)
+
+
+def test_what_was_never_asked_is_strange(bounds):
+    """Other options, none, another question; a question of another world than the clip's; a picture of a single token."""
+    backbone, found = bounds
+    records = [WorldsSource(split="validation").record(i) for i in range(3)]
+    for record, other in zip(records, records[1:] + records[:1]):
+        clip, asked = frames(record), partial(found.strange, backbone, frames(record))
+        assert asked(record.question, record.options) == ""
+        assert "among" in asked(record.question, ("Paris", "London"))
+        assert "among" in asked(record.question, ())
+        assert "none of those" in asked("How many cups are there?", record.options)
+        assert "other clips" in asked(other.question, other.options)
+        dot = Frames(clip.pixels[:1, :28, :28], 1.0, still=True)
+        assert "this clip is unlike" in found.strange(backbone, dot, record.question, record.options)
 
 
 def test_mean_of_nothing_is_zero():

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
 from engine import adapters, models
+from engine.backbones.base import Backbone
 from engine.backbones.load import load
 from engine.benchmark import Benchmark
 from engine.data.worlds import WITHOUT_CLIP, WorldsSource, frames
 from engine.evaluation import How, evaluate, summary
-from engine.familiarity import fit
+from engine.familiarity import Asked, Familiarity, fit
 from engine.folders import SETTINGS, as_a_whole, fingerprint
 from engine.methods import from_description
 from engine.methods.method import COMPANIONS, META
@@ -84,16 +85,21 @@ def fill(run: Path, made: Path, name: str) -> None:
     (made / META).write_text(json.dumps(meta, indent=1) + "\n")
 
 
+def bounds(backbone: Backbone, known: int = 1800, held_out: int = 600) -> Familiarity:
+    """What the model knows of the worlds: fitted on so many clips of training, limited by so many of validation."""
+    source, other = WorldsSource(), WorldsSource(split="validation")
+    taught = (source.record(i) for i in range(known))
+    asked = ((Asked(record.question, record.options), frames(record)) for record in taught)
+    return fit(backbone, asked, (frames(other.record(i)) for i in range(held_out)))
+
+
 def describe(run: Path, made: Path, name: str, clips: int) -> None:
     """Writes what is told of the model in the folder `made`: its bounds, its history, its card with its scores."""
     model = models.load(made, device="cpu")  # the shipped weights
     backbone, method = model.backbone, model.method
-    source, held_out = WorldsSource(), WorldsSource(split="validation")
-    known = [source.record(i) for i in range(1800)]
-    questions = list(dict.fromkeys(r.question for r in known))
     lora = json.loads((run / SETTINGS).read_text()).get("lora")
     if len(model.folders) == 1 or (lora and lora["vision"]):  # any other adapter changes nothing in what its model sees
-        fit(backbone, map(frames, known), (frames(held_out.record(i)) for i in range(600)), questions).save(made)
+        bounds(backbone).save(made)
 
     scores = {}
     for split in ("test", "longer"):

@@ -63,6 +63,7 @@ class Backbone:
     kind: ClassVar[Any]  # transformers' class of the family
     attention: ClassVar[str | Mapping[str, str]] = "sdpa"
     axes: ClassVar[int] = 1  # of a position
+    sighted: ClassVar[bool] = True  # it takes clips or images, not words alone
 
     model: Any  # a transformers model class; the families' own types say less than Any
     tokenizer: Any

@@ -16,6 +16,7 @@ FAMILIES = ("gpt2", "llama", "qwen2", "qwen3")
 @dataclass(frozen=True)
 class TextLM(Backbone):
     kind = AutoModelForCausalLM
+    sighted = False
 
     def said(self, text: str) -> str:
         return text
