@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from engine.config import ConfigError, read_yaml
+from engine.data.worlds import WorldsSource
 from engine.folders import checkpoints
 from engine.methods.heima import Heima, Interpreters
 from engine.methods.scorers import Scorers
@@ -147,6 +148,15 @@ def test_the_presets_are_the_published_stages() -> None:
 def test_an_empty_section_is_one_without_settings(start: str, tmp_path: Path) -> None:
     (stage,) = plan({**config(start, tmp_path, stages=[{"name": "a"}]), "method": None})
     assert stage.method == Heima()
+
+
+def test_a_stage_may_have_clips_of_its_own(start: str, tmp_path: Path) -> None:
+    shared = {"worlds": {"difficulties": [1, 2], "sections": True}}
+    first, second = plan(
+        {**config(start, tmp_path, stages=[{"name": "a"}, {"name": "b", "worlds": {"ramp": 9}}]), **shared}
+    )
+    assert first.run.source == WorldsSource(difficulties=(1, 2), sections=True)
+    assert second.run.source == WorldsSource(difficulties=(1, 2), sections=True, ramp=9)
 
 
 def test_what_is_given_holds_for_every_stage(start: str, tmp_path: Path) -> None:

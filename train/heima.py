@@ -2,8 +2,8 @@
 
 python -m train.heima --config train/configs/small/heima.yaml
 
-A file says what all stages share, and under `stages` what differs: a name (its folder in `out`), keys of `method` and
-`training`, and a kind: heima, or interpreters or scorers, which read what the last heima stage left. --resume goes on where
+A file says what all stages share, and under `stages` what differs: a name (its folder in `out`), keys of `method`,
+`training` and `worlds`, and a kind: heima, or interpreters or scorers, which read what the last heima stage left. --resume goes on where
 the runs stopped; --only-eval true scores what they made: answers, how alike the interpreters' words are to the chains (text
 metrics must be installed), what thoughts and chains are worth for the answer.
 """
@@ -46,6 +46,7 @@ class Stage:
     kind: Literal["heima", "interpreters", "scorers"] = "heima"
     method: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
+    worlds: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def plan(values: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> l
             raise ConfigError("Say what to start from (init) and where to write (out).")
         training["out"] = str(Path(training["out"]) / stage.name)
         method = {**section(shared, "method"), **stage.method, **own["method"]}
-        run = build(Run, {**shared, "method": method, "training": training})
+        worlds = {"worlds": {**section(shared, "worlds"), **stage.worlds}} if stage.worlds else {}
+        run = build(Run, {**shared, **worlds, "method": method, "training": training})
         planned.append(Planned(run, build(KINDS[stage.kind], run.method, "method.")))
         if stage.kind == "heima":
             start = {"adapter" if run.lora else "init": str(planned[-1].best)}
