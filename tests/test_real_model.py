@@ -16,11 +16,14 @@ from safetensors.torch import save_file
 from engine import adapters, ask, generate, models, worlds
 from engine.__main__ import main
 from engine.adapters import Lora
+from engine.backbones.base import add_tokens
 from engine.methods import described
+from engine.methods.codi import Codi
 from engine.methods.method import META
 from engine.methods.pause import PauseDistillation
+from engine.methods.steps import StepSupervision
 from engine.video import Sampling, read
-from tests.tiny import tiny_backbone
+from tests.tiny import tiny_backbone, tiny_llama
 
 ROOT = Path(__file__).resolve().parents[1]
 QUESTION, OPTIONS = "Where is the ball at the end?", ["left", "middle", "right"]
@@ -216,6 +219,21 @@ def test_the_page(app, folder, clip):
     results = dict(zip(app.RESULTS, last, strict=True))
     assert "trained for pauses" in results["notices"]
     assert results["visit"].reply.slots == 2
+
+
+def test_the_page_asks_a_model_of_words_without_a_clip(app, tmp_path):
+    """And looks into its thoughts; a clip is none of its business."""
+    method, backbone = Codi(num_latent=3, prj_dim=16, steps=StepSupervision(layers=1)), tiny_llama()
+    add_tokens(backbone.model, backbone.tokenizer, method.tokens)
+    adapters.save(tmp_path / "codi", backbone, method.companions(backbone), {}, method.frozen)
+    meta = {"method": described(method), "pauses": [3, 3], "dialect": "plain"}
+    (tmp_path / "codi" / META).write_text(json.dumps(meta))
+    page = app.Page(models.load(tmp_path / "codi", device="cpu"))
+    *_, last = page.on_think(None, "What is 2 + 3?", "", 3, False, "", 1, app.Visit())
+    reply = dict(zip(app.RESULTS, last, strict=True))["visit"].reply
+    assert reply.slots == 3
+    assert reply.thoughts
+    assert reply.inside is not None
 
 
 def test_a_compared_model_takes_the_clip_as_it_takes_clips(app, folder, clip):
