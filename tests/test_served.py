@@ -187,6 +187,8 @@ def test_too_much_is_refused_before_it_is_sent(server: Server) -> None:
         ("POST /gradio_api/upload HTTP/1.1\r\nContent-Length: 9999999999", b"413"),
         ("POST /gradio_api/queue/join HTTP/1.1\r\nContent-Length: 9999999", b"413"),
         ("POST /gradio_api/upload HTTP/1.1\r\nTransfer-Encoding: chunked", b"411"),
+        ("POST /gradio_api/upload HTTP/1.1\r\nContent-Length: 9\r\nTransfer-Encoding: chunked", b"411"),
+        ("POST /gradio_api/queue/join HTTP/1.1\r\nContent-Length: 9\r\nTransfer-Encoding: chunked", b"411"),
     ):
         with socket.create_connection((address.hostname, address.port), timeout=30) as line:
             line.sendall(f"{head}\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n\r\n".encode())
