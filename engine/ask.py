@@ -119,7 +119,7 @@ def ask(
 
     donors: clips whose slots are put in the place of this one's, by name; where they are given, be it none, the reply is
     looked into too. pauses: default is the model's usual number. report: is told every stage as it begins, and "" before
-    each token; by raising, it ends the work. Errors: ValueError with one sentence for what can't be asked.
+    each token, and each part of the looking; by raising, it ends the work. Errors: ValueError with one sentence for what can't be asked.
     """
     pauses = model.usual_pauses if pauses is None else pauses
     check(question, options, pauses)
@@ -184,7 +184,7 @@ def ask(
         subject = Subject(backbone, model.method, pauses, model.companions, model.tuned)
         others = {name: replace(sample, visual=_frames(other)) for name, other in donors.items()}
         seen = timed(
-            "inside", "Looking inside", lambda: inside.look(subject, sample, thoughts, said_aloud, chain, others)
+            "inside", "Looking inside", lambda: inside.look(subject, sample, thoughts, said_aloud, chain, others, heed)
         )
     settings = {
         "model": model.name, "pauses": pauses, "question": question, "options": list(options), "frames": len(clip.frames),
@@ -210,7 +210,7 @@ def _aloud(model: Model, sample: Sample, thoughts: generate.Thoughts, heed: Call
     say them."""
     backbone, method, companions = model.backbone, model.method, model.companions
     if isinstance(method, Interpreters):
-        return reconstruction.unfolded(backbone, companions, method, sample)
+        return reconstruction.unfolded(backbone, companions, method, sample, heed)
     if not spoken.speaks(method, companions):
         return ""
     return spoken.aloud(backbone, method, companions, thoughts, model.dialect, heed)[0]

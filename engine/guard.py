@@ -77,10 +77,8 @@ class Guard:
         if REFUSED.search(path):
             return 403, "This page doesn't offer that."
         headers = dict(scope["headers"])
-        if (
-            scope["method"] not in ("GET", "HEAD") and b"transfer-encoding" in headers
-        ):  # whatever length is said beside it
-            return 411, LENGTH
+        if b"transfer-encoding" in headers and scope["method"] not in ("GET", "HEAD"):
+            return 411, LENGTH  # be it that a length stands beside it: a server follows the chunks
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return 0, ""
         length = headers.get(b"content-length", b"")
@@ -160,9 +158,7 @@ def fetches(body: bytes) -> bool:
 def held(folder: Path) -> list[tuple[float, int, Path]]:
     """The folder's files with all below it: when each was last written or moved, its bytes, its path."""
     found = []
-    for place, _, names in os.walk(
-        folder
-    ):  # passes over folders that are gone meanwhile, as Path.rglob doesn't everywhere
+    for place, _, names in os.walk(folder):  # Python 3.11's rglob fails on a folder that is gone meanwhile
         for path in map(Path(place).joinpath, names):
             with suppress(OSError):  # gone meanwhile
                 facts = path.stat()

@@ -7,6 +7,7 @@ import sys
 import threading
 import types
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,11 @@ from safetensors.torch import save_file
 from engine import adapters, ask, generate, models, worlds
 from engine.__main__ import main
 from engine.adapters import Lora
+from engine.backbones.base import add_tokens
+from engine.insight import reconstruction, spoken
 from engine.methods import described
-from engine.methods.method import META
+from engine.methods.heima import Interpreters
+from engine.methods.method import META, Method
 from engine.methods.pause import PauseDistillation
 from engine.video import Sampling, read
 from tests.tiny import tiny_backbone
@@ -53,6 +57,14 @@ def app():
     return opened("app_alone")
 
 
+def taught(folder: Path, method: Method) -> models.Model:
+    """The published model as if it had been trained by this method."""
+    model = models.load(folder, device="cpu")
+    add_tokens(model.backbone.model, model.backbone.tokenizer, method.tokens)
+    companions = method.companions(model.backbone).eval()
+    return replace(model, method=method, companions=companions, trained_pauses=method.slot_range)
+
+
 def opened(name: str):
     """app.py as a module of its own."""
     described_ = importlib.util.spec_from_file_location(name, ROOT / "app.py")
@@ -70,14 +82,25 @@ def test_an_open_question_is_answered_at_length(folder, clip):
     assert f"The answer is cut off after {reply.generated_tokens} tokens." in reply.notices
 
 
-def test_who_leaves_ends_the_writing_at_its_next_token(app, folder, clip, monkeypatch):
-    """A long chain would keep the worker from the next visitor for minutes."""
-    model = models.load(folder, device="cpu")
+@pytest.mark.parametrize(
+    ("stage", "method"),
+    [
+        ("Writing the chain out", models.Untaught()),
+        ("Saying the thoughts", Interpreters(tags="tokens", compressed=2)),
+        ("Looking inside", PauseDistillation(pauses=(2, 2))),
+    ],
+)
+def test_who_leaves_ends_the_writing_at_its_next_token(app, folder, clip, monkeypatch, stage, method):
+    """A long chain would keep the worker from the next visitor for minutes, and so would long thoughts."""
+    model = taught(folder, method)
     seen = read(clip, model.sampling)
     monkeypatch.setattr(models, "LONGEST_CHAIN", 100_000)
+    monkeypatch.setattr(reconstruction, "LONGEST", 100_000)
+    monkeypatch.setattr(spoken, "alone", partial(spoken.alone, limit=100_000))
+    monkeypatch.setattr(spoken, "aloud", lambda *given: [""])
     others = set(threading.enumerate())
-    running = app.thinking(model, seen, QUESTION, OPTIONS, 0, True)
-    while next(running) != "Writing the chain out":
+    running = app.thinking(model, seen, QUESTION, OPTIONS, 2, stage == "Writing the chain out", {})
+    while next(running) != stage:
         pass
     running.close()
     (worker,) = set(threading.enumerate()) - others
