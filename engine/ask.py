@@ -190,7 +190,7 @@ def ask(
         "model": model.name, "pauses": pauses, "question": question, "options": list(options), "frames": len(clip.frames),
         "frame_times": [round(float(t), 4) for t in clip.times], "frame_size": list(clip.frames.shape[2:0:-1]),
         "reader": clip.reader, "device": str(backbone.device), "silent": silent,
-        "writes": model.method.writes, "speaks": _speaks(model),
+        "writes": model.method.writes, "speaks": _speaks(model), "taught": model.taught, "thinks": model.method.thinks,
     }  # fmt: skip
     generated = written.tokens[0] + thoughts.serial  # a slot that is fed back costs a step, as a token does
     return Reply(

@@ -20,7 +20,8 @@ from engine.adapters import Lora
 from engine.backbones.base import add_tokens
 from engine.insight import reconstruction, spoken
 from engine.methods import described
-from engine.methods.heima import Interpreters
+from engine.methods.coconut import Coconut
+from engine.methods.heima import Heima, Interpreters
 from engine.methods.method import META, Method
 from engine.methods.pause import PauseDistillation
 from engine.video import Sampling, read
@@ -239,6 +240,75 @@ def test_the_page(app, folder, clip):
     results = dict(zip(app.RESULTS, last, strict=True))
     assert "trained for pauses" in results["notices"]
     assert results["visit"].reply.slots == 2
+
+
+RECORD = {**worlds.as_json(worlds.make("cups", 1, 3, "fresh")), "question": QUESTION, "options": OPTIONS}
+
+
+def results(app, rows):
+    """What the last row sets, by name."""
+    return dict(zip(app.RESULTS, [*rows][-1], strict=True))
+
+
+@pytest.mark.parametrize("when", ["in the line", "at work", "while it is drawn"])
+def test_a_reply_is_never_shown_beside_another_clip(app, folder, clip, monkeypatch, when):
+    """Film, then Think while it films: the page gets the new clip first, and then no answer to the old one."""
+    page, visit = app.Page(models.load(folder, device="cpu")), app.Visit()
+    visit.take(clip.name)
+    asked = (str(clip), QUESTION, "\n".join(OPTIONS), 0, False, "", 1, visit)
+    film = partial(visit.take, "new.mp4", RECORD)
+    running = page.on_think(*asked)
+    if when == "in the line":
+        film()
+        monkeypatch.setattr(page, "stages", lambda *given: pytest.fail("the model is asked about a clip that is gone"))
+    elif when == "at work":
+        next(running)
+        film()
+    else:
+        monkeypatch.setattr(app.panels, "matters", lambda reply: film() or "")
+    told = results(app, running)
+    assert app.MEANWHILE in told["notices"]
+    assert (visit.clip, visit.truth, visit.reply) == ("new.mp4", RECORD, None)
+    assert told["answers"] == app.gr.skip()
+
+
+def test_a_truth_judges_no_answer_to_another_question(app, folder, clip):
+    page, visit = app.Page(models.load(folder, device="cpu")), app.Visit()
+    visit.take(clip.name, RECORD)
+    visit.known = True
+
+    def thought(question: str, *options: str):
+        asked = (str(clip), question, "\n".join(options), 0, False, "", 1, visit)
+        told = results(app, page.on_think(*asked))
+        return told["answers"], told["truth_card"].value
+
+    for question, options in ((QUESTION, OPTIONS), (QUESTION, OPTIONS[::-1])):
+        answers, truth = thought(question, *options)
+        assert "correct" in answers
+        assert "<p>True answer: " in truth
+    for question, options in (("Where isn't it?", OPTIONS), (QUESTION, ["left", "right"]), (QUESTION, [])):
+        answers, truth = thought(question, *options)
+        assert "correct" not in answers
+        assert "own question" in truth
+
+
+@pytest.mark.parametrize(
+    ("method", "thinks"),
+    [
+        (models.Untaught(), ""),
+        (Coconut(c_thought=1, max_latent_stage=2), "fed back"),
+        (Heima(tags="tokens", compressed=2), "tokens"),
+    ],
+)
+def test_other_models_get_no_advice_that_can_not_work(app, folder, clip, method, thinks):
+    """Neither more pauses for one that was never trained for them, nor any for one that writes its thoughts."""
+    model = taught(folder, method)
+    asked = (str(clip), QUESTION, "\n".join(OPTIONS), 2, False, "", 1, app.Visit())
+    told = results(app, app.Page(model).on_think(*asked))
+    settings = told["visit"].reply.settings
+    assert (settings["taught"], settings["thinks"]) == (model.taught, thinks)
+    assert "ask with" not in told["matters"] + told["many"] + told["strip"]
+    assert ("pauses" in told["answers"]) == (thinks != "tokens")
 
 
 def test_a_compared_model_takes_the_clip_as_it_takes_clips(app, folder, clip):
