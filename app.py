@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -64,6 +64,7 @@ ICON = (
     "<g fill='white'><circle cx='9' cy='16' r='3'/><circle cx='16' cy='16' r='3' opacity='.7'/>"
     "<circle cx='23' cy='16' r='3' opacity='.4'/></g></svg>"
 )
+MEANWHILE = "The clip was changed while the model thought: press Think again to ask about the new one."
 TO_RESULTS = "() => { if (innerWidth < 900) document.querySelector('#results').scrollIntoView({behavior: 'smooth'}) }"
 REDRAW = (
     "() => { for (const wait of [50, 400]) setTimeout(() => dispatchEvent(new Event('resize')), wait) }"  # hidden plots
@@ -78,7 +79,7 @@ LAYERED = ("slots", "steps")  # by a layer
 SLOTTED = (*LAYERED, "visit", "chips", "words", "strip", "looked", "changed", "lens", "teacher", "way")  # by a slot
 RESULTS = (
     *SLOTTED, "status", "notices", "empty", "shown", "answers", "compared", "thoughts", "note", "matters", "meanings",
-    "many", "by_number", "collapsed", "download",
+    "many", "by_number", "collapsed", "download", "truth_card",
 )  # fmt: skip
 CLEARED = ("visit", "reveal", "truth_card", "notices", "empty", "shown")
 FILLED = ("clip", "question", "options", *CLEARED)
@@ -109,23 +110,30 @@ class Visit:
         return self.truth if self.known else None
 
     def cards(self) -> dict[str, Any]:
-        """The reply's cards, marked right and wrong once the truth is known."""
-        if self.reply is None:
+        """The reply's cards, marked right and wrong once the truth is known, if it is of the question that was asked."""
+        reply, other, told = self.reply, self.other, self.told  # another clip may come while they are written
+        if reply is None:
             return {}
-        steps = [step["text"] for step in self.told["steps"]] if self.told else None
-        both = {each.settings["model"]: each for each in (self.reply, self.other) if each}
+        judge = told if told and cards.answers_own(reply, told) else None
+        steps = [step["text"] for step in judge["steps"]] if judge else None
+        both = {each.settings["model"]: each for each in (reply, other) if each}
         return {
-            "answers": cards.answers(self.reply, self.told),
-            "thoughts": cards.thoughts(self.reply, self.told),
-            "compared": panels.compared(both, self.told) if self.other else "",
-            "words": panels.slot_words(self.reply, self.slot, steps),
+            "answers": cards.answers(reply, judge),
+            "thoughts": cards.thoughts(reply, judge),
+            "compared": panels.compared(both, judge) if other else "",
+            "words": panels.slot_words(reply, self.slot, steps),
         }
+
+    def truth_card(self) -> dict[str, Any]:
+        """The true answer's card once it is known, as the reply before the visitor may be to another question."""
+        return {"truth_card": gr.HTML(cards.true_answer(self.told, self.reply), visible=True)} if self.told else {}
 
     def of_slot(self) -> dict[str, Any]:
         """What belongs to the slot that is looked at, but for its words."""
-        if self.reply is None:
+        reply = self.reply
+        if reply is None:
             return {}
-        reply, inside = self.reply, self.reply.inside
+        inside = reply.inside
         looked, changed, teacher = None, None, None
         if reply.teacher_state is not None:
             teacher = plots.teacher(reply.states, reply.answer_state, reply.teacher_state, self.slot)
@@ -137,7 +145,7 @@ class Visit:
         if inside and inside.changes:
             changed = plots.changed(inside.changes, [option.text for option in reply.options], self.slot)
         return {
-            "chips": panels.chips(reply.slots, self.slot), "strip": panels.strip(inside, self.slot), "looked": looked,
+            "chips": panels.chips(reply.slots, self.slot), "strip": panels.strip(reply, self.slot), "looked": looked,
             "changed": changed, "lens": panels.lens_table(inside, self.slot), "teacher": teacher,
             "way": plots.way(reply.states, self.slot) if reply.slots else None,
         }  # fmt: skip
@@ -308,6 +316,7 @@ class Page:
         if pauses != int(pauses) or not 0 <= pauses <= MOST_PAUSES:
             raise ValueError(f"{pauses:g} pauses: choose a whole number from 0 to {MOST_PAUSES}.")
         ask.check(question or "", lines(options), int(pauses))
+        truth = visit.truth if visit else None
         runs = [(self.model, self.thinking, int(pauses))]
         if other in self.others:
             against = self.others[other]
@@ -322,7 +331,7 @@ class Page:
                 if len(frames.frames) == 1 and frames.sampling != model.sampling_of(still=True):
                     frames = yield from self.reading(clip, model.sampling_of(still=True))
                 seconds = time.perf_counter() - began
-                given = None if visit is None else donors(frames, visit.truth, frames.sampling)
+                given = None if visit is None else donors(frames, truth, frames.sampling)
             with closing(run(frames, question, lines(options), slots, bool(write_chain), given)) as items:
                 for item in items:
                     yield item if isinstance(item, str) else (item, seconds)
@@ -379,9 +388,14 @@ class Page:
     ) -> Iterator[Row]:  # fmt: skip
         replies: list[ask.Reply] = []
         readings: list[float] = []
+        before = (visit.clip, visit.truth)
         try:
+            if clip and visit.clip not in (None, Path(clip).name):  # another came while this one stood in the line
+                raise ValueError(MEANWHILE)
             with closing(self.stages(clip, question, options, pauses, write_chain, visit, other)) as stages:
                 for item in stages:
+                    if (visit.clip, visit.truth) != before:
+                        raise ValueError(MEANWHILE)
                     if isinstance(item, tuple):
                         replies.append(item[0])
                         readings.append(item[1])
@@ -393,27 +407,31 @@ class Page:
             # A further row, however empty, could reach the page before this one is drawn.
         except ValueError as error:
             visit.reply = visit.other = None
+            sentence = str(error) if (visit.clip, visit.truth) == before else MEANWHILE
             gone = {"empty": gr.HTML(visible=True), "shown": gr.Column(visible=False)}
-            yield row(RESULTS, notices=cards.banner(str(error), "error"), **gone)
+            yield row(RESULTS, notices=cards.banner(sentence, "error"), **gone)
 
     def results(self, visit: Visit, reply: ask.Reply, readings: Sequence[float], layer: float) -> Iterator[Row]:
         """readings: the seconds that it took to read the clip for each of the visit's replies."""
         inside = reply.inside
-        everything = ask.as_json(reply, readings[0], states=True) | {"sampling": asdict(self.model.sampling)}
+        everything = ask.as_json(reply, readings[0], states=True)
         if visit.other:
             everything["compared"] = ask.as_json(visit.other, readings[1], states=True)
         options = [option.text for option in reply.options]
         with TemporaryDirectory() as folder:  # gradio has copied the file by the time that it asks for more
             path = Path(folder) / "sotto-reply.json"
             path.write_text(json.dumps(everything), encoding="utf-8")
-            yield row(
+            shown = row(
                 RESULTS, visit=visit, notices=cards.notices(reply), empty=gr.HTML(visible=False),
                 shown=gr.Column(visible=True), note=cards.teacher_note(reply),
                 matters=panels.matters(reply), meanings=panels.meanings(inside), many=panels.many(reply),
                 collapsed=panels.collapsed(inside),
                 by_number=plots.by_number(inside.fewer, options) if inside and inside.fewer else None,
-                download=str(path), **visit.cards(), **visit.of_slot(), **visit.of_layer(layer),
+                download=str(path), **visit.truth_card(), **visit.cards(), **visit.of_slot(), **visit.of_layer(layer),
             )  # fmt: skip
+            if visit.reply is not reply:  # another clip came while all this was drawn
+                raise ValueError(MEANWHILE)
+            yield shown
 
     def on_slot(self, layer: float, visit: Visit, event: gr.EventData) -> Row:
         if visit.reply is None or not 0 <= event.index < visit.reply.slots:
@@ -468,8 +486,7 @@ class Page:
         if visit.truth is None:
             return row(REVEALED)
         visit.known = True
-        card = gr.HTML(cards.true_answer(visit.truth), visible=True)
-        return row(REVEALED, truth_card=card, reveal=gr.Button(visible=False), **visit.cards())
+        return row(REVEALED, reveal=gr.Button(visible=False), **visit.truth_card(), **visit.cards())
 
     def build(self) -> gr.Blocks:
         """Lays the page out and wires it."""
@@ -478,11 +495,13 @@ class Page:
         trained = f"Trained with {low}{f' to {high}' * (low < high)}."
         if not model.trained_pauses:
             trained = "This model was never trained for them: compare its written chain."
+        if model.method.thinks == "tokens":
+            trained = cards.ONLY_TOKENS
         steps_info = "Trained on 1 to 6." if model.small else None
         with gr.Blocks(
             title="Sotto", analytics_enabled=False, delete_cache=(10 * MINUTE, LIFE), fill_width=True
         ) as demo:
-            gr.HTML(cards.HEADER, elem_id="head")
+            gr.HTML(cards.header(model), elem_id="head")
             with gr.Row(elem_id="columns"):
                 with gr.Column(scale=5, min_width=300, elem_id="ask"):
                     clip = gr.Video(label="Clip", sources=["upload"], height=252, autoplay=True, elem_id="clip")

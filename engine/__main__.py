@@ -13,7 +13,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def answer(options: argparse.Namespace) -> dict[str, Any]:
     clip = shown(model, options.clip, chosen)
     video = time.perf_counter() - began
     reply = ask.ask(model, clip, options.question, options.option, options.pauses, not options.silent)
-    return ask.as_json(reply, video) | {"sampling": asdict(clip.sampling) if clip else None}
+    return ask.as_json(reply, video)
 
 
 def shown(model: Model, path: str, chosen: Mapping[str, Any]) -> Clip | None:

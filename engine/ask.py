@@ -121,7 +121,7 @@ def ask(
 
     donors: clips whose slots are put in the place of this one's, by name; where they are given, be it none, the reply is
     looked into too. pauses: default is the model's usual number. report: is told every stage as it begins, and "" before
-    each token; by raising, it ends the work. Errors: ValueError with one sentence for what can't be asked.
+    each token, and each part of the looking; by raising, it ends the work. Errors: ValueError with one sentence for what can't be asked.
     """
     pauses = model.usual_pauses if pauses is None else pauses
     check(question, options, pauses)
@@ -186,12 +186,12 @@ def ask(
         subject = Subject(backbone, model.method, pauses, model.companions, model.tuned)
         others = {name: replace(sample, visual=frames_of(other)) for name, other in donors.items()}
         seen = timed(
-            "inside", "Looking inside", lambda: inside.look(subject, sample, thoughts, said_aloud, chain, others)
+            "inside", "Looking inside", lambda: inside.look(subject, sample, thoughts, said_aloud, chain, others, heed)
         )
     settings = {
         "model": model.name, "pauses": pauses, "question": question, "options": list(options), **_read(clip),
         "device": str(backbone.device), "silent": silent,
-        "writes": model.method.writes, "speaks": _speaks(model),
+        "writes": model.method.writes, "speaks": _speaks(model), "taught": model.taught, "thinks": model.method.thinks,
     }  # fmt: skip
     generated = written.tokens[0] + thoughts.serial  # a slot that is fed back costs a step, as a token does
     return Reply(
@@ -211,7 +211,7 @@ def _aloud(model: Model, sample: Sample, thoughts: generate.Thoughts, heed: Call
     say them."""
     backbone, method, companions = model.backbone, model.method, model.companions
     if isinstance(method, Interpreters):
-        return reconstruction.unfolded(backbone, companions, method, sample)
+        return reconstruction.unfolded(backbone, companions, method, sample, heed)
     if not spoken.speaks(method, companions):
         return ""
     return spoken.aloud(backbone, method, companions, thoughts, model.dialect, heed)[0]
@@ -234,9 +234,10 @@ def _chain(
 def _read(clip: Clip | None) -> dict[str, Any]:
     """What was read of a clip, as settings tell it."""
     if clip is None:
-        return {"frames": 0, "frame_times": [], "frame_size": None, "reader": None}
+        return {"frames": 0, "frame_times": [], "frame_size": None, "reader": None, "sampling": None}
     times, size = [round(float(t), 4) for t in clip.times], list(clip.frames.shape[2:0:-1])
-    return {"frames": len(clip.frames), "frame_times": times, "frame_size": size, "reader": clip.reader}
+    read = {"frames": len(clip.frames), "frame_times": times, "frame_size": size, "reader": clip.reader}
+    return read | {"sampling": asdict(clip.sampling)}
 
 
 def frames_of(clip: Clip | None) -> Frames | None:

@@ -297,7 +297,9 @@ def explicit(
 
 
 @torch.no_grad()
-def go_on(backbone: Backbone, packed: Packed, embeds: Tensor, limit: int = 256) -> Written:
+def go_on(
+    backbone: Backbone, packed: Packed, embeds: Tensor, limit: int = 256, heed: Callable[[], None] = unheeded
+) -> Written:
     """Writes on behind a pack with one branch a sample, whose embeddings [batch, length, dim] are given."""
     cache, real = backbone.new_cache(), packed.node >= 0
     hidden = backbone.forward(
@@ -307,7 +309,7 @@ def go_on(backbone: Backbone, packed: Packed, embeds: Tensor, limit: int = 256) 
     last = torch.arange(real.shape[1], device=real.device).where(real, -1).amax(1)
     after = packed.positions.amax(0).masked_fill(~real, -1).amax(1) + 1
     fork = _forked([(keys, values) for keys, values, *_ in cache], None, real[:, None], after[:, None], limit)
-    return _write(backbone, fork, torch.stack([h[every, last] for h in hidden]), limit)
+    return _write(backbone, fork, torch.stack([h[every, last] for h in hidden]), limit, heed)
 
 
 @torch.no_grad()

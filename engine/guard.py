@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import time
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +20,8 @@ REFUSED = re.compile(
     r"/(proxy=|file[=/]\w+:|deep_link|process_recording|component_server|monitoring|run-history|vibe|dev/)"
 )
 LARGEST_CALL = 2**20  # bytes of a request that is no upload
+FORM = 2**16  # bytes that a form may put around its file
+LENGTH = "Say how long the request is (Content-Length)."
 LINGER = 5.0  # seconds for which a refused upload may go on
 # A page may run its own scripts (Gradio's need eval), ask nothing of other hosts, and be framed by its Space alone.
 CONTENT = (
@@ -59,7 +62,9 @@ class Guard:
         status, sentence = await self.refusal(scope)
         if not status and scope["method"] == "POST" and not uploads(scope):
             receive, body = await heard(receive)
-            if fetches(body):
+            if body is None:
+                status, sentence = 413, too_large(LARGEST_CALL)
+            elif fetches(body):
                 status, sentence = 403, "This page fetches nothing from elsewhere: upload the clip."
         if status:
             await refuse(status, sentence.encode(), receive, guarded)
@@ -71,14 +76,17 @@ class Guard:
         path = scope["path"]
         if REFUSED.search(path):
             return 403, "This page doesn't offer that."
+        headers = dict(scope["headers"])
+        if b"transfer-encoding" in headers and scope["method"] not in ("GET", "HEAD"):
+            return 411, LENGTH  # be it that a length stands beside it: a server follows the chunks
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return 0, ""
-        length = dict(scope["headers"]).get(b"content-length", b"")
+        length = headers.get(b"content-length", b"")
         if not length.isdigit():
-            return 411, "Say how long the request is (Content-Length)."
-        largest = self.largest if uploads(scope) else LARGEST_CALL
-        if int(length) > largest + 2**16:  # what a form puts around its file
-            return 413, f"That is too large: at most {largest / 2**20:g} MB are taken."
+            return 411, LENGTH
+        largest, form = (self.largest, FORM) if uploads(scope) else (LARGEST_CALL, 0)
+        if int(length) > largest + form:
+            return 413, too_large(largest)
         if uploads(scope):
             taken = await asyncio.to_thread(lambda: sum(size for _, size, _ in held(self.folder)))
             if taken + int(length) > self.most:
@@ -108,20 +116,27 @@ def uploads(scope: dict[str, Any]) -> bool:
     return scope["path"].rstrip("/").endswith("/upload")
 
 
-async def heard(receive: Receive) -> tuple[Receive, bytes]:
-    """A request's whole body, and what lets it be received once more."""
-    parts, more = [], True
+def too_large(largest: int) -> str:
+    return f"That is too large: at most {largest / 2**20:g} MB are taken."
+
+
+async def heard(receive: Receive) -> tuple[Receive, bytes | None]:
+    """What lets a request's whole body be received once more, and the body; None as soon as it is longer than a call may be,
+    whatever length it declares."""
+    body, more = bytearray(), True
     while more:
         message = await receive()
-        parts.append(message.get("body", b""))
+        body += message.get("body", b"")
         more = message.get("more_body", False)
-    body = b"".join(parts)
-    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+        if len(body) > LARGEST_CALL:
+            return receive, None
+    whole = bytes(body)
+    waiting = [{"type": "http.request", "body": whole, "more_body": False}]
 
     async def again() -> Any:
         return waiting.pop() if waiting else await receive()
 
-    return again, body
+    return again, whole
 
 
 def fetches(body: bytes) -> bool:
@@ -143,9 +158,9 @@ def fetches(body: bytes) -> bool:
 def held(folder: Path) -> list[tuple[float, int, Path]]:
     """The folder's files with all below it: when each was last written or moved, its bytes, its path."""
     found = []
-    for path in folder.rglob("*"):
-        with suppress(OSError):  # gone meanwhile
-            if path.is_file():
+    for place, _, names in os.walk(folder):  # Python 3.11's rglob fails on a folder that is gone meanwhile
+        for path in map(Path(place).joinpath, names):
+            with suppress(OSError):  # gone meanwhile
                 facts = path.stat()
                 found.append((max(facts.st_mtime, facts.st_ctime), facts.st_size, path))
     return found
@@ -158,11 +173,11 @@ def sweep(folder: Path, life: float, most: int) -> int:
     for written, size, path in files:
         kept += size
         if now - written > life or kept > most:
-            path.unlink(missing_ok=True)
-            deleted += 1
-            if path.parent != folder:
-                with suppress(OSError):  # not empty
-                    path.parent.rmdir()
+            with suppress(OSError):  # one that can't be deleted keeps no other
+                path.unlink(missing_ok=True)
+                deleted += 1
+                if path.parent != folder:
+                    path.parent.rmdir()  # if it is empty now
     return deleted
 
 
@@ -174,7 +189,8 @@ def sweeping(
     async def work() -> None:
         while True:
             await asyncio.sleep(every)
-            await asyncio.to_thread(sweep, folder, life, most)
+            with suppress(OSError):  # of this time; the next one may do better
+                await asyncio.to_thread(sweep, folder, life, most)
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:

@@ -174,7 +174,7 @@ def test_a_model_of_words_is_asked_without_a_clip(capsys, tmp_path):
     (tmp_path / "codi" / META).write_text(json.dumps(meta))
     code, out, err = run(capsys, "answer", "-", "What is 2 + 3?", "--model", str(tmp_path / "codi"), "--silent")
     reply = json.loads(out)
-    assert (code, reply["slots"], reply["settings"]["frames"], reply["sampling"]) == (0, 2, 0, None)
+    assert (code, reply["slots"], reply["settings"]["frames"], reply["settings"]["sampling"]) == (0, 2, 0, None)
     assert reply["settings"]["speaks"]
     assert "read" not in err
 
@@ -188,5 +188,5 @@ def test_an_image_is_looked_at_as_in_training(capsys, model, tmp_path, more, pix
     (folder / META).write_text(json.dumps(meta | {"image_pixels": 112 * 112}))
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)).save(tmp_path / "a.png")
     _, out, _ = run(capsys, "answer", str(tmp_path / "a.png"), "Q?", "--model", str(folder), "--silent", *more)
-    assert json.loads(out)["sampling"]["pixels"] == pixels
+    assert json.loads(out)["settings"]["sampling"]["pixels"] == pixels
     assert json.loads(out)["settings"]["frame_size"] == ([84, 84] if not more else [56, 56])

@@ -11,9 +11,20 @@ import torch
 from engine import ask, models, worlds
 from engine.ask import UNKNOWN, Explicit, Option, Reply
 from engine.insight import cards, plots, similarity
+from engine.methods.coconut import Coconut
+from engine.methods.codi import Codi
+from engine.methods.controls import Silent
+from engine.methods.heima import Heima, Interpreters
+from engine.methods.method import Method
+from engine.methods.pause import PauseDistillation
+from engine.methods.steps import StepSupervision
 from tests import tiny
 
 LAYERS, SLOTS, DIM = 4, 5, 6
+ASKED = {
+    "model": "m", "question": "Where is it?", "options": ["left", "<b>right</b>"], "silent": True, "writes": True,
+    "speaks": True, "taught": True, "thinks": "slots",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -22,8 +33,7 @@ def reply() -> Reply:
     return Reply(
         "left", (Option("left", 0.75), Option("<b>right</b>", 0.25)), "ball starts left\nso left is A",
         Explicit("ball starts left\nso left is A", "left", 40, 0.9), SLOTS, 4, {"think": 0.1, "answer": 0.2, "speak": 1.0},
-        ("A notice & more.",), {"model": "m", "silent": True, "writes": True, "speaks": True}, True, torch.randn(LAYERS, SLOTS, DIM), torch.randn(LAYERS, DIM),
-        torch.randn(LAYERS, DIM),
+        ("A notice & more.",), ASKED, True, torch.randn(LAYERS, SLOTS, DIM), torch.randn(LAYERS, DIM), torch.randn(LAYERS, DIM),
     )  # fmt: skip
 
 
@@ -59,6 +69,8 @@ def test_figures(reply: Reply) -> None:
     silent = torch.cosine_similarity(reply.answer_state.double(), reply.teacher_state.double(), dim=1)
     assert drawn[:, SLOTS].allclose(silent, atol=1e-4)
     assert against.layout.xaxis.ticktext[-1] == "answer"
+    assert list(against.data[0].customdata[-1]) == [*(f"slot {i + 1}" for i in range(SLOTS)), "answer"]
+    assert against.data[0].hovertemplate.startswith("layer %{y}, %{customdata}:")
     nearly = plots.steps(torch.tensor([[1.0, 0.0]]), torch.tensor([[-0.001, 1.0], [-0.4, 0.3]]), 0)
     assert [list(row) for row in nearly.data[0].text] == [[".00", "-.80"]]
 
@@ -124,6 +136,58 @@ def test_truth_marks_answers_and_steps(reply: Reply) -> None:
     assert told.count("✓") == told.count("✗") == 1
     assert "1 of 2 right" in told
     assert "True answer: <b>left</b>" in cards.true_answer(truth)
+
+
+def test_a_truth_judges_answers_to_its_own_question_alone(reply: Reply) -> None:
+    truth = {"question": "Where is it?", "options": ["<b>right</b>", "left"], "answer": "left", "steps": []}
+    assert cards.answers_own(reply, truth)
+    for other in ({"question": "Where is it not?"}, {"options": ["left", "middle"]}, {"options": []}):
+        edited = replace(reply, settings=ASKED | other)
+        assert not cards.answers_own(edited, truth)
+        assert "The true answer to this clip's own question: <b>left</b>" in cards.true_answer(truth, edited)
+    assert "<p>True answer: <b>left</b>" in cards.true_answer(truth, reply)
+
+
+def test_a_silent_answer_says_how_it_was_thought_about(reply: Reply) -> None:
+    none = replace(reply, slots=0)
+    heima = replace(none, settings=ASKED | {"thinks": "tokens", "writes": False}, thoughts="")
+    assert "Silent, with 5 pauses" in cards.answers(reply)
+    assert "At once, without pauses" in cards.answers(none)
+    assert "Silent, in thinking tokens" in cards.answers(heima)
+    assert "pauses" not in cards.answers(heima)
+    assert "pauses" not in cards.thoughts(heima)
+
+
+ALL_AT_ONCE, BLIND, SILENT = "run all at once", "sees neither video nor question", "The model thinks in silence"
+
+
+@pytest.mark.parametrize(
+    ("method", "thinks", "said", "unsaid"),
+    [
+        (PauseDistillation(), "slots", [SILENT, ALL_AT_ONCE, BLIND, "says what it thought", "compare its silent answer"], []),
+        (PauseDistillation(mode="silent"), "slots", [SILENT, ALL_AT_ONCE], [BLIND, "says what", "with the written one"]),
+        (PauseDistillation(mode="teacher"), "", ["writes out"], [SILENT, ALL_AT_ONCE, BLIND]),
+        (Silent(pauses=8), "slots", [SILENT, ALL_AT_ONCE], [BLIND, "says what"]),
+        (Silent(pauses=0), "", ["answers at once"], [SILENT, ALL_AT_ONCE, "writes out"]),
+        (Coconut(), "fed back", [SILENT, "one after another: each is fed"], [ALL_AT_ONCE, BLIND, "with the written one"]),
+        (Coconut(thoughts="filler"), "slots", [SILENT, ALL_AT_ONCE], [BLIND]),
+        (Coconut(mode="no_cot"), "", ["answers at once"], [SILENT]),
+        (Codi(prj_dim=8, steps=StepSupervision()), "fed back", ["each is fed", "by the decoder that taught"], [ALL_AT_ONCE, BLIND]),
+        (Interpreters(), "tokens", [SILENT, "tokens of its own", "know the question too"], [ALL_AT_ONCE, BLIND, "slots"]),
+        (Heima(), "tokens", [SILENT, "tokens of its own"], ["interpreters", "slots", "says what"]),
+        (Heima(compressed=0), "", ["writes out"], [SILENT]),
+        (models.Untaught(), "", ["writes out", "has not learnt to think in another way"], [SILENT, ALL_AT_ONCE, BLIND]),
+    ],
+)  # fmt: skip
+def test_the_page_says_of_itself_what_is_true_of_its_model(
+    method: Method, thinks: str, said: list[str], unsaid: list[str]
+) -> None:
+    backbone = tiny.tiny_backbone(layers=1)
+    model = models.Model(backbone, "m", None, models.PUBLISHED_SAMPLING, None, method, method.companions(backbone))
+    told = " ".join(cards.header(model).split())
+    assert method.thinks == thinks
+    assert [words for words in said if words not in told] == []
+    assert [words for words in unsaid if words in told] == []
 
 
 def test_json_holds_everything(reply: Reply) -> None:

@@ -52,7 +52,8 @@ def seen(hidden: tuple[float, ...] = SURE_OF_B, changed: tuple[float, ...] = SUR
 def reply() -> Reply:
     torch.manual_seed(1)
     asked = {"model": "m", "pauses": SLOTS, "question": "Where <i>?", "options": ["left", "<b>right</b>"], "frames": 5,
-             "frame_size": [42, 28], "reader": "decord", "silent": True, "writes": True, "speaks": True}  # fmt: skip
+             "frame_size": [42, 28], "reader": "decord", "silent": True, "writes": True, "speaks": True, "taught": True,
+             "thinks": "slots"}  # fmt: skip
     return Reply(
         "left", (Option("left", 0.9), Option("<b>right</b>", 0.1)), "ball starts left\nleft and right swap, ball right",
         Explicit("ball starts left\nleft and right swap, ball right", "<b>right</b>", 40, 0.9), SLOTS, 4,
@@ -96,8 +97,15 @@ def test_without_slots_or_options_the_tabs_say_what_to_do(reply: Reply) -> None:
     bare = replace(reply, inside=None, slots=0)
     assert "ask with one pause or more" in panels.matters(bare)
     assert "ask with one pause or more" in panels.many(bare)
-    none = replace(bare, settings=reply.settings | {"silent": False})
-    assert panels.matters(none) == panels.many(none) == "<p>This model has no slots.</p>"
+    assert "ask with one pause or more." in panels.strip(bare, 0)
+    assert "cut into tiles" in panels.strip(replace(reply, inside=replace(seen(), looked=None)), 0)
+    none = replace(bare, settings=reply.settings | {"silent": False, "thinks": ""})
+    assert panels.matters(none) == panels.many(none) == panels.strip(none, 0) == "<p>This model has no slots.</p>"
+    tokens = replace(bare, settings=reply.settings | {"thinks": "tokens"})
+    untaught = replace(bare, slots=8, settings=reply.settings | {"taught": False, "thinks": ""})
+    for other, said in ((tokens, "thinks in tokens that it writes"), (untaught, "was never trained for pauses")):
+        assert said in panels.matters(other)
+        assert panels.matters(other) == panels.many(other) == panels.strip(other, 0)
     assert panels.meanings(None) == panels.lens_table(None, 0) == panels.collapsed(None) == panels.chips(0, 0) == ""
 
 
@@ -130,7 +138,7 @@ def test_the_chosen_slot_is_shown_everywhere(reply: Reply) -> None:
     assert "<script>" not in panels.slot_words(reply, chosen)
     assert "most like written step 2" in panels.slot_words(reply, 2)
     assert "most like true step 1, 100% of the words" in panels.slot_words(reply, 0, ["ball starts left"])
-    shares = re.findall(r"<b>([\d.]+) %</b>", panels.strip(held, chosen))
+    shares = re.findall(r"<b>([\d.]+) %</b>", panels.strip(reply, chosen))
     assert shares == ["0.0", "50.0", "0.0", "0.0", "0.0"]
     pressed = re.findall(r'data-index="(\d)" aria-pressed="true"', panels.chips(SLOTS, chosen))
     assert pressed == ["1"]
@@ -158,6 +166,27 @@ def test_the_steps_of_a_clip_are_marked_on_the_timeline() -> None:
     assert [(note.x, note.text) for note in figure.layout.annotations] == [(0.5, "2"), (1.5, "3")]
     assert figure.layout.xaxis.title.text == "time in the clip, s"
     assert list(figure.data[0].x) == [0.25, 0.75, 1.25, 1.75, 2.25]
+
+
+def test_what_is_pointed_at_is_named(reply: Reply) -> None:
+    """A row of the answer isn't called a slot, and a line or bar says whose it is."""
+    looked = plots.looked(torch.rand(SLOTS + 1, SLICES), 0.5, [], 0).data[0]
+    assert [{*row} for row in looked.customdata] == [{"slot 1"}, {"slot 2"}, {"slot 3"}, {"answer"}]
+    assert looked.hovertemplate.startswith("%{customdata}, ")
+    for figure in (plots.by_number([SURE_OF_A] * 3, ["x", "y"]), plots.changed(seen().changes, ["x", "y"], 0)):
+        assert [trace.name for trace in figure.data] == ["A x", "B y"]
+        assert all("%{fullData.name}" in trace.hovertemplate for trace in figure.data)
+
+
+def test_no_two_of_26_options_look_the_same() -> None:
+    options, shares = [f"option {i}" for i in range(26)], [1 / 26] * 26
+    lines = [trace.line for trace in plots.by_number([shares] * 2, options).data]
+    assert len({(line.color, line.dash) for line in lines}) == 26
+    assert {line.dash for line in lines[:8]} == {"solid"}
+    bars = [trace.marker for trace in plots.changed({"as they are": shares}, options, 0).data]
+    assert len({(bar.color, bar.pattern.shape) for bar in bars}) == 26
+    way = [trace.line for trace in plots.way(torch.randn(3, 32, 8), 0).data]
+    assert len({(line.color, line.dash) for line in way}) == 32
 
 
 def test_the_lens_table_shows_what_cannot_be_seen(reply: Reply) -> None:
@@ -228,7 +257,7 @@ def test_compared_models_say_what_they_have_not_learnt_and_what_to_mind(reply: R
 def test_the_page_to_share_is_whole(reply: Reply) -> None:
     shown = {
         "answers": "<p>answers</p>", "compared": "", "thoughts": "<p>thoughts</p>", "words": panels.slot_words(reply, 0),
-        "strip": panels.strip(reply.inside, 0), "lens": panels.lens_table(reply.inside, 0),
+        "strip": panels.strip(reply, 0), "lens": panels.lens_table(reply.inside, 0),
         "looked": plots.looked(torch.rand(SLOTS + 1, SLICES), 0.5, [], 0), "changed": plots.changed(seen().changes, ["a", "b"], 0),
         "slots": plots.slots(reply.states, 0, 0), "steps": None, "way": plots.way(reply.states, 0),
         "teacher": plots.teacher(reply.states, reply.answer_state, reply.answer_state, 0),
@@ -239,8 +268,10 @@ def test_the_page_to_share_is_whole(reply: Reply) -> None:
     assert "<b>right" not in page
     assert "True answer" not in page
     assert not re.findall(r'<(?:script|img|link)[^>]*(?:src|href)="(?!data:)', page)
+    own = {name: reply.settings[name] for name in ("question", "options")}
     truth = {"answer": "left", "steps": [{"text": "ball starts left"}], "difficulty": 1}
-    assert "True answer: <b>left</b>" in share.page(reply, truth, shown)
+    assert "True answer: <b>left</b>" in share.page(reply, truth | own, shown)
+    assert "to this clip's own question: <b>left</b>" in share.page(reply, truth | own | {"question": "Why?"}, shown)
 
 
 def test_what_was_seen_inside_is_all_in_the_json() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ from torch import Tensor
 from engine import generate
 from engine.backbones.base import Backbone, add_tokens
 from engine.data.samples import Sample
-from engine.insight import spoken
+from engine.insight import inside, spoken
 from engine.insight.reconstruction import interpreted, unfolded
 from engine.insight.replace import Change, replaced
+from engine.insight.subject import Subject
 from engine.layout import pack
 from engine.methods.coconut import Coconut
 from engine.methods.codi import Codi
@@ -123,6 +126,33 @@ def greedy(backbone: Backbone, decoder: torch.nn.Module, embeds: Tensor, first: 
     return backbone.decode([i for i in ids if i != backbone.end]).strip()
 
 
+def test_looking_inside_ends_at_its_next_part_or_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heard before each token that a decoder or a slot says, between the parts, and before each clip that lends its slots."""
+    backbone, method = tiny.tiny_backbone(layers=2), PauseDistillation(pauses=(2, 2), steps=StepSupervision())
+    subject = Subject(backbone, method, 2, method.companions(backbone).eval())
+    sample = Sample(tiny.clip(backbone, 1), "What is heard?", ("a bark", "a purr"), (), "A")
+    thoughts = subject.think([sample])
+    for name in ("taught", "alone"):
+        monkeypatch.setattr(spoken, name, partial(getattr(spoken, name), limit=4))
+
+    def heard(most: int) -> int:
+        """How often, if the looking ends by itself and not at the last that is allowed."""
+        times = itertools.count(1)
+
+        def heed() -> None:
+            if next(times) == most:
+                raise InterruptedError
+
+        inside.look(subject, sample, thoughts, "two\nlines", None, {"one": sample, "another": sample}, heed)
+        return next(times) - 1
+
+    tokens, parts, donors = 3, 5, 2  # a text's first token is there before any is fed
+    assert heard(0) == tokens + parts + donors + tokens
+    for most in (1, tokens + 1, tokens + parts + donors, tokens + parts + donors + tokens):
+        with pytest.raises(InterruptedError):
+            heard(most)
+
+
 def test_models_without_a_step_decoder_say_nothing_by_it(backbone: Backbone) -> None:
     samples = [replace(tiny.chains(backbone)[3], dialect="chat")]
     method = PauseDistillation()
@@ -147,6 +177,12 @@ def test_interpreters_say_what_they_would_if_the_chain_were_known() -> None:
     told = unfolded(backbone, companions, method, replace(known, steps=(), sections=(), answer=""))
     assert wanted.said
     assert told == f"CAPTION: {' '.join(wanted.said.split())}"
+
+    def heed() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        unfolded(backbone, companions, method, known, heed)
 
 
 def test_which_step_a_text_names_best() -> None:

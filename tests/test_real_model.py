@@ -7,6 +7,7 @@ import sys
 import threading
 import types
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,12 @@ from engine import adapters, ask, generate, models, worlds
 from engine.__main__ import main
 from engine.adapters import Lora
 from engine.backbones.base import add_tokens
+from engine.insight import reconstruction, spoken
 from engine.methods import described
+from engine.methods.coconut import Coconut
 from engine.methods.codi import Codi
-from engine.methods.method import META
+from engine.methods.heima import Heima, Interpreters
+from engine.methods.method import META, Method
 from engine.methods.pause import PauseDistillation
 from engine.methods.steps import StepSupervision
 from engine.video import Sampling, read
@@ -56,6 +60,14 @@ def app():
     return opened("app_alone")
 
 
+def taught(folder: Path, method: Method) -> models.Model:
+    """The published model as if it had been trained by this method."""
+    model = models.load(folder, device="cpu")
+    add_tokens(model.backbone.model, model.backbone.tokenizer, method.tokens)
+    companions = method.companions(model.backbone).eval()
+    return replace(model, method=method, companions=companions, trained_pauses=method.slot_range)
+
+
 def opened(name: str):
     """app.py as a module of its own."""
     described_ = importlib.util.spec_from_file_location(name, ROOT / "app.py")
@@ -73,14 +85,25 @@ def test_an_open_question_is_answered_at_length(folder, clip):
     assert f"The answer is cut off after {reply.generated_tokens} tokens." in reply.notices
 
 
-def test_who_leaves_ends_the_writing_at_its_next_token(app, folder, clip, monkeypatch):
-    """A long chain would keep the worker from the next visitor for minutes."""
-    model = models.load(folder, device="cpu")
+@pytest.mark.parametrize(
+    ("stage", "method"),
+    [
+        ("Writing the chain out", models.Untaught()),
+        ("Saying the thoughts", Interpreters(tags="tokens", compressed=2)),
+        ("Looking inside", PauseDistillation(pauses=(2, 2))),
+    ],
+)
+def test_who_leaves_ends_the_writing_at_its_next_token(app, folder, clip, monkeypatch, stage, method):
+    """A long chain would keep the worker from the next visitor for minutes, and so would long thoughts."""
+    model = taught(folder, method)
     seen = read(clip, model.sampling)
     monkeypatch.setattr(models, "LONGEST_CHAIN", 100_000)
+    monkeypatch.setattr(reconstruction, "LONGEST", 100_000)
+    monkeypatch.setattr(spoken, "alone", partial(spoken.alone, limit=100_000))
+    monkeypatch.setattr(spoken, "aloud", lambda *given: [""])
     others = set(threading.enumerate())
-    running = app.thinking(model, seen, QUESTION, OPTIONS, 0, True)
-    while next(running) != "Writing the chain out":
+    running = app.thinking(model, seen, QUESTION, OPTIONS, 2, stage == "Writing the chain out", {})
+    while next(running) != stage:
         pass
     running.close()
     (worker,) = set(threading.enumerate()) - others
@@ -119,7 +142,7 @@ def test_its_chain_is_what_it_writes_behind_its_own_prompt(folder, clip):
     model = models.load(folder, device="cpu")
     seen = read(clip, model.sampling)
     reply = ask.ask(model, seen, QUESTION, OPTIONS)
-    sample = ask.posed(model, ask._frames(seen), QUESTION, OPTIONS, "multiple choice", chain=True)
+    sample = ask.posed(model, ask.frames_of(seen), QUESTION, OPTIONS, "multiple choice", chain=True)
     written = generate.explicit(model.backbone, generate.think(model.backbone, [sample], ()), models.LONGEST_CHAIN)
     assert reply.explicit.text == generate.thoughts_of(written.text[0])
 
@@ -130,7 +153,7 @@ def test_a_model_that_only_writes_answers_by_its_chain(folder, clip, tmp_path, m
     (tmp_path / "explicit" / META).write_text('{"method": {"name": "controls.Explicit"}, "pauses": null}')
     model = models.load(tmp_path / "explicit", device="cpu")
     seen = read(clip, model.sampling)
-    sample = ask.posed(model, ask._frames(seen), QUESTION, OPTIONS, "multiple choice")
+    sample = ask.posed(model, ask.frames_of(seen), QUESTION, OPTIONS, "multiple choice")
     usual = generate.explicit(model.backbone, generate.think(model.backbone, [sample], ()), 40)
     letter = model.backbone.text_ids("B")[0]
     ids = [[*usual.ids[0][:36], model.backbone.token("<answer>"), letter, model.backbone.end]]
@@ -234,6 +257,75 @@ def test_the_page_asks_a_model_of_words_without_a_clip(app, tmp_path):
     assert reply.slots == 3
     assert reply.thoughts
     assert reply.inside is not None
+
+
+RECORD = {**worlds.as_json(worlds.make("cups", 1, 3, "fresh")), "question": QUESTION, "options": OPTIONS}
+
+
+def results(app, rows):
+    """What the last row sets, by name."""
+    return dict(zip(app.RESULTS, [*rows][-1], strict=True))
+
+
+@pytest.mark.parametrize("when", ["in the line", "at work", "while it is drawn"])
+def test_a_reply_is_never_shown_beside_another_clip(app, folder, clip, monkeypatch, when):
+    """Film, then Think while it films: the page gets the new clip first, and then no answer to the old one."""
+    page, visit = app.Page(models.load(folder, device="cpu")), app.Visit()
+    visit.take(clip.name)
+    asked = (str(clip), QUESTION, "\n".join(OPTIONS), 0, False, "", 1, visit)
+    film = partial(visit.take, "new.mp4", RECORD)
+    running = page.on_think(*asked)
+    if when == "in the line":
+        film()
+        monkeypatch.setattr(page, "stages", lambda *given: pytest.fail("the model is asked about a clip that is gone"))
+    elif when == "at work":
+        next(running)
+        film()
+    else:
+        monkeypatch.setattr(app.panels, "matters", lambda reply: film() or "")
+    told = results(app, running)
+    assert app.MEANWHILE in told["notices"]
+    assert (visit.clip, visit.truth, visit.reply) == ("new.mp4", RECORD, None)
+    assert told["answers"] == app.gr.skip()
+
+
+def test_a_truth_judges_no_answer_to_another_question(app, folder, clip):
+    page, visit = app.Page(models.load(folder, device="cpu")), app.Visit()
+    visit.take(clip.name, RECORD)
+    visit.known = True
+
+    def thought(question: str, *options: str):
+        asked = (str(clip), question, "\n".join(options), 0, False, "", 1, visit)
+        told = results(app, page.on_think(*asked))
+        return told["answers"], told["truth_card"].value
+
+    for question, options in ((QUESTION, OPTIONS), (QUESTION, OPTIONS[::-1])):
+        answers, truth = thought(question, *options)
+        assert "correct" in answers
+        assert "<p>True answer: " in truth
+    for question, options in (("Where isn't it?", OPTIONS), (QUESTION, ["left", "right"]), (QUESTION, [])):
+        answers, truth = thought(question, *options)
+        assert "correct" not in answers
+        assert "own question" in truth
+
+
+@pytest.mark.parametrize(
+    ("method", "thinks"),
+    [
+        (models.Untaught(), ""),
+        (Coconut(c_thought=1, max_latent_stage=2), "fed back"),
+        (Heima(tags="tokens", compressed=2), "tokens"),
+    ],
+)
+def test_other_models_get_no_advice_that_can_not_work(app, folder, clip, method, thinks):
+    """Neither more pauses for one that was never trained for them, nor any for one that writes its thoughts."""
+    model = taught(folder, method)
+    asked = (str(clip), QUESTION, "\n".join(OPTIONS), 2, False, "", 1, app.Visit())
+    told = results(app, app.Page(model).on_think(*asked))
+    settings = told["visit"].reply.settings
+    assert (settings["taught"], settings["thinks"]) == (model.taught, thinks)
+    assert "ask with" not in told["matters"] + told["many"] + told["strip"]
+    assert ("pauses" in told["answers"]) == (thinks != "tokens")
 
 
 def test_a_compared_model_takes_the_clip_as_it_takes_clips(app, folder, clip):

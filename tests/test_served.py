@@ -76,6 +76,7 @@ def test_each_visitor_is_alone(server: Server) -> None:
             assert "True answer" not in json.dumps(await other.call("on_reveal", [None]))
             assert "True answer" in json.dumps(await one.call("on_reveal", [None]))
             clip = await one.upload("one.mp4", CLIP.read_bytes())
+            await one.call("on_clip", [{"video": clip}, None])
             thought = await one.call("on_think", [clip, *ASKED, "", 1, None])
             assert "s-answers" in json.dumps(thought)
             assert "data:image/png" in json.dumps(await one.call("on_layer", [1, None])) or "heatmap" in json.dumps(
@@ -187,6 +188,8 @@ def test_too_much_is_refused_before_it_is_sent(server: Server) -> None:
         ("POST /gradio_api/upload HTTP/1.1\r\nContent-Length: 9999999999", b"413"),
         ("POST /gradio_api/queue/join HTTP/1.1\r\nContent-Length: 9999999", b"413"),
         ("POST /gradio_api/upload HTTP/1.1\r\nTransfer-Encoding: chunked", b"411"),
+        ("POST /gradio_api/upload HTTP/1.1\r\nContent-Length: 9\r\nTransfer-Encoding: chunked", b"411"),
+        ("POST /gradio_api/queue/join HTTP/1.1\r\nContent-Length: 9\r\nTransfer-Encoding: chunked", b"411"),
     ):
         with socket.create_connection((address.hostname, address.port), timeout=30) as line:
             line.sendall(f"{head}\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n\r\n".encode())

@@ -9,19 +9,32 @@ from typing import Any
 
 from engine.ask import UNKNOWN, Explicit, Option, Reply
 from engine.data.samples import letter
+from engine.insight import spoken
+from engine.methods.heima import Interpreters
+from engine.methods.method import Thinking
+from engine.models import Model
 from engine.video import Sampling, read
 
-HEADER = """<header><h1>Sotto</h1><p>Ask about a video. The model thinks in silence, answers, and then says what it thought.</p>
-<details><summary>What is this?</summary><p>Models usually solve a question of several steps by writing the steps out,
-one token after another. Here the model thinks in a few silent slots, called pauses, that run all at once behind the video
-and the question. What the slots hold is said aloud afterwards, from the slots alone: the model sees neither video nor
-question while it speaks. Film a new clip to try it on something that nobody has seen, and compare its silent answer with
-the written one.</p></details></header>"""
+USUAL = "Models usually solve a question of several steps by writing the steps out, one token after another."
+THINKS: dict[Thinking, str] = {
+    "slots": "Here the model thinks in a few silent slots, called pauses, that run all at once behind the video and the question.",
+    "fed back": "Here the model thinks in a few silent slots behind the video and the question, one after another: each is fed "
+    "what the one before it left.",
+    "tokens": "Here the model thinks in a few tokens of its own, each of which stands for a whole part of the steps.",
+}
+BY_ITSELF = """What the slots hold is said aloud afterwards, from the slots alone: the model sees neither video nor question
+while it speaks."""
+BY_DECODER = "What the slots hold is said aloud afterwards, from the slots alone, by the decoder that taught them."
+BY_INTERPRETERS = """What they stand for is said aloud afterwards by interpreters, who know the question too, but don't see the
+video."""
 TEACHER = """<small>How alike each state is to the one from which the written chain reads its answer, in the same layer. The
 last column is the silent answer's own state, which training drew to it.</small>"""
 NO_TEACHER = "<small>Tick “Also answer by the written chain” to compare the slots with it.</small>"
 NEVER_TEACHER = "<small>This model hasn't learnt to write a chain that its slots could be compared with.</small>"
 NO_SLOTS = "This model has no slots."
+ONLY_TOKENS = "This model has no slots: it thinks in tokens that it writes."
+UNTRAINED = "This model was never trained for pauses, so its slots hold nothing to test."
+OWN, OTHERS = "True answer", "The true answer to this clip's own question"
 EMPTY = f"""<div class="s-empty"><b aria-hidden="true">{"<i></i>" * 8}</b>
 <p>Pick, film or upload a clip, then press <strong>Think</strong>.</p>
 <small>The answer, the thoughts, and what the slots hold and do appear here.</small></div>"""
@@ -33,6 +46,37 @@ Truth = Mapping[str, Any]  # a world's record as `worlds.as_json` tells it
 def text(words: str) -> str:
     """Words from outside as HTML: escaped, and characters that can't be shown replaced."""
     return escape("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in words))
+
+
+def header(model: Model) -> str:
+    """What the page says of itself, as it is true of the model that it asks."""
+    method, told = model.method, [USUAL]
+    thinks, writes = method.thinks, method.writes
+    if not thinks:
+        lead = "The model answers, and writes out how it came to that." if writes else "The model answers at once."
+        told.append("This model has not learnt to think in another way: compare it with one that has.")
+    else:
+        told.append(THINKS[thinks])
+        saying = _saying(model)
+        lead = (
+            f"The model thinks in silence{', answers, and then says what it thought' if saying else ', then answers'}."
+        )
+        told += [saying] if saying else []
+    compare = ", and compare its silent answer with the written one" if thinks and writes else ""
+    told.append(f"Film a new clip to try it on something that nobody has seen{compare}.")
+    return (
+        f"<header><h1>Sotto</h1><p>Ask about a video. {lead}</p><details><summary>What is this?</summary>"
+        f"<p>{' '.join(told)}</p></details></header>"
+    )
+
+
+def _saying(model: Model) -> str:
+    """Who says the thoughts, and what they know; nothing where nobody has learnt to."""
+    if isinstance(model.method, Interpreters):
+        return BY_INTERPRETERS
+    if model.method.speaks:
+        return BY_ITSELF
+    return BY_DECODER if spoken.speaks(model.method, model.companions) else ""
 
 
 def gallery(records: Sequence[Truth]) -> str:
@@ -92,12 +136,11 @@ def answers(reply: Reply, truth: Truth | None = None) -> str:
     muted = "" if reply.familiar else " s-muted"
     doubt = "" if reply.familiar else '<p class="s-doubt">It would say this, but don\'t trust it:</p>'
     seconds = reply.seconds["think"] + reply.seconds["answer"]
-    title = f"Silent, with {reply.slots} pause{'s' * (reply.slots != 1)}" if reply.slots else "At once, without pauses"
     bars = _bars(reply.options, reply.answer)
     if not reply.settings["silent"]:
         only = _verdict("By its written chain", doubt, reply.answer, reply.generated_tokens, seconds, truth, bars)
         return f'<div class="s-answers{muted}">{only}</div>'
-    silent = _verdict(title, doubt, reply.answer, reply.generated_tokens, seconds, truth, bars)
+    silent = _verdict(_silently(reply), doubt, reply.answer, reply.generated_tokens, seconds, truth, bars)
     words = reply.explicit
     if words is None:
         why = "Not asked for." if reply.settings["writes"] else "It hasn't learnt to write one."
@@ -108,6 +151,13 @@ def answers(reply: Reply, truth: Truth | None = None) -> str:
     saving = f'<p class="s-saving">The silent answer took <b>{tokens}</b> and <b>{time}</b>.</p>'
     written = _verdict("Written chain", doubt, words.answer, words.generated_tokens, words.seconds, truth, saving)
     return f'<div class="s-answers{muted}">{silent}{written}</div>'
+
+
+def _silently(reply: Reply) -> str:
+    """A silent answer's title: how it was thought about."""
+    if reply.slots:
+        return f"Silent, with {reply.slots} pause{'s' * (reply.slots != 1)}"
+    return "Silent, in thinking tokens" if reply.settings["thinks"] == "tokens" else "At once, without pauses"
 
 
 def _verdict(
@@ -166,7 +216,17 @@ def unsaid(reply: Reply) -> str:
         return NO_SLOTS
     if not reply.settings["speaks"]:
         return "This model hasn't learnt to say its thoughts."
-    return "" if reply.slots or reply.thoughts else "No pauses, so no thoughts to say."
+    return "" if reply.slots or reply.thoughts else slotless(reply) or "No pauses, so no thoughts to say."
+
+
+def slotless(reply: Reply) -> str:
+    """Why this model's slots can't be looked into, whatever it is asked; nothing where they can."""
+    asked = reply.settings
+    if not asked["taught"]:
+        return UNTRAINED
+    if asked["thinks"] == "tokens":
+        return ONLY_TOKENS
+    return "" if asked["thinks"] else NO_SLOTS
 
 
 def teacher_note(reply: Reply) -> str:
@@ -196,10 +256,17 @@ def _steps(title: str, lines: str, truth: Truth | None) -> str:
     return f"<section><h3>{title}{score}</h3>{body}</section>"
 
 
-def true_answer(truth: Truth) -> str:
-    """A filmed clip's true answer with its steps."""
+def answers_own(reply: Reply, truth: Truth) -> bool:
+    """Whether the reply is to the clip's own question with its own options, in whatever order: then its truth judges it."""
+    asked = reply.settings
+    return asked["question"].strip() == truth["question"] and {*asked["options"]} == {*truth["options"]}
+
+
+def true_answer(truth: Truth, reply: Reply | None = None) -> str:
+    """A filmed clip's true answer with its steps, beside a reply that may be to another question than the clip's own."""
+    whose = OWN if reply is None or answers_own(reply, truth) else OTHERS
     steps = "".join(f"<li>{text(step['text'])}</li>" for step in truth["steps"])
     return (
-        f'<div class="s-truth" role="status"><p>True answer: <b>{text(truth["answer"])}</b></p>'
+        f'<div class="s-truth" role="status"><p>{whose}: <b>{text(truth["answer"])}</b></p>'
         f"<details><summary>The true steps</summary><ol>{steps}</ol></details></div>"
     )

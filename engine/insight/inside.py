@@ -5,7 +5,7 @@ Everything goes on from what thinking left in the cache. Knows neither pages nor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,21 +46,27 @@ class Inside:
 
 @torch.no_grad()
 def look(
-    subject: Subject, sample: Sample, thoughts: Thoughts, said: str, chain: Written | None, donors: Mapping[str, Sample]
+    subject: Subject, sample: Sample, thoughts: Thoughts, said: str, chain: Written | None, donors: Mapping[str, Sample],
+    heed: Callable[[], None] = generate.unheeded,
 ) -> Inside | None:  # fmt: skip
-    """thoughts: of this sample alone; said: its thoughts as they were spoken. None where there are no slots."""
+    """thoughts: of this sample alone; said: its thoughts as they were spoken; heed: is called before each part and each token,
+    and ends the looking by raising. None where there are no slots."""
     if not thoughts.count:
         return None
     backbone, method = subject.backbone, subject.method
     lines = len(said.splitlines())
-    told = spoken.taught(backbone, method, subject.companions, thoughts, lines)[0] if lines else []
+    told = spoken.taught(backbone, method, subject.companions, thoughts, lines, heed=heed)[0] if lines else []
+    heed()
     looked, pictures, pictured = _looked(subject, sample, thoughts)
-    shares, own, fewer = _changed(subject, sample, thoughts, donors)
+    shares, own, fewer = _changed(subject, sample, thoughts, donors, heed)
+    heed()
     said_by_layers = lens.words(backbone, lens.logits(backbone, thoughts.states[:, 0], subject.tuned))
+    heed()
     words = similarity.vocabulary(backbone.model.get_input_embeddings().weight)
     held = similarity.collapse(thoughts.states[:, 0].float(), words)
+    heed()
     return Inside(
-        tuple(spoken.alone(backbone, thoughts)[0]) if subject.method.speaks else (),
+        tuple(spoken.alone(backbone, thoughts, heed=heed)[0]) if subject.method.speaks else (),
         tuple(told),
         looked, pictures, pictured, shares, own, fewer, said_by_layers, subject.tuned is not None,
         spoken.step_states(backbone, chain).float().cpu() if chain else None, held,
@@ -71,7 +77,7 @@ Shares = dict[str, tuple[float, ...]]
 
 
 def _changed(
-    subject: Subject, sample: Sample, thoughts: Thoughts, donors: Mapping[str, Sample]
+    subject: Subject, sample: Sample, thoughts: Thoughts, donors: Mapping[str, Sample], heed: Callable[[], None]
 ) -> tuple[Shares, Shares, tuple[tuple[float, ...], ...]]:  # fmt: skip
     """The replacement test and the test with fewer slots, in one pass behind the cached prefix."""
     if not sample.options:
@@ -80,11 +86,13 @@ def _changed(
     letters = [letter(i) for i in range(len(sample.options))]
     contents, theirs = {}, {}
     for name, donor in donors.items():
+        heed()
         other = subject.think([donor])
         contents[name] = matter.held(backbone, other)
         theirs[name] = tuple(
             generate.option_probabilities(backbone, other, letters, [*map(Special, method.lead)])[0].tolist()
         )
+    heed()
     changes = matter.changes(matter.held(backbone, thoughts), contents)
     every = [*changes, *matter.first_ones(thoughts.count)]
     shares = matter.probabilities(backbone, thoughts, every, letters, matter.marks(method))[:, 0].tolist()

@@ -9,11 +9,12 @@ import numpy as np
 
 from engine.ask import Reply
 from engine.insight import replace, spoken
-from engine.insight.cards import NO_SLOTS, duration, mark, text, unsaid
+from engine.insight.cards import duration, mark, slotless, text, unsaid
 from engine.insight.inside import UNTOUCHED, Inside
 
 CHANGED = "a changed clip"  # donors, by name
 OTHER = "another clip"
+ONE = "one pause or more"
 MOVED = 0.1  # total variation from which a change counts as felt
 SURE = 0.9  # confidence at which it could have stopped
 COPIES, ALIKE = 0.95, 0.7  # mean cosine from which slots are called copies of each other, or much alike
@@ -63,12 +64,13 @@ def slot_words(reply: Reply, chosen: int, steps: Sequence[str] | None = None) ->
     return f'<section class="s-slot"><h4>Slot {chosen + 1} by itself</h4><dl>{"".join(rows)}</dl></section>'
 
 
-def strip(inside: Inside | None, chosen: int) -> str:
+def strip(reply: Reply, chosen: int) -> str:
     """The frames, each lit where the chosen slot attends to it."""
-    if inside is None or inside.looked is None:
-        return (
-            "<p>There is nothing to show: this reply has no slots, or its picture is cut into tiles that overlap.</p>"
-        )
+    inside = reply.inside
+    if inside is None:
+        return f"<p>{_lacking(reply, 'There is nothing to show', ONE)}</p>"
+    if inside.looked is None:
+        return "<p>There is nothing to show: the picture is cut into tiles that overlap.</p>"
     heat = inside.looked.patches.mean((0, 1))[chosen].numpy()  # [slices, height, width]
     most = max(float(heat.max()), 1e-12)
     shown = []
@@ -113,11 +115,9 @@ def matters(reply: Reply) -> str:
     return "".join(f"<p>{text(line)}</p>" for line in told)
 
 
-def _lacking(reply: Reply, why: str) -> str:
-    """What to do about a reply whose slots can't be tested, if anything can be done."""
-    if not reply.settings["silent"]:
-        return NO_SLOTS
-    return f"{why}: ask with one pause or more, and with options to choose from."
+def _lacking(reply: Reply, why: str, wanted: str = f"{ONE}, and with options to choose from") -> str:
+    """What to do about a reply whose slots can't be looked into, if anything can be done."""
+    return slotless(reply) or f"{why}: ask with {wanted}."
 
 
 def verdict(inside: Inside, options: Sequence[str]) -> str:

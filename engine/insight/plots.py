@@ -18,6 +18,8 @@ INK = "#767676"
 FONT = "Inter, ui-sans-serif, system-ui, sans-serif"
 OPPOSITE, UNRELATED, HALF, SAME = "#e07b1a", "#e6e6ee", "#b4b1f5", "#4338ca"
 LINES = ("#6366f1", "#e07b1a", "#0d9488", "#db2777", "#767676", "#0284c7", "#a16207", "#9333ea")
+DASHES = ("solid", "dash", "dot", "dashdot")  # of lines, each once all colours are used up
+PATTERNS = ("", "/", "x", ".")  # and of bars
 MOST_NUMBERS = 10  # columns up to which a cell has room for its number
 
 
@@ -54,7 +56,8 @@ def teacher(states: Tensor, answer: Tensor, teacher_state: Tensor, chosen: int) 
     """
     count = states.shape[1]
     cosine = similarity.with_state(torch.cat([states, answer[:, None]], dim=1), teacher_state)
-    figure = _heatmap(cosine, cosine, 0, "layer %{y}, slot %{x}", "slot", "layer")
+    figure = _heatmap(cosine, cosine, 0, "layer %{y}, %{customdata}", "slot", "layer")
+    figure.update_traces(customdata=[_named(count)] * len(cosine))
     if count:
         _frame(figure, (chosen + 0.5, chosen + 1.5), (-0.5, len(cosine) - 0.5))
     shown = [i for i in _ticks(count) if i <= count - count // 8]  # leaves room for the last column's name
@@ -65,6 +68,11 @@ def teacher(states: Tensor, answer: Tensor, teacher_state: Tensor, chosen: int) 
 def _frame(figure: Figure, x: tuple[float, float], y: tuple[float, float]) -> None:
     """Draws a frame around the cells of the chosen slot."""
     figure.add_shape(type="rect", x0=x[0], x1=x[1], y0=y[0], y1=y[1], line={"color": OPPOSITE, "width": 2})
+
+
+def _named(count: int) -> list[str]:
+    """The slots in words, then the answer behind them."""
+    return [*(f"slot {number}" for number in range(1, count + 1)), "answer"]
 
 
 def _ticks(count: int) -> list[int]:
@@ -109,8 +117,8 @@ def curves(lines: Mapping[str, Sequence[Estimate]], at: Sequence[float], x_title
     from plotly.graph_objects import Scatter
 
     traces = [
-        Scatter(x=list(at), name=name, mode="lines+markers", line={"color": colour}, **_interval("y", points))
-        for (name, points), colour in zip(lines.items(), _colours(len(lines)))
+        Scatter(x=list(at), name=name, mode="lines+markers", line=line, **_interval("y", points))
+        for (name, points), line in zip(lines.items(), _lines(len(lines)))
     ]
     figure = _figure(traces, x_title, y_title, grid=True)
     if all(isinstance(place, int) for place in at):
@@ -161,7 +169,8 @@ def looked(frames: Tensor, seconds: float, moments: Sequence[tuple[float, float]
     trace = Heatmap(
         z=frames.double().numpy().round(5).tolist(), x=[round((i + 0.5) * seconds, 4) for i in range(slices)], y=names,
         zmin=0, colorscale=[UNRELATED, HALF, SAME], xgap=1, ygap=1,
-        hovertemplate="slot %{y}, %{x:.2f} s: %{z:.3f}<extra></extra>",
+        customdata=[[name] * slices for name in _named(count)],
+        hovertemplate="%{customdata}, %{x:.2f} s: %{z:.3f}<extra></extra>",
         colorbar={"title": {"text": "share of attention", "side": "right"}, "thickness": 8, "outlinewidth": 0, "xpad": 6},
     )  # fmt: skip
     figure = _figure([trace], "time in the clip, s", "slot")
@@ -185,7 +194,8 @@ def changed(changes: Mapping[str, Sequence[float]], options: Sequence[str], chos
     traces = [
         Bar(
             y=rows, x=[round(row[i], 5) for row in changes.values()], name=f"{chr(65 + i)} {_short(option)}",
-            orientation="h", marker={"color": colour}, hovertemplate="%{y}: %{x:.1%}<extra></extra>",
+            orientation="h", marker={"color": colour, "pattern": {"shape": PATTERNS[i // len(LINES) % len(PATTERNS)]}},
+            hovertemplate="%{y}, %{fullData.name}: %{x:.1%}<extra></extra>",
         )
         for i, (option, colour) in enumerate(zip(options, _colours(len(options))))
     ]  # fmt: skip
@@ -204,9 +214,9 @@ def by_number(fewer: Sequence[Sequence[float]], options: Sequence[str]) -> Figur
     traces = [
         Scatter(
             x=list(range(len(fewer))), y=[round(row[i], 5) for row in fewer], name=f"{chr(65 + i)} {_short(option)}",
-            mode="lines+markers", line={"color": colour}, hovertemplate="%{x} slots: %{y:.1%}<extra></extra>",
+            mode="lines+markers", line=line, hovertemplate="%{x} slots, %{fullData.name}: %{y:.1%}<extra></extra>",
         )
-        for i, (option, colour) in enumerate(zip(options, _colours(len(options))))
+        for i, (option, line) in enumerate(zip(options, _lines(len(options))))
     ]  # fmt: skip
     figure = _figure(traces, "slots", "probability", grid=True)
     figure.update_xaxes(tickvals=[0, *_ticks(len(fewer) - 1)])
@@ -231,11 +241,11 @@ def way(states: Tensor, chosen: int) -> Figure:
     traces = [
         Scatter(
             x=line[:, 0].tolist(), y=line[:, 1].tolist(), name=f"slot {slot}", mode="lines+markers",
-            line={"color": colour, "width": 3 if slot == chosen + 1 else 1.5}, opacity=1 if slot == chosen + 1 else 0.45,
+            line=look | {"width": 3 if slot == chosen + 1 else 1.5}, opacity=1 if slot == chosen + 1 else 0.45,
             marker={"size": [4] * (len(line) - 1) + [9]},
             hovertemplate=f"slot {slot}, layer %{{pointNumber}}<extra></extra>",
         )
-        for slot, (line, colour) in enumerate(zip(points.transpose(0, 1), _colours(points.shape[1])), 1)
+        for slot, (line, look) in enumerate(zip(points.transpose(0, 1), _lines(points.shape[1])), 1)
     ]  # fmt: skip
     first, second = (f"component {i} ({share:.0%} of the variance)" for i, share in enumerate(shares.tolist(), 1))
     return _figure(traces, first, second, grid=True)
@@ -243,6 +253,11 @@ def way(states: Tensor, chosen: int) -> Figure:
 
 def _colours(count: int) -> list[str]:
     return [LINES[i % len(LINES)] for i in range(count)]
+
+
+def _lines(count: int) -> list[dict[str, Any]]:
+    """Looks of lines, no two of up to 32 alike."""
+    return [{"color": c, "dash": DASHES[i // len(LINES) % len(DASHES)]} for i, c in enumerate(_colours(count))]
 
 
 def _interval(axis: str, points: Sequence[Estimate]) -> dict[str, Any]:

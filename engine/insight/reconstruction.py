@@ -53,8 +53,9 @@ class Likeness:
 
 @torch.no_grad()
 def interpreted(
-    backbone: Backbone, companions: nn.ModuleDict, method: Interpreters, samples: Sequence[Sample], batch: int = 16
-) -> list[Said]:
+    backbone: Backbone, companions: nn.ModuleDict, method: Interpreters, samples: Sequence[Sample], batch: int = 16,
+    heed: Callable[[], None] = generate.unheeded,
+) -> list[Said]:  # fmt: skip
     """Every thinking token of every sample put into words by greedy decoding; templates are drawn from the sample's place.
 
     The thinking tokens' states are those of the true line: what stands before a thinking token is the same in all samples.
@@ -69,20 +70,23 @@ def interpreted(
         out = run(backbone, pack(prompts, backbone.encode, backbone.pad).to(backbone.device), companions=companions)
         for name, readings in out.packed.readings.items():
             reader = method.reader(backbone, companions, name)
-            written = generate.go_on(reader, readings.packed, holes_filled(out, readings, reader), LONGEST)
+            written = generate.go_on(reader, readings.packed, holes_filled(out, readings, reader), LONGEST, heed)
             true = [r.path[-1].pieces[0] for layout in layouts for r in layout.readings if r.kind == name]
             found += [Said(name, said.strip(), str(text)) for said, text in zip(written.text, true, strict=True)]
     return found
 
 
-def unfolded(backbone: Backbone, companions: nn.ModuleDict, method: Interpreters, sample: Sample) -> str:
+def unfolded(
+    backbone: Backbone, companions: nn.ModuleDict, method: Interpreters, sample: Sample,
+    heed: Callable[[], None] = generate.unheeded,
+) -> str:  # fmt: skip
     """What the interpreters say of one sample's thinking tokens, a line a section. Its chain need not be known.
 
     They are given the question too, so not all that they say need come from the thought.
     """
     names = method.sections[: method.compressed]
     asked = replace(sample, steps=("",) * len(names), sections=names)
-    found = interpreted(backbone, companions, method, [asked])
+    found = interpreted(backbone, companions, method, [asked], heed=heed)
     return "\n".join(f"{one.section}: {' '.join(one.said.split())}" for one in found)
 
 

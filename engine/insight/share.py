@@ -39,7 +39,7 @@ def page(reply: Reply, truth: Truth | None, shown: Mapping[str, Any]) -> str:
         ("Under the hood", panels.HOOD, _hood(shown) + shown.get("lens", "") + panels.collapsed(inside)),
     ]
     body = "".join(f"<h2>{title}</h2>{panels.lead(sentence)}{inner}" for title, sentence, inner in parts)
-    told = cards.true_answer(truth) if truth else ""
+    told = cards.true_answer(truth, reply) if truth else ""
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>Sotto: one clip, thought about in silence</title><style>{LOOKS.read_text(encoding='utf-8')}{GROUND}</style>"

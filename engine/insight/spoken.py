@@ -39,19 +39,22 @@ def aloud(
     if method.speaks:
         written = generate.speak(backbone, thoughts, heed=heed)
         return [generate.thoughts_of(text, dialect) for text in written.text]
-    return ["\n".join(lines) for lines in taught(backbone, method, companions, thoughts, thoughts.count)]
+    return ["\n".join(lines) for lines in taught(backbone, method, companions, thoughts, thoughts.count, heed=heed)]
 
 
-def alone(backbone: Backbone, thoughts: Thoughts, limit: int = 256) -> list[list[str]]:
+def alone(
+    backbone: Backbone, thoughts: Thoughts, limit: int = 256, heed: Callable[[], None] = generate.unheeded
+) -> list[list[str]]:
     """What every slot says when it is all that is seen: a sample's slots' texts. Few models were trained to."""
-    written = generate.speak(backbone, replaced(backbone, thoughts, each_alone(thoughts.count)), limit)
+    written = generate.speak(backbone, replaced(backbone, thoughts, each_alone(thoughts.count)), limit, heed)
     said = [generate.thoughts_of(text) for text in written.text]
     return [said[i : i + thoughts.count] for i in range(0, len(said), thoughts.count)]
 
 
 @torch.no_grad()
 def taught(
-    backbone: Backbone, method: Method, companions: nn.ModuleDict, thoughts: Thoughts, steps: int, limit: int = 64
+    backbone: Backbone, method: Method, companions: nn.ModuleDict, thoughts: Thoughts, steps: int, limit: int = 64,
+    heed: Callable[[], None] = generate.unheeded,
 ) -> list[list[str]]:  # fmt: skip
     """What SIM-CoT's step decoder says of each thought: a sample's texts each, none for a model without one.
 
@@ -79,7 +82,8 @@ def taught(
     packed = replace(
         packed.to(backbone.device), positions=packed.positions.to(backbone.device) + decoded.first_position
     )
-    said = [text.strip() for text in generate.go_on(replace(backbone, model=decoder), packed, groups, limit).text]
+    written = generate.go_on(replace(backbone, model=decoder), packed, groups, limit, heed)
+    said = [text.strip() for text in written.text]
     each = len(said) // thoughts.batch
     return [said[i : i + each] for i in range(0, len(said), each)]
 

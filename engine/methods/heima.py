@@ -24,7 +24,7 @@ from engine.backbones.load import around, load
 from engine.config import ConfigError
 from engine.data.samples import Sample, context, ending, question_text
 from engine.layout import END, REPLY, Layout, Opening, Piece, Reading, Segment, Special, target
-from engine.methods.method import Method, Outcome, read, weighted
+from engine.methods.method import Method, Outcome, Thinking, read, weighted
 
 CONCLUSION = "CONCLUSION"
 THOUGHT = "{thought}"  # where a template has the thinking tokens
@@ -79,6 +79,10 @@ class Heima(Method):
     @property
     def writes(self) -> bool:
         return not self.silent
+
+    @property
+    def thinks(self) -> Thinking:
+        return "tokens" if self.silent else ""
 
     def tag(self, name: str) -> Piece:
         return Special(f"<{name}>") if self.tags == "tokens" else f"<{name}>"

@@ -21,6 +21,8 @@ from engine.layout import Layout, Packed, Readings, Rows, Segment
 COMPANIONS = "companions.safetensors"  # beside a model: what its method trains with it
 META = "sotto.json"  # beside a model or an adapter: its method, its pauses, in what form and how large its data was; a name
 
+# Slots that ride the prefill, slots that are fed back one by one, tokens that it writes itself, or nothing.
+Thinking = Literal["slots", "fed back", "tokens", ""]
 # Supervised tokens by branch, (name, -1), or by kind and group of readings.
 Tokens = Mapping[tuple[str, int], float]
 
@@ -154,6 +156,12 @@ class Method:
     def speaks(self) -> bool:
         """Whether it has learnt to say its thoughts from the slots alone, after <COT>."""
         return False
+
+    @property
+    def thinks(self) -> Thinking:
+        """In what it has learnt to think before a silent answer."""
+        roles = {segment.role for segment in self.thinking(1)} if self.silent and self.slot_range[1] else set()
+        return "fed back" if "latents" in roles else "slots" if roles else ""
 
     def expect(self, how: Literal["silent", "explicit"]) -> None:
         """Errors: ConfigError for an answer that it hasn't learnt to give: silently, by the written chain."""
