@@ -420,7 +420,7 @@ class Page:
         options = [option.text for option in reply.options]
         with TemporaryDirectory() as folder:  # gradio has copied the file by the time that it asks for more
             path = Path(folder) / "sotto-reply.json"
-            path.write_text(json.dumps(everything), encoding="utf-8")
+            path.write_text(json.dumps(everything, allow_nan=False), encoding="utf-8")
             shown = row(
                 RESULTS, visit=visit, notices=cards.notices(reply), empty=gr.HTML(visible=False),
                 shown=gr.Column(visible=True), note=cards.teacher_note(reply),

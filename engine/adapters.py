@@ -86,7 +86,7 @@ def attach_saved(model: Any, folder: str | Path, trainable: bool = True) -> Peft
     from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 
     if not Path(folder).is_dir() and not str(folder).startswith((".", "/", "~")):
-        folder = snapshot_download(str(folder), allow_patterns=[CONFIG, WEIGHTS])
+        folder = snapshot_download(Path(folder).as_posix(), allow_patterns=[CONFIG, WEIGHTS])
     try:
         targets = PeftConfig.from_pretrained(str(folder)).target_modules
     except ValueError:

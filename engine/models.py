@@ -38,6 +38,10 @@ SMALL = Path(__file__).parent.parent / "assets" / "small"
 EMBEDDED = SMALL / "pause"  # what is loaded where no model is named
 PUBLISHED_SAMPLING = Sampling(fps=2.0, min_frames=4, max_frames=16, pixels=128 * 28 * 28)
 LONGEST_CHAIN = 1024  # tokens of a real model's written chain
+CONTAINERS = (  # cgroup 2 and 1: the file of a container's limit, that of what it uses, how its memory.stat begins names
+    ("memory.max", "memory.current", ""),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_"),
+)
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,8 @@ def local(place: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     kinds = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-    return Path(snapshot_download(str(place), allow_patterns=kinds, ignore_patterns=["original/*", "consolidated*"]))
+    name = Path(place).as_posix()  # on Windows a path has its slash turned round
+    return Path(snapshot_download(name, allow_patterns=kinds, ignore_patterns=["original/*", "consolidated*"]))
 
 
 def with_base(place: Path, adapter: Path | None = None) -> tuple[Path, Path | None]:
@@ -178,7 +183,23 @@ def precision(device: str, folder: Path) -> torch.dtype:
         return torch.bfloat16 if torch.backends.mps.is_macos_or_newer(14, 0) else torch.float32
     if device != "cpu":
         return torch.bfloat16
-    return torch.bfloat16 if 2 * 4 * parameters(folder) > psutil.virtual_memory().available else torch.float32
+    return torch.bfloat16 if 2 * 4 * parameters(folder) > free_memory() else torch.float32
+
+
+def free_memory(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that may still be taken: what the machine has free, or what its container's limit leaves, if that is less.
+
+    Files in the cache make room, so they count as free, as psutil counts the machine's own.
+    """
+    free = [psutil.virtual_memory().available]
+    for most, used, prefix in CONTAINERS:
+        try:
+            limit, taken = (int((root / name).read_text()) for name in (most, used))
+            told = dict(line.split() for line in (root / most).with_name("memory.stat").read_text().splitlines())
+            free.append(limit - taken + sum(int(told[f"{prefix}{kind}_file"]) for kind in ("active", "inactive")))
+        except (OSError, ValueError, KeyError):  # there is no limit: no such file, or "max" in it
+            continue
+    return min(free)
 
 
 def parameters(folder: Path) -> int:

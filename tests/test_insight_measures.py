@@ -40,6 +40,12 @@ def test_orthogonal_slots_have_full_rank_and_known_distances() -> None:
     assert torch.allclose(found["centre"], torch.tensor((1.5**2 + (DIM - 1) * 0.25) ** 0.5).double())
 
 
+def test_one_slot_has_no_other_to_be_like() -> None:
+    found = similarity.collapse(torch.ones(LAYERS, 5, 1, DIM), similarity.vocabulary(torch.eye(DIM)))
+    assert set(found) == {"effective_rank", "norm", "centre"}
+    assert all(values.isfinite().all() for values in found.values())
+
+
 def test_slots_against_the_steps_of_a_chain() -> None:
     steps = torch.eye(3, DIM).expand(LAYERS, -1, -1)
     slots = torch.stack([steps[:, 2], 5 * steps[:, 0]], dim=1)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine.ask import Explicit, Option, Reply
-from engine.insight import cards, inside, panels, plots, share
+from engine.insight import cards, inside, panels, plots, share, similarity
 from engine.insight import replace as matter
 from engine.insight.attention import Looked
 from engine.insight.inside import Inside
@@ -284,3 +284,12 @@ def test_what_was_seen_inside_is_all_in_the_json() -> None:
     assert set(told["collapse"]) == {"cosine", "effective_rank", "norm", "distance", "centre"}
     assert told["lens"]["kind"] == "plain"
     assert told["alone"][0] == "ball starts left"
+
+
+def test_one_slot_is_neither_like_nor_unlike_another() -> None:
+    """A cosine of 0 would be a false one."""
+    words = similarity.vocabulary(torch.eye(DIM))
+    held = similarity.collapse(torch.randn(LAYERS, 1, DIM), words)
+    one = replace(seen(), collapse=held, words=[layer[:1] for layer in seen().words])
+    assert set(inside.as_json(one)["collapse"]) == {"effective_rank", "norm", "centre"}
+    assert "One slot has no other to be like." in panels.collapsed(one)

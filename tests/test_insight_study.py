@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from engine import adapters, ask, generate, models, worlds
 from engine.__main__ import main
@@ -21,10 +22,11 @@ from engine.benchmark import Benchmark
 from engine.data.samples import Sample
 from engine.data.worlds import texts
 from engine.insight import cards, command, figures, report
-from engine.insight.estimates import average, share
-from engine.insight.holds import lenses, looked, named, probes, said, towards
+from engine.insight.estimates import average, gain, mcnemar, share
+from engine.insight.holds import collapse, in_the_best, lenses, looked, named, probes, said, towards
 from engine.insight.lens import TunedLens
 from engine.insight.observe import among_options, observe
+from engine.insight.similarity import vocabulary
 from engine.insight.study import beside_controls, how_many, in_words, replacement
 from engine.insight.subject import Clips, Subject, untrained, words_of
 from engine.methods import described
@@ -63,7 +65,10 @@ def test_a_planted_cause_is_found() -> None:
     rows = replacement(seen, clips)
     assert rows["as they are"]["accuracy"]["value"] == 1
     assert rows["as they are"]["distance"]["high"] == 0
-    assert rows["hidden"]["gain"] == {"value": -1, "low": -1, "high": -1, "n": CLIPS}
+    gained = rows["hidden"]["gain"]
+    assert (gained["value"], gained["low"], gained["n"]) == (-1, -1, CLIPS)
+    assert -1 < gained["high"] < -0.95
+    assert gained["p"] < 1e-50
     assert rows["hidden"]["same_answer"]["value"] == 0
     assert rows["hidden"]["distance"]["value"] == pytest.approx(0.9)
     assert rows["another"]["follows"]["value"] == 1
@@ -81,6 +86,32 @@ def test_slots_without_effect_are_said_to_have_none() -> None:
     said = " ".join(in_words(rows))
     assert "hardly matter" in said
     assert "mostly does not read its answer from them" in said
+
+
+@pytest.mark.parametrize(
+    ("clips", "needed", "sentence"),
+    [
+        (1, True, "The slots sway the answer"),
+        (5, True, "The slots sway the answer"),
+        (6, True, "The slots matter"),
+        (1, False, "Whether the slots matter is left open"),
+        (40, False, "The slots hardly matter"),
+    ],
+)
+def test_few_clips_claim_no_more_than_chance_leaves(clips: int, needed: bool, sentence: str) -> None:
+    """All fall alike, so that a resampled mean has no spread; six of six fall so by chance 1 time in 32."""
+    seen, whole = planted(follow=False, needed=needed)
+    rows = replacement(
+        {name: values[:clips] for name, values in seen.items()} | {"names": seen["names"]}, whole.part(0, clips)
+    )
+    assert in_words(rows)[1].startswith(sentence)
+    assert rows["hidden"]["gain"]["low"] < rows["hidden"]["gain"]["high"]
+
+
+def test_slots_that_do_harm_are_found_out() -> None:
+    seen, clips = planted(follow=False, needed=True)
+    wrong = replace(clips, samples=[replace(sample, answer="B") for sample in clips.samples])
+    assert "The slots do harm: without them more" in in_words(replacement(seen, wrong))[1]
 
 
 def test_a_donor_that_says_the_same_proves_nothing() -> None:
@@ -154,6 +185,26 @@ def test_a_state_is_read_where_it_was_planted() -> None:
     assert "start" not in found  # it is "left" in all of them: there is nothing to tell apart
 
 
+def test_the_best_place_is_not_chosen_by_the_clips_it_is_scored_on() -> None:
+    """Where nothing can be read, the best of 800 places looks like one where something can; where one can, it is found."""
+    right = np.random.default_rng(0).random((200, 800)) < 0.3
+    assert right.mean(0).max() > 0.38
+    assert share(in_the_best(right, right))["value"] == pytest.approx(0.3, abs=0.05)
+    right[:, 7] = True
+    right[3, 7] = False
+    assert (in_the_best(right, right) == right[:, 7]).all()
+    assert (in_the_best(~right, right) == ~right[:, 7]).all()  # chance is told of the place where most is right
+    assert in_the_best(right[:1], right[:1]).tolist() == [right[0, 0]]  # nothing to choose by
+    words = np.random.default_rng(1).choice(["left", "right"], (200, 9, 90))
+    found = lenses({"words plain": words, "divergence plain": np.zeros(words.shape)}, told(200)[1])
+    held = found["plain"]["named"]["end"]["right"]
+    assert np.max(held["every"]) > 0.6
+    assert held["anywhere"]["low"] < 0.5 < held["anywhere"]["high"]
+    assert np.mean([one["value"] for one in held["best"]]) == pytest.approx(0.5, abs=0.04)
+    assert "best on the other half" in figures.SAID["probe"][1]
+    assert "best on the other half" in figures.SAID["lens"][1]
+
+
 def test_a_lens_is_scored_where_it_names_the_state() -> None:
     _, clips = told(40)
     words = np.full((40, 2, 2), "left", dtype=object)
@@ -186,7 +237,7 @@ def test_what_is_said_is_held_against_the_true_steps() -> None:
 def test_a_model_is_held_against_its_controls_in_words() -> None:
     def figures_of(right: int, read: int, by_chance: int = 50) -> dict:
         kept = {"as they are": {"accuracy": share(np.arange(100) < right)}}
-        best = {kind: {"best": [share(np.arange(100) < n)]} for kind, n in (("right", read), ("shuffled", by_chance))}
+        best = {kind: {"anywhere": share(np.arange(100) < n)} for kind, n in (("right", read), ("shuffled", by_chance))}
         return {"replacement": kept, "probe": {"end": best}}
 
     models = {"mine": figures_of(90, 95), "filler": figures_of(30, 93), "bare": figures_of(95, 50) | {"probe": {}}}
@@ -195,6 +246,7 @@ def test_a_model_is_held_against_its_controls_in_words() -> None:
     assert "“mine” answers 90.0%" in told[0]
     assert "it does better, by more than chance" in told[0]
     assert "no clear difference, so that it can be read is no sign of thinking" in told[1]
+    assert "best on the other half" in told[1]
     assert "no clear difference" in told[2]
     assert beside_controls({"mine": models["mine"]}) == []
     assert "the other does better" in beside_controls({"mine": figures_of(30, 50), "filler": figures_of(90, 90)})[0]
@@ -210,6 +262,36 @@ def test_intervals() -> None:
     assert 0.85 < held / 60 <= 1
     assert average(np.array([])) == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 0}
     assert share(np.array([], dtype=bool))["n"] == 0
+
+
+def test_a_gain_is_told_with_its_interval_and_its_chance() -> None:
+    """Of 21 clips 1 is won and 7 are lost: by hand, and by scipy's binomial test."""
+    after, before = np.arange(21) < 2, (np.arange(21) < 1) | ((np.arange(21) > 1) & (np.arange(21) < 9))
+    one = gain(after, before)
+    assert (one["value"], one["n"]) == (pytest.approx(-6 / 21), 21)
+    spread = 1.959964 * ((2 / 23 + 8 / 23 - (6 / 23) ** 2) / 23) ** 0.5
+    assert (one["low"], one["high"]) == pytest.approx((-6 / 23 - spread, -6 / 23 + spread))
+    assert one["p"] == pytest.approx(binomtest(1, 8).pvalue)
+    assert mcnemar(300, 340) == pytest.approx(binomtest(300, 640).pvalue)
+    assert mcnemar(4, 4) == mcnemar(0, 1) == 1
+    none = np.array([], dtype=bool)
+    assert gain(none, none) == {"value": 0.0, "low": -1.0, "high": 1.0, "n": 0, "p": 1.0}
+
+
+def test_intervals_of_gains_hold_for_few_clips() -> None:
+    rng = np.random.default_rng(0)
+    for count in (2, 5, 20):
+        drawn = rng.choice(3, size=(1000, count), p=(0.5, 0.4, 0.1))  # the same, lost, won: a gain of -0.3
+        every = [gain(row == 2, row == 1) for row in drawn]
+        assert np.mean([one["low"] <= -0.3 <= one["high"] for one in every]) > 0.92
+        assert np.mean([one["p"] < 0.05 for one in every]) < 0.5
+
+
+def test_one_slot_is_like_no_other() -> None:
+    """Numbers that there are, and nothing where there are none."""
+    words = vocabulary(torch.eye(6))
+    assert set(collapse(np.ones((2, 3, 1, 6)), words)) == {"effective_rank", "norm", "centre"}
+    assert set(collapse(np.ones((2, 3, 2, 6)), words)) == set(figures.UNITS)
 
 
 def test_letters_beyond_the_options_have_no_share() -> None:
@@ -372,6 +454,37 @@ def test_the_command_writes_everything_it_names(
         assert layout["xaxis"]["title"]["text"], file.name
         assert layout["yaxis"]["title"]["text"] or isinstance(named[0][0], str), file.name
     assert page.count("plotly-graph-div") == len([f for f in told["files"] if f.startswith("figures/")])
+
+
+def test_one_slot_and_one_clip_can_be_studied(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
+) -> None:
+    """Nothing in the files is no number, and nothing is claimed."""
+    monkeypatch.setattr("engine.insight.observe.LONGEST", 4)
+    words = [
+        "insight",
+        "--limit",
+        "1",
+        "--pauses",
+        "1",
+        "--methods",
+        str(model),
+        "--out",
+        str(tmp_path),
+        "--device",
+        "cpu",
+    ]
+    assert main(words) == 0
+    assert "more than chance" not in capsys.readouterr().out
+    for name in ("insight.json", "figures/how-many.json"):
+        json.loads((tmp_path / name).read_text(), parse_constant=pytest.fail)
+    assert not (tmp_path / "figures" / "collapse-cosine.json").exists()
+    assert (tmp_path / "figures" / "collapse-norm.json").is_file()
+
+
+def test_what_is_no_number_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        report.write(tmp_path, {"clips": float("nan")}, {}, [])
 
 
 def test_the_lens_is_trained_and_found_beside_its_model(capsys: pytest.CaptureFixture[str], model: Path) -> None:

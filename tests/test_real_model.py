@@ -8,7 +8,7 @@ import threading
 import types
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from engine import adapters, ask, generate, models, worlds
 from engine.__main__ import main
 from engine.adapters import Lora
 from engine.backbones.base import add_tokens
+from engine.config import ConfigError
 from engine.insight import reconstruction, spoken
 from engine.methods import described
 from engine.methods.coconut import Coconut
@@ -433,8 +434,42 @@ def test_precision(tmp_path, monkeypatch):
     assert models.precision("cpu", tmp_path) == torch.float32
     free.available = 7999
     assert models.precision("cpu", tmp_path) == torch.bfloat16
+    free.available = 8000
+    monkeypatch.setattr(models, "free_memory", lambda: 7999)  # as in a container
+    assert models.precision("cpu", tmp_path) == torch.bfloat16
     assert models.precision("cuda", tmp_path) == torch.bfloat16
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *version: version == (13, 0))
     assert models.precision("mps", tmp_path) == torch.float32
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *version: True)
     assert models.precision("mps", tmp_path) == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("most", "used", "prefix"),
+    [
+        ("memory.max", "memory.current", ""),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_"),
+    ],
+)
+def test_a_containers_limit_counts_where_it_is_less_than_the_machines(tmp_path, monkeypatch, most, used, prefix):
+    """It leaves 10,000 - 6,000 bytes, and the 1,500 that cached files take."""
+    monkeypatch.setattr(models.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=8000))
+    assert models.free_memory(tmp_path) == 8000
+    (tmp_path / "memory").mkdir()
+    stat = f"anon 4500\n{prefix}inactive_file 1000\n{prefix}active_file 500\n"
+    (tmp_path / most).with_name("memory.stat").write_text(stat)
+    (tmp_path / used).write_text("6000\n")
+    for limit, free in (("10000", 5500), ("20000", 8000), ("9223372036854771712", 8000), ("max", 8000)):
+        (tmp_path / most).write_text(f"{limit}\n")
+        assert models.free_memory(tmp_path) == free
+
+
+def test_a_hub_id_keeps_its_slash_on_windows(tmp_path, monkeypatch):
+    """There a path turns it round."""
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: asked.append(name) or str(tmp_path))
+    for name in ("Qwen/Qwen2.5", Path("Qwen/Qwen2.5"), PureWindowsPath("Qwen/Qwen2.5")):
+        assert models.local(name) == tmp_path
+        with pytest.raises(ConfigError, match="holds no adapter"):
+            adapters.attach_saved(None, name)
+    assert asked == ["Qwen/Qwen2.5"] * 6

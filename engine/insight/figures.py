@@ -43,14 +43,14 @@ SAID = {
     "early-exit-slots": ("What that saves", "Slots used, at the same thresholds. Slots that ride the prefill cost little."),
     "probe": (
         "Is the end of the story in the slots?",
-        "What a linear probe tells right of the last state, in each layer's best slot, on clips that it did not learn from. "
-        "That it can be read does not mean that it is used: compare the controls, and what is right by chance (held against "
-        "other clips of the family).",
+        "What a linear probe tells right of the last state, in each layer's best slot, on clips that it did not learn from; "
+        "each half of them is counted in the slot that is best on the other half. That it can be read does not mean that it "
+        "is used: compare the controls, and what is right by chance (held against other clips of the family).",
     ),
     "lens": (
         "What would each layer say?",
         "How often the likeliest of the world's words is the last state, in each layer's best slot, by the plain logit lens "
-        "and the tuned one.",
+        "and the tuned one; each half of the clips is counted in the slot that is best on the other half.",
     ),
     "lens-distance": (
         "How far is each layer from the end?",
@@ -91,7 +91,7 @@ UNITS = {
 def drawn(models: Models) -> dict[str, Figure]:
     """The figures, by the names in `SAID`; those of one model are the first's."""
     first = next(iter(models.values()))
-    layers = range(max(len(m["collapse"]["cosine"]) for m in models.values()))
+    layers = range(max(len(m["collapse"]["norm"]) for m in models.values()))
     fewer = range(max(m["slots"] for m in models.values()) + 1)
     thresholds = [row["threshold"] for row in first["how_many"]["early_exit"]]
 
@@ -138,8 +138,9 @@ def drawn(models: Models) -> dict[str, Figure]:
         "lens-distance": plots.curves(lenses(lambda lens: lens["divergence"]), layers, "layer", "nats"),
     }
     for measure, unit in UNITS.items():
-        lines = {name: m["collapse"][measure] for name, m in models.items()}
-        made[f"collapse-{measure}"] = plots.curves(lines, layers, "layer", unit)
+        lines = {name: m["collapse"][measure] for name, m in models.items() if measure in m["collapse"]}
+        if lines:
+            made[f"collapse-{measure}"] = plots.curves(lines, layers, "layer", unit)
     slots = [str(i + 1) for i in range(first["slots"])]
     if alike := first.get("towards"):
         last = torch.tensor(alike[max(alike, key=int)])[-1]  # [slots, steps]

@@ -28,7 +28,7 @@ def write(out: Path, settings: Mapping[str, Any], models: Models, beside: Sequen
     """Writes everything into a folder -> the files' names. beside: sentences on the models together. Errors: OSError."""
     (out / "figures").mkdir(parents=True, exist_ok=True)
     told = {"settings": settings, "beside_controls": list(beside), "models": models}
-    (out / "insight.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+    (out / "insight.json").write_text(json.dumps(told, indent=1, allow_nan=False), encoding="utf-8")
     with (out / "insight.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["model", "figure", "value", "low", "high", "n"])
@@ -89,8 +89,9 @@ def _tables(models: Models) -> str:
     changes = meant(change for _, change in rows)
     replaced = _table(("model", "change", *(key.replace("_", " ") for key in keys)), rows)
     held: dict[tuple[str, ...], list[str]] = {
-        (name,): [_told(m["collapse"][measure][-1]) for measure in UNITS] for name, m in models.items()
-    }
+        (name,): [_told(m["collapse"][measure][-1]) if measure in m["collapse"] else "" for measure in UNITS]
+        for name, m in models.items()
+    }  # fmt: skip
     collapsed = _table(("model", *(f"{m.replace('_', ' ')} ({unit})" for m, unit in UNITS.items())), held)
     return (
         f"<h2>The replacement test in numbers</h2>{replaced}"

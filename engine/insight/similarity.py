@@ -61,20 +61,23 @@ def collapse(states: Tensor, among: Vocabulary) -> dict[str, Tensor]:
 
     cosine: mean over pairs of slots. effective_rank: e to the entropy of the singular values (Roy and Vetterli 2007), 1 for
     slots on one line, their number for orthogonal ones of one length. norm: mean length, in lengths of a mean embedding.
-    distance: mean Euclidean distance between two slots. centre: mean distance to the middle of the vocabulary.
+    distance: mean Euclidean distance between two slots. centre: mean distance to the middle of the vocabulary. One slot has
+    neither cosine nor distance.
     """
     states = states.cpu().double()
     count = states.shape[-2]
-    pairs = torch.triu_indices(count, count, offset=1, device=states.device)
     values = torch.linalg.svdvals(states)
     shares = values / values.sum(-1, keepdim=True).clamp(min=1e-30)
-    return {
-        "cosine": between_slots(states)[..., pairs[0], pairs[1]].mean(-1),
+    measured = {
         "effective_rank": torch.special.entr(shares).sum(-1).exp(),
         "norm": states.norm(dim=-1).mean(-1) / among.norm,
-        "distance": torch.cdist(states, states)[..., pairs[0], pairs[1]].mean(-1),
         "centre": (states - among.centre).norm(dim=-1).mean(-1),
     }
+    if count > 1:
+        one, other = torch.triu_indices(count, count, offset=1)
+        measured["cosine"] = between_slots(states)[..., one, other].mean(-1)
+        measured["distance"] = torch.cdist(states, states)[..., one, other].mean(-1)
+    return measured
 
 
 def path(states: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.data.samples import Sample
 from engine.insight import holds, howmany
-from engine.insight.estimates import Estimate, average, share
+from engine.insight.estimates import Estimate, average, gain, share
 from engine.insight.holds import Seen
 from engine.insight.howmany import Choice
 from engine.insight.similarity import Vocabulary
@@ -18,6 +18,7 @@ from engine.insight.subject import Clips
 Models = Mapping[str, Mapping[str, Any]]  # a model's figures, as `study` gives them
 
 MOSTLY = 0.9  # of answers that stay the same: the slots hardly matter
+RARELY = 0.05  # chance alone gives such a gain: it is more than chance explains
 
 
 def study(
@@ -68,7 +69,7 @@ def replacement(seen: Seen, clips: Clips) -> dict[str, dict[str, Estimate]]:
         there = np.array([donor is not None for donor in donors])
         rows[name] = {
             "accuracy": share(right[there, i]),
-            "gain": average(right[there, i].astype(float) - right[there, 0]),
+            "gain": gain(right[there, i], right[there, 0]),
             "same_answer": share(chosen[there, i] == chosen[there, 0]),
             "distance": average(np.abs(shares[there, i] - shares[there, 0]).sum(-1) / 2),
         }
@@ -128,16 +129,17 @@ def percent(one: Estimate) -> str:
 def in_words(rows: dict[str, dict[str, Estimate]]) -> list[str]:
     """What the replacement test says, for people: whether the slots matter, and whether what they hold does."""
     own, gone = rows["as they are"], rows["hidden"]
-    kept, gain = gone["same_answer"], gone["gain"]
+    kept, gained = gone["same_answer"], gone["gain"]
     told = [f"With its slots the model answers {percent(own['accuracy'])} right, and {percent(gone['accuracy'])} when nothing may look at them."]  # fmt: skip
-    if gain["high"] < 0:
-        told.append("The slots matter: without them fewer answers are right, by more than chance explains.")
-    elif gain["low"] > 0:
-        told.append("The slots do harm: without them more answers are right, by more than chance explains.")
-    elif kept["value"] >= MOSTLY:
+    if gained["p"] < RARELY:
+        felt, count = ("matter", "fewer") if gained["value"] < 0 else ("do harm", "more")
+        told.append(f"The slots {felt}: without them {count} answers are right, by more than chance explains.")
+    elif kept["low"] >= MOSTLY:
         told.append(f"The slots hardly matter for the answer: without them it stays the same in {percent(kept)} of the clips.")  # fmt: skip
+    elif kept["high"] < MOSTLY:
+        told.append(f"The slots sway the answer (without them it stays the same in {percent(kept)} of the clips), but what that does to the share of right ones, {percent(gained)}, chance may explain.")  # fmt: skip
     else:
-        told.append(f"The slots sway the answer (without them it stays the same in {percent(kept)} of the clips), but make no more of them right.")  # fmt: skip
+        told.append(f"Whether the slots matter is left open: without them the answer stays the same in {percent(kept)} of the clips.")  # fmt: skip
     for name, row in rows.items():
         if "follows" in row:
             told.append(_followed(name, row["follows"], row["follows_letter"]))
@@ -177,18 +179,15 @@ def beside_controls(models: Models) -> list[str]:
         ours, other = (m["replacement"]["as they are"]["accuracy"] for m in (mine, theirs))
         told.append(f"“{first}” answers {percent(ours)} right, “{name}” {percent(other)}: {_apart(ours, other)}.")
         if "end" in mine["probe"] and "end" in theirs["probe"]:
-            ours, other = (_best_layer(m["probe"]["end"]["right"]["best"]) for m in (mine, theirs))
-            chance = _best_layer(mine["probe"]["end"]["shuffled"]["best"])
+            ours, other = (m["probe"]["end"]["right"]["anywhere"] for m in (mine, theirs))
+            chance = mine["probe"]["end"]["shuffled"]["anywhere"]
             told.append(
                 f"A linear probe reads the last state off the best slot of “{first}” in {percent(ours)} of the clips, off that "
-                f"of “{name}” in {percent(other)}, and by chance in {percent(chance)}: {_apart(ours, other)}"
+                f"of “{name}” in {percent(other)}, and by chance in {percent(chance)} (each half of the clips is read in the "
+                f"layer and slot that are best on the other half): {_apart(ours, other)}"
                 f"{'' if ours['low'] > other['high'] else ', so that it can be read is no sign of thinking'}."
             )
     return told
-
-
-def _best_layer(layers: Sequence[Estimate]) -> Estimate:
-    return max(layers, key=lambda one: one["value"])
 
 
 def _apart(one: Estimate, other: Estimate) -> str:
