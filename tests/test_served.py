@@ -76,7 +76,7 @@ def test_each_visitor_is_alone(server: Server) -> None:
             assert "True answer" not in json.dumps(await other.call("on_reveal", [None]))
             assert "True answer" in json.dumps(await one.call("on_reveal", [None]))
             clip = await one.upload("one.mp4", CLIP.read_bytes())
-            await one.call("on_clip", [{"video": clip}, None])
+            await one.call("on_clip", [clip, None])
             thought = await one.call("on_think", [clip, *ASKED, "", 1, None])
             assert "s-answers" in json.dumps(thought)
             assert "data:image/png" in json.dumps(await one.call("on_layer", [1, None])) or "heatmap" in json.dumps(
