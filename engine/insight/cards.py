@@ -28,7 +28,7 @@ BY_DECODER = "What the slots hold is said aloud afterwards, from the slots alone
 BY_INTERPRETERS = """What they stand for is said aloud afterwards by interpreters, who know the question too, but don't see the
 video."""
 TEACHER = """<small>How alike each state is to the one from which the written chain reads its answer, in the same layer. The
-last column is the silent answer's own state, which training drew to it.</small>"""
+last column is the silent answer's own state.</small>"""
 NO_TEACHER = "<small>Tick “Also answer by the written chain” to compare the slots with it.</small>"
 NEVER_TEACHER = "<small>This model hasn't learnt to write a chain that its slots could be compared with.</small>"
 NO_SLOTS = "This model has no slots."
