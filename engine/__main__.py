@@ -84,12 +84,12 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     from pathlib import Path
 
     from engine import models
-    from engine.config import shard_of
+    from engine.config import function_of, shard_of
     from engine.exams import examination
 
     quiet()
     shard = shard_of(options.shard)
-    judge = examination.judge_of(options.judge) if options.judge else None
+    judge = function_of(options.judge, "--judge") if options.judge else None
     examination.protocol_of(options.name, judge)
     given = {name: getattr(options, name) for name in ("fps", "frames", "pixels") if getattr(options, name) is not None}
     model = models.load(options.model, options.adapter, options.device)

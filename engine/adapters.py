@@ -45,6 +45,14 @@ class Lora:
     vision: bool = False
     train_embeddings: bool = False
 
+    def __post_init__(self) -> None:
+        if wrong := [name for name in ("r", "alpha") if getattr(self, name) < 1]:
+            raise ConfigError(f"lora.{wrong[0]} is {getattr(self, wrong[0])}: it must be 1 or more.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"lora.dropout is {self.dropout}: it must be 0 or more, and below 1.")
+        if not self.targets:
+            raise ConfigError("lora.targets: name at least one.")
+
 
 def modules(backbone: Backbone, lora: Lora) -> list[str]:
     """The full names of the matrices that get an adapter. Errors: ConfigError for a target that names none."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -121,3 +122,17 @@ def shard_of(text: str) -> tuple[int, int]:
     if not (part.isdecimal() and whole.isdecimal() and 1 <= int(part) <= int(whole)):
         raise ConfigError(f"--shard {text}: write it as 1/4, the first of four.")
     return int(part), int(whole)
+
+
+def function_of(place: str, name: str) -> Callable[..., Any]:
+    """MODULE:FUNCTION -> the function. name: of the setting. Errors: ConfigError."""
+    module, _, called = place.partition(":")
+    try:
+        found = getattr(import_module(module), called)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{name} {place}: {error}. Write it as MODULE:FUNCTION, a module that Python finds."
+        ) from None
+    if not callable(found):
+        raise ConfigError(f"{name} {place} is no function.")
+    return found

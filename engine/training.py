@@ -11,7 +11,7 @@ import math
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -51,7 +51,8 @@ def setting(default: Any, text: str) -> Any:
 
 
 COUNTED = ("steps", "batch", "accumulate", "log_every", "validate_every", "save_every", "keep")  # 1 or more
-FROM_NONE = ("warmup", "epoch", "seed", "workers")  # 0 or more
+FROM_NONE = ("warmup", "epoch", "seed", "workers", "final_lr", "weight_decay")  # 0 or more
+ABOVE_NONE = ("lr", "clip")  # more than 0
 Validate = Callable[[Backbone, nn.ModuleDict], dict[str, float]]
 
 
@@ -138,6 +139,13 @@ def hardware(device: torch.device) -> str:
 def without_bf16(told: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the processor says what it can do, and bfloat16 arithmetic isn't among it."""
     return told.is_file() and not re.search(r"\b(avx512_|amx_|)bf16\b", told.read_text())
+
+
+def seen_in_all(config: Training, processes: int, source: object) -> str:
+    """How much a run sees, in words; of data with an end, how often it goes round."""
+    samples = config.steps * config.batch * processes
+    told = f"{samples:,} samples on {processes} process{'es' if processes > 1 else ''}"
+    return f"{told}: {samples / len(source):.1f} rounds of the data" if isinstance(source, Sized) else told
 
 
 def seed_everything(seed: int) -> None:
@@ -229,6 +237,8 @@ def train(
 
     feed = batches(dataset, start, config.steps, config.workers, left_out)
     bar = tqdm(total=config.steps, initial=start, desc=out.name, dynamic_ncols=True, disable=None if leads else True)
+    if leads:
+        bar.write(f"{out.name}: {seen_in_all(config, ranks, source)}")
     if accelerator.device.type == "cpu" and config.precision == "bf16" and without_bf16():
         bar.write("This processor has no bfloat16 arithmetic: with --precision no, small models learn some three times as fast.")  # fmt: skip
     began, seen = time.perf_counter(), 0
@@ -295,11 +305,17 @@ def _checked(config: Training, resume: bool) -> Path:
 
 
 def divided(config: Training) -> int:
-    """Samples a pass. Errors: ConfigError for counts that there can't be."""
+    """Samples a pass. Errors: ConfigError for counts, rates and shares that there can't be."""
     if wrong := [name for name in COUNTED if getattr(config, name) < 1]:
         raise ConfigError(f"{wrong[0]} is {getattr(config, wrong[0])}: it must be 1 or more.")
-    if wrong := [name for name in FROM_NONE if getattr(config, name) < 0]:
+    if wrong := [name for name in FROM_NONE if not getattr(config, name) >= 0]:
         raise ConfigError(f"{wrong[0]} is {getattr(config, wrong[0])}: it must be 0 or more.")
+    if wrong := [name for name in ABOVE_NONE if not getattr(config, name) > 0]:
+        raise ConfigError(f"{wrong[0]} is {getattr(config, wrong[0])}: it must be above 0.")
+    if not 0 <= config.unreadable <= 1:
+        raise ConfigError(f"unreadable is {config.unreadable}: it is a share, from 0 to 1.")
+    if not 0 <= config.beta2 < 1:
+        raise ConfigError(f"beta2 is {config.beta2}: it must be 0 or more, and below 1.")
     if config.batch % config.accumulate:
         raise ConfigError(f"batch {config.batch} can't be divided among {config.accumulate} passes.")
     return config.batch // config.accumulate

@@ -39,7 +39,7 @@ FILES = {
     "aokvqa.json": ("aokvqa", [AOKVQA]), "d.json": ("multimodal_coconut", [COCONUT_D]),
     "prosqa.json": ("coconut_json", [PROSQA]), "gsm.txt": ("gsm8k_icot", ICOT), "codi.json": ("codi_json", CODI),
     "aug.jsonl": ("codi_json", AUG), "nl.json": ("codi_json", AUG_NL), "csqa.jsonl": ("codi_json", COMMONSENSE),
-    "strategy.json": ("codi_json", STRATEGY), "own_text.jsonl": ("jsonl", [{k: OWN[k] for k in OWN if k != "video"}]),
+    "strategy.json": ("codi_json", STRATEGY), "prosqa.jsonl": ("coconut_json", [PROSQA | {"root": 0, "target": 2}]), "own_text.jsonl": ("jsonl", [{k: OWN[k] for k in OWN if k != "video"}]),
 }  # fmt: skip
 
 
@@ -114,6 +114,22 @@ def test_faults_have_row_and_field(capsys, folder):
     assert report["faults"][0]["says"].startswith("steps holds 2 steps, more than 1")
 
 
+@pytest.mark.parametrize("field", ["video", "image", "images", "image_path", "options"])
+def test_what_text_alone_would_lose_is_a_fault(capsys, folder, field):
+    """Our own rows, or Multimodal CoCoNuT's, as a list: they aren't read as text about nothing."""
+    row = {"question": "What?", "steps": ["a"], "answer": "b", field: "nofile.mp4"}
+    code, out, _ = ran(capsys, "check-data", wrote(folder, "shown.json", [row]), "--format", "coconut_json")
+    assert code == 1
+    assert f"sample 0: {field} would be lost: this format is text alone" in out
+
+
+def test_a_list_of_clips_is_not_clean_text(capsys, folder):
+    row = {"video": "nofile.mp4", "question": "What?", "options": ["a", "b"], "steps": ["a"], "answer": "b"}
+    code, out, _ = ran(capsys, "check-data", wrote(folder, "listed.json", [row]))
+    assert code == 1
+    assert "jsonl, a JSON object a line, has clips" in out
+
+
 def test_what_check_data_refuses_training_refuses(folder):
     file = wrote(folder, "refused.jsonl", [OWN, OWN | {"answer": ""}])
     (fault,) = check.check(*check.reader(file)).faults
@@ -137,7 +153,7 @@ def test_a_format_and_a_root_may_be_named(capsys, folder, tmp_path):
     file = wrote(tmp_path, "elsewhere.jsonl", [OWN])
     assert ran(capsys, "check-data", file)[0] == 1
     assert ran(capsys, "check-data", file, "--root", str(folder))[0] == 0
-    assert ran(capsys, "check-data", file, "--format", "coconut_json")[0] == 0
+    assert ran(capsys, "check-data", file, "--format", "video_r1")[0] == 1
     assert "cot missing" in ran(capsys, "check-data", file, "--format", "codi_json")[1]
 
 

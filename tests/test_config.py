@@ -90,7 +90,7 @@ def test_the_small_models_configurations_load():
 
     methods = {
         **dict.fromkeys(("short", "silent", "tally", "pause", "polish", "pauses"), "pause"), **dict.fromkeys(("answer_only", "filler"), "controls.Silent"),
-        **dict.fromkeys(("explicit", "sums"), "controls.Explicit"), "lookup": "lookup", "coconut": "coconut", "codi": "codi",
+        **dict.fromkeys(("explicit", "sums", "baseline"), "controls.Explicit"), "lookup": "lookup", "coconut": "coconut", "codi": "codi",
     }  # fmt: skip
     configs = Path(__file__).parent.parent / "train" / "configs"
     for path in (*sorted((configs / "text").glob("table*.yaml")), configs / "small" / "table.yaml"):
@@ -143,6 +143,12 @@ def test_settings_may_be_given_one_by_one_or_together(tmp_path):
         ("method: {}\nstages: [{name: a}]", ["--set", "stages.x=1"], "stages must hold keys and values, not list"),
         ("method: {}\ntraining: [1]", [], "training must hold keys and values, not list"),
         ("method: {}\ntraining:\ntext_worlds: {}\nvalidation: {samples: 1}", [], "what to start from"),
+        (
+            "method: {}\ntraining: {init: a, out: b}\ntext_worlds: {}\nvalidation: {samples: 1}",
+            ["--lr", "-1"],
+            "lr is -1.0",
+        ),
+        ("method: {}\nlora: {r: 0}", [], "lora.r is 0"),
     ],
 )
 def test_mistakes_on_the_command_line_give_one_sentence_and_exit_2(tmp_path, capsys, text, words, says):

@@ -11,6 +11,7 @@ import pytest
 from engine import curriculum
 from engine.curriculum import Replaced, step_groups
 from engine.data.samples import Sample
+from engine.methods import described, from_description
 from engine.methods.coconut import Coconut
 
 
@@ -44,6 +45,18 @@ def test_stages_from_epochs() -> None:
 def test_latents_take_the_place_of_steps(stage: int, steps: int, pad: bool, expected: Replaced) -> None:
     got = curriculum.replaced(stage, steps, rng(), c_thought=2, max_latent_stage=3, pad_latent_to_max=pad)
     assert got == expected
+
+
+def test_a_curriculum_may_start_at_a_later_epoch() -> None:
+    sample = Sample(None, "?", (), ("a", "b", "c", "d"), "e", "free-form", "plain")
+    for schedule in ("replace", "constant"):
+        whole = Coconut(epochs_per_stage=2, schedule=schedule, uniform_prob=0.5)
+        later = replace(whole, first_epoch=3)
+        for epoch in range(8):
+            assert later.stage(epoch) == whole.stage(epoch + 3)
+            assert later.replaced(sample, rng(epoch), epoch) == whole.replaced(sample, rng(epoch), epoch + 3)
+    assert described(later)["first_epoch"] == 3
+    assert from_description(described(later)) == later
 
 
 def test_no_latents_at_all() -> None:

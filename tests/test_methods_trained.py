@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from engine import ask, models
+from engine.adapters import Lora
 from engine.backbones.base import add_tokens
 from engine.config import ConfigError, build
 from engine.data.jsonl import JsonlSource
@@ -34,7 +35,7 @@ from tests.tiny import tiny_backbone, tiny_llama
 from train import codi
 from train.__main__ import run as by_name
 from train.coconut import published
-from train.command import Run, main, trained
+from train.command import Run, held_out, main, trained
 
 SOURCE = TextWorldsSource(difficulties=(1, 3))
 
@@ -189,8 +190,9 @@ def test_published_keys_are_understood(start, tmp_path, capsys):
     ours = published(flat_file(tmp_path, load_model_path=start))
     assert ours["method"] == {
         "mode": "coconut", "c_thought": 1, "epochs_per_stage": 1, "max_latent_stage": 1, "pad_latent_to_max": True,
-        "uniform_prob": 0.0,
+        "uniform_prob": 0.0, "first_epoch": 0, "compat": True,
     }  # fmt: skip
+    assert ours["validation"] == {"samples": 8}  # all there are
     assert (ours["training"]["steps"], ours["training"]["batch"], ours["training"]["epoch"]) == (6, 4, 8)
     assert ours["training"]["clip"] == 1e9  # it clips nothing
     assert ours["training"]["init"] == start
@@ -206,9 +208,54 @@ def test_published_keys_are_understood(start, tmp_path, capsys):
     assert 0 <= json.loads(capsys.readouterr().out)["accuracy"] <= 1
 
 
+def test_published_runs_leave_out_the_epochs_that_stand_behind_them(tmp_path):
+    ours = published(flat_file(tmp_path, resume=1, reset_optimizer=False))
+    assert (ours["method"]["first_epoch"], ours["method"]["compat"]) == (1, False)
+    assert ours["training"]["steps"] == 4  # two epochs of the three
+
+
+def test_the_published_trainer_of_a_chain_has_no_thoughts(tmp_path):
+    ours = published(
+        flat_file(tmp_path, coconut=False, cot=True, c_thought=0, max_latent_stage=0, load_model_path=None)
+    )
+    assert build(Coconut, ours["method"]).mode == "cot"
+    assert ours["training"]["init"] == "gpt2"
+
+
+def test_validation_asks_for_each_row_of_a_file_once(tmp_path):
+    rows = [{"question": f"{i}?", "steps": ["a"], "answer": "b"} for i in range(6)]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    data = {"file": str(tmp_path / "data.json"), "held_out": 3}
+    for wanted, questions in ((180, ["3?", "4?", "5?"]), (2, ["3?", "4?"])):
+        run = build(Run, {"method": {}, "coconut_json": data, "validation": {"samples": wanted}})
+        assert [sample.question for sample in held_out(run)] == questions
+
+
+def test_a_folder_that_can_not_be_made_is_one_sentence(start, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    training = {"init": start, "out": str(tmp_path / "file" / "run"), "steps": 1, "device": "cpu", "workers": 0}
+    config = {"method": {}, "training": training, "text_worlds": {}, "validation": {"samples": 1}}
+    (tmp_path / "run.yaml").write_text(json.dumps(config))
+    assert main(None, Explicit, ["--config", str(tmp_path / "run.yaml")]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "Not a directory" in told
+    assert "Traceback" not in told
+
+
 @pytest.mark.parametrize(
     ("method", "settings", "words"),
     [
+        (Coconut, {"first_epoch": -1}, "^first_epoch is -1"),
+        (Heima, {"compressed": -1}, "^compressed is -1"),
+        (Heima, {"compressed": 3, "sections": ("A", "B")}, "^compressed is 3: it must be 0 to 2"),
+        (Heima, {"per_section": 0}, "^per_section is 0"),
+        (StepSupervision, {"layers": -1}, r"^steps\.layers is -1"),
+        (StepSupervision, {"words": -1}, r"^steps\.words is -1"),
+        (StepSupervision, {"stairs": 0}, r"^steps\.stairs is 0"),
+        (Lora, {"r": 0}, r"^lora\.r is 0"),
+        (Lora, {"alpha": 0}, r"^lora\.alpha is 0"),
+        (Lora, {"dropout": 1.0}, r"^lora\.dropout is 1"),
+        (Lora, {"targets": ()}, r"^lora\.targets"),
         (Coconut, {"c_thought": 0}, "^c_thought is 0"),
         (Coconut, {"epochs_per_stage": 0}, "^epochs_per_stage is 0"),
         (Coconut, {"max_latent_stage": -1}, "max_latent_stage"),
@@ -234,6 +281,17 @@ def test_the_slots_of_a_constant_schedule_are_all_there_are():
         ({"coconut": False}, "0 of them"),
         ({"cot": True}, "2 of them"),
         ({"c_thoughts": 2}, "'c_thoughts'"),
+        ({"batch_size_training": "big"}, "batch_size_training = 'big': expected int"),
+        ({"batch_size_training": 0}, "batch_size_training is 0"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0"),
+        ({"num_epochs": 0}, "num_epochs is 0"),
+        ({"resume": 3}, "resume is 3: it must be 0 or more, and less than num_epochs"),
+        ({"resume": -1}, "resume is -1"),
+        ({"train_path": ""}, "train_path is empty"),
+        ({"val_path": None}, "val_path = None: expected str"),
+        ({"val_path": "none.json"}, "Can't read none.json"),
+        ({"lr": "fast"}, "lr = 'fast'"),
+        ({"coconut": "perhaps"}, "coconut = 'perhaps'"),
     ],
 )
 def test_published_keys_that_can_not_be_meant(tmp_path, changes, words):

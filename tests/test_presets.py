@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -33,6 +34,7 @@ METHODS: dict[str, type[Method]] = {
     )},
     "qwen2_5_vl_7b_video_r1": PauseDistillation,
 }  # fmt: skip
+PROBLEMS = 385_620  # of GSM8k-Aug
 SHAPES = {"runs/aokvqa-cot/best": "OpenGVLab/InternVL3-1B-hf"}  # what earlier stages leave
 
 
@@ -65,20 +67,34 @@ def test_a_preset_can_be_planned(file: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "step", "lr", "latents", "width"),
+    ("file", "epochs", "passes", "lr", "width"),
     [
-        ("text/gsm8k_codi_simcot", 128, 3e-3, 6, 768),
-        ("text/gsm8k_codi_simcot_llama_1b", 128, 8e-4, 6, 2048),
-        ("text/gsm8k_codi_llama", 128, 8e-4, 6, 2048),
+        ("text/gsm8k_codi_simcot", 40, 4, 3e-3, 768),
+        ("text/gsm8k_codi_simcot_llama_1b", 10, 4, 8e-4, 2048),
+        ("text/gsm8k_codi_simcot_llama_3b", 8, 4, 3e-4, 3072),
+        ("text/gsm8k_codi_simcot_llama_8b", 6, 16, 1e-4, 4096),
+        ("text/gsm8k_codi_llama", 10, 4, 8e-4, 2048),
     ],
 )
-def test_codis_published_settings(file: str, step: int, lr: float, latents: int, width: int) -> None:
+def test_codis_published_settings(file: str, epochs: int, passes: int, lr: float, width: int) -> None:
     ((run, method),) = runs(file)
     config = run.training
-    assert (config.batch, config.lr, method.num_latent, method.prj_dim) == (step, lr, latents, width)
+    assert (config.batch, config.accumulate, config.lr) == (128, passes, lr)
+    assert (method.num_latent, method.prj_dim) == (6, width)
+    assert config.steps == epochs * math.ceil(PROBLEMS / 128)
     assert (run.lora.r, run.lora.alpha, run.lora.dropout) == (128, 32, 0.1)
     assert (config.weight_decay, config.clip, config.schedule) == (0.1, 2.0, "cosine")
-    assert config.warmup == pytest.approx(0.03 * config.steps, abs=1)
+    assert config.warmup == math.ceil(0.03 * config.steps)
+
+
+@pytest.mark.parametrize("file", ["text/gsm8k_coconut", "text/gsm8k_coconut_simcot"])
+def test_coconuts_published_settings(file: str) -> None:
+    """22 epochs of the 25, from the model that stands for the first three: stage 1 to the last, which is written out no more."""
+    ((run, method),) = runs(file)
+    config = run.training
+    assert run.training.init == f"{runs('text/gsm8k_cot')[0][0].training.out}/best"
+    assert (config.epoch, config.batch, config.steps) == (PROBLEMS, 128, 22 * (PROBLEMS // 128))
+    assert [method.stage(epoch) for epoch in (0, 2, 3, 21)] == [1, 1, 2, 8]
 
 
 def test_heimas_published_stages() -> None:

@@ -226,6 +226,44 @@ def test_what_can_not_be_compared_is_refused(place, capsys):
     assert not (place / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rows": []}, "rows: a table needs at least one"),
+        ({"samples": 0}, "samples is 0"),
+        ({"batch": 0}, "batch is 0"),
+        ({"shared": {"training": 5}}, "training must hold keys and values, not int"),
+    ],
+)
+def test_a_table_that_can_not_be_meant(place, capsys, changes, words):
+    assert main(["--config", config(place, **changes)]) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert len(told.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"seeds": 0}, "thoughts: seeds is 0"),
+        ({"changes": {"training": 5}}, "training must hold keys and values, not int"),
+        ({"name": "answer only"}, "'answer only' and 'answer only' would share a folder"),
+        ({"name": "Answer-only"}, "'answer only' and 'Answer-only' would share a folder"),
+    ],
+)
+def test_rows_that_can_not_be_meant(place, capsys, row, words):
+    first, second = json.loads(Path(config(place)).read_text())["rows"]
+    assert main(["--config", config(place, rows=[first, second | row])]) == 2
+    assert words in capsys.readouterr().err
+    assert not (place / "runs").exists()
+
+
+def test_a_place_that_can_not_be_written_to_is_one_sentence(place, capsys):
+    (place / "file").write_text("")
+    assert main(["--config", config(place), "--out", str(place / "file" / "runs")]) == 2
+    assert "Not a directory" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_run_made_otherwise_is_refused(place, capsys):
     assert main(["--config", config(place)]) == 0
     for shared, name in (({"lr": 0.5}, "training.lr"), ({"steps": 3}, "training.steps")):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from engine.config import ConfigError, read_yaml
 from engine.data.worlds import WorldsSource
 from engine.folders import checkpoints
+from engine.insight import reconstruction
 from engine.methods.heima import Heima, Interpreters
 from engine.methods.scorers import Scorers
 from tests import tiny
@@ -59,6 +60,13 @@ def config(start: str, out: Path, **changes: Any) -> dict[str, Any]:
     return {**values, "stages": STAGES, **changes}
 
 
+def half(said: str, true: str) -> float:
+    """A judge."""
+    assert isinstance(said, str)
+    assert true
+    return 0.5
+
+
 def losses(out: Path) -> list[float]:
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if "loss" in line]
@@ -66,12 +74,14 @@ def losses(out: Path) -> list[float]:
 
 @pytest.mark.parametrize("lora", [None, {"r": 4, "train_embeddings": True}])
 def test_all_stages_run_and_are_scored(
-    lora: dict | None, start: str, tmp_path: Path, capsys: pytest.CaptureFixture
+    lora: dict | None, start: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("sacrebleu")
+    monkeypatch.setattr(reconstruction, "_bertscore", lambda pairs, encoder, layer: 0.25 * (encoder == Path(start)))
     out = tmp_path / "runs"
     file = tmp_path / "heima.yaml"
-    file.write_text(yaml.safe_dump(config(start, out, **({"lora": lora} if lora else {}))))
+    given = {"samples": 3, "batch": 2, "encoder": start, "judge": f"{__name__}:half"}
+    file.write_text(yaml.safe_dump(config(start, out, validation=given, **({"lora": lora} if lora else {}))))
     assert main(["--config", str(file)]) == 0
     weights = "adapter_model.safetensors" if lora else "model.safetensors"
     kept = [load_file(out / name / "best" / weights) for name in ("summary", "reasoning", "recovering")]
@@ -93,6 +103,7 @@ def test_all_stages_run_and_are_scored(
     assert scores["recovering"].keys() == {"silent", "accuracy"}
     assert scores["interpreters"].keys() == {"SUMMARY", "CAPTION", "REASONING"}
     assert scores["interpreters"]["CAPTION"]["pairs"] == 3
+    assert (scores["interpreters"]["CAPTION"]["bertscore"], scores["interpreters"]["CAPTION"]["judged"]) == (0.25, 0.5)
     assert scores["scorers"].keys() == {"slots", "chain", "gap", "beyond", "kept", "samples"}
     assert (
         scores["scorers"]["slots"]["low"] <= scores["scorers"]["slots"]["value"] <= scores["scorers"]["slots"]["high"]
@@ -185,6 +196,13 @@ def test_only_finished_stages_are_scored(start: str, tmp_path: Path, capsys: pyt
     told = capsys.readouterr()
     assert list(json.loads(told.out)) == ["summary"]
     assert "reasoning isn't trained yet" in told.err
+
+
+def test_a_judge_that_is_not_there_is_refused_first(start: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    values = config(start, tmp_path / "runs", validation={"samples": 1, "judge": "no.such:thing"})
+    (tmp_path / "heima.yaml").write_text(yaml.safe_dump(values))
+    assert main(["--config", str(tmp_path / "heima.yaml"), "--only-eval", "true"]) == 2
+    assert capsys.readouterr().err.startswith("validation.judge no.such:thing: ")
 
 
 def test_a_file_without_good_stages_is_refused(start: str, tmp_path: Path) -> None:

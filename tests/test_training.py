@@ -90,7 +90,7 @@ def test_muon_moves_the_matrices_inside_the_layers_and_adamw_the_rest(start):
 def test_companions_go_on_from_those_beside_the_model(start, tmp_path):
     taught = PauseDistillation(mode="silent", pauses=(3, 3), steps=StepSupervision(layers=1))
     best = train(settings(start, tmp_path / "first", 2), taught, SOURCE, accuracy)
-    still = settings(str(best), tmp_path / "second", 1, lr=0.0)
+    still = settings(str(best), tmp_path / "second", 1, lr=1e-300)  # nothing moves
     then = train(still, PauseDistillation(pauses=(3, 3), steps=StepSupervision(layers=1)), SOURCE, accuracy)
     before, after = (load_file(folder / COMPANIONS) for folder in (best, then))
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -211,6 +211,14 @@ def test_adamw_remembers_as_long_as_it_is_told(start):
         assert {group["betas"] for group in adamw.param_groups} == {(0.9, remembered)}
 
 
+def test_a_run_says_how_much_it_sees(start, tmp_path, capsys):
+    train(settings(start, tmp_path / "run", 1), Explicit(), SOURCE, accuracy)
+    assert "run: 4 samples on 1 process\n" in capsys.readouterr().out  # worlds have no end
+    recipe = settings(start, tmp_path, 20_600, batch=2)
+    told = training.seen_in_all(recipe, 8, range(164_800))
+    assert told == "329,600 samples on 8 processes: 2.0 rounds of the data"
+
+
 def test_the_learning_rate_rises_and_falls():
     config = Training(steps=100, warmup=10, lr=1.0, schedule="linear", final_lr=0.1)
     assert learning_rate(config, 0) == pytest.approx(0.1)
@@ -227,6 +235,11 @@ def test_the_learning_rate_rises_and_falls():
         ({"init": "no/such/folder"}, "no folder"),
         *(({name: 0}, f"^{name} is 0: it must be 1 or more") for name in training.COUNTED),
         *(({name: -1}, f"^{name} is -1: it must be 0 or more") for name in training.FROM_NONE),
+        *(({name: 0}, f"^{name} is 0: it must be above 0") for name in training.ABOVE_NONE),
+        ({"lr": float("nan")}, "^lr is nan"),
+        ({"unreadable": 1.5}, "^unreadable is 1.5"),
+        ({"unreadable": -0.1}, "^unreadable is -0.1"),
+        ({"beta2": 1.0}, "^beta2 is 1"),
     ],
 )
 def test_impossible_settings_are_refused(start, tmp_path, change, word):

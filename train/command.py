@@ -24,6 +24,7 @@ from engine.container import VideoError
 from engine.data.aokvqa import AokvqaSource, MultimodalCoconutSource
 from engine.data.coconut_json import CoconutSource
 from engine.data.codi_json import CodiSource
+from engine.data.files import FileSource
 from engine.data.gsm8k_icot import Gsm8kIcotSource
 from engine.data.jsonl import JsonlSource
 from engine.data.llava_cot import LlavaCotSource
@@ -47,10 +48,16 @@ Source = (
 
 @dataclass(frozen=True)
 class Validation:
-    """Clips of the validation split answered by decoding while training goes on."""
+    """Clips of the validation split answered by decoding while training goes on.
+
+    encoder, judge: of the words that Heima's interpreters say, where train.heima scores them: the folder of BERTScore's
+    encoder, and MODULE:FUNCTION, which is given what was said and what is true, and returns how alike they are.
+    """
 
     samples: int = 180
     batch: int = 60
+    encoder: str = ""
+    judge: str = ""
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.batch < 1:
@@ -167,7 +174,8 @@ def main(
     argv: list[str] | None = None,
     translate: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: values,
 ) -> int:
-    """Runs a training script for one method's dataclass. Exit code 2 with one sentence for a bad configuration."""
+    """Runs a training script for one method's dataclass. Exit code 2 with one sentence for a bad configuration, or for files that
+    can't be read or written."""
     try:
         asked = arguments(description, argv, translate)
         run = build(Run, asked.values)
@@ -178,8 +186,8 @@ def main(
             print(json.dumps(evaluated(run.training, chosen, validation(run, chosen))))
         else:
             trained(run, chosen, validation(run, chosen), asked.resume)
-    except (ConfigError, VideoError, FloatingPointError) as error:
-        print(error, file=sys.stderr)
+    except (ConfigError, VideoError, FloatingPointError, OSError) as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
 
@@ -214,9 +222,11 @@ def opened(init: str, adapter: str, method: Method, place: Path, device: str = "
 
 
 def held_out(run: Run) -> list[Sample]:
-    """The validation's samples. Errors: VideoError for one whose file doesn't open, before hours of training."""
-    source = replace(run.source, split="validation")
-    samples = [source(i) for i in range(run.validation.samples)]
+    """The validation's samples, each once. Errors: VideoError for one whose file doesn't open, before hours of training."""
+    source, count = replace(run.source, split="validation"), run.validation.samples
+    if isinstance(source, FileSource):  # worlds have no end
+        count = min(count, len(source))
+    samples = [source(i) for i in range(count)]
     return [
         looked_at(sample, lambda shown: shown.opened() if isinstance(shown, Footage) else shown) for sample in samples
     ]

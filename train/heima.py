@@ -5,7 +5,8 @@ python -m train.heima --config train/configs/small/heima.yaml
 A file says what all stages share, and under `stages` what differs: a name (its folder in `out`), keys of `method`,
 `training` and `worlds`, and a kind: heima, or interpreters or scorers, which read what the last heima stage left. --resume goes on where
 the runs stopped; --only-eval true scores what they made: answers, how alike the interpreters' words are to the chains (text
-metrics must be installed), what thoughts and chains are worth for the answer.
+metrics must be installed), what thoughts and chains are worth for the answer. `validation: {encoder: FOLDER}` adds BERTScore,
+by a model in that folder; `{judge: MODULE:FUNCTION}` a judge of your own, (what was said, what is true) -> how alike.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 from torch import nn
 
 from engine.backbones.base import Backbone
-from engine.config import ConfigError, build, convert
+from engine.config import ConfigError, build, convert, function_of
 from engine.container import VideoError
 from engine.evaluation import mean
 from engine.insight.information import information
@@ -132,6 +133,8 @@ def worth(run: Run, method: Scorers) -> Validate:
 def scores(stages: list[Planned]) -> dict[str, Any]:
     """What each finished stage scores on the validation split, what its interpreters say, what its thoughts are worth."""
     found: dict[str, Any] = {}
+    asked = stages[0].run.validation
+    judge = function_of(asked.judge, "validation.judge") if asked.judge else None
     for stage in stages:
         method, training = stage.method, stage.run.training
         if not stage.best.is_dir():
@@ -142,7 +145,8 @@ def scores(stages: list[Planned]) -> dict[str, Any]:
         backbone, companions = opened(base, adapter, method, stage.best, training.device)
         samples, size = held_out(stage.run), stage.run.validation.batch
         if isinstance(method, Interpreters):
-            said = by_section(interpreted(backbone, companions, method, samples, size))
+            words = interpreted(backbone, companions, method, samples, size)
+            said = by_section(words, encoder=asked.encoder or None, judge=judge)
             found[stage.name] = {name: asdict(each) for name, each in said.items()}
         elif isinstance(method, Scorers):
             found[stage.name] = asdict(information(scored(backbone, companions, method, samples, size)))
@@ -152,7 +156,7 @@ def scores(stages: list[Planned]) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 2 with one sentence for a bad configuration."""
+    """Exit code 2 with one sentence for a bad configuration, or for files that can't be read or written."""
     try:
         asked = arguments(__doc__, argv)
         stages = plan(asked.values, asked.given)
@@ -168,8 +172,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         for stage in stages:
             trained(stage.run, stage.method, stage.validate, asked.resume)
-    except (ConfigError, VideoError, FloatingPointError, ModuleNotFoundError) as error:
-        print(error, file=sys.stderr)
+    except (ConfigError, VideoError, FloatingPointError, ModuleNotFoundError, OSError) as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
 

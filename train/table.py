@@ -96,7 +96,7 @@ def results(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 2 with one sentence for a bad configuration."""
+    """Exit code 2 with one sentence for a bad configuration, or for files that can't be read or written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="the table's YAML file")
     parser.add_argument("--finished", action="store_true", help="train nothing: a table of what is finished")
@@ -138,8 +138,8 @@ def main(argv: list[str] | None = None) -> int:
         whole = tabulate({row.name: row.against for row in table.rows}, named)
         said = {"samples_seen": made[0].seen, "samples_tested": len(named[0][1]["answers"]["k"]), "batch": table.batch}
         write((options.kept or Path(table.out)) / options.config.stem, said, whole)
-    except (ConfigError, VideoError, FloatingPointError) as error:
-        print(error, file=sys.stderr)
+    except (ConfigError, VideoError, FloatingPointError, OSError) as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
 

@@ -18,7 +18,7 @@ from engine.data.text_worlds import TextWorldsSource
 from engine.data.worlds import WorldsSource
 from engine.folders import SETTINGS, checkpoints, fingerprint
 from engine.methods import described, find
-from train.command import Run
+from train.command import Run, section
 from train.heima import Planned, plan
 
 START = "start.txt"  # in a run's folder: what tells the weights that it was started from
@@ -36,6 +36,10 @@ class Row:
     against: str = ""  # the row that is its control
     seeds: int = 1
     changes: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ConfigError(f"{self.name}: seeds is {self.seeds}: it must be 1 or more.")
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,18 @@ class Table:
     batch: int = 100
     gsm8k: Gsm8kIcotSource | None = None
     given: dict = field(default_factory=dict)  # settings by section that hold for every run, whatever the file says
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise ConfigError("rows: a table needs at least one.")
+        if wrong := [name for name in ("samples", "batch") if getattr(self, name) < 1]:
+            raise ConfigError(f"{wrong[0]} is {getattr(self, wrong[0])}: it must be 1 or more.")
+        by_folder: dict[str, str] = {}
+        for row in self.rows:
+            if (folder := run_name(row.name)) in by_folder:
+                both = f"{by_folder[folder]!r} and {row.name!r}"
+                raise ConfigError(f"Rows {both} would share a folder: give each a name of its own.")
+            by_folder[folder] = row.name
 
 
 @dataclass(frozen=True)
@@ -98,11 +114,11 @@ class Trial:
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Configurations over each other, section by section."""
+    """Configurations over each other, section by section. Errors: ConfigError for a section that is a list or a single value."""
     whole: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
-            whole[key] = {**whole.get(key, {}), **value} if isinstance(value, Mapping) else value
+            whole[key] = {**section(whole, key), **value} if isinstance(value, Mapping) else value
     return whole
 
 

@@ -44,6 +44,7 @@ MARKS = {
     "aokvqa": {"rationales", "image_id"},
     "multimodal_coconut": {"image_path", "steps"},
     "codi_json": {"question", "cot"},
+    "coconut_json": {"steps", "edges"},  # ProsQA's, also as JSON lines
 }
 LOOKED_AT = 20  # rows that a format is told by
 

@@ -1,4 +1,6 @@
-"""Coconut's format: a JSON list of {question, steps, answer}, for GSM8k, ProntoQA and ProsQA. Other keys are let be."""
+"""Coconut's format: a JSON list of {question, steps, answer}, for GSM8k, ProntoQA and ProsQA. Other keys are let be, but for
+those of what is shown or chosen from, which would be lost.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,8 @@ from typing import Any
 from engine.data.files import BadRow, FileSource, Rows, answered, field, json_rows, said, text
 from engine.data.samples import Sample
 
+BEYOND_TEXT = ("video", "image", "images", "image_path", "options")
+
 
 @dataclass(frozen=True)
 class CoconutSource(FileSource):
@@ -16,6 +20,11 @@ class CoconutSource(FileSource):
         return json_rows(path)
 
     def parse(self, raw: Any) -> Sample:
+        if isinstance(raw, dict) and (lost := [name for name in BEYOND_TEXT if name in raw]):
+            raise BadRow(
+                f"{lost[0]} would be lost: this format is text alone. jsonl, a JSON object a line, has clips, images and "
+                "options; multimodal_coconut has image_path"
+            )
         return problem(self, raw)
 
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -88,20 +87,6 @@ def sampling(model: models.Model, name: str, given: Mapping[str, Any]) -> Sampli
     if name != "video-r1" and not model.taught:
         usual = replace(usual, pixels=IMAGE_PIXELS)
     return replace(usual, **given)
-
-
-def judge_of(place: str) -> Judge:
-    """MODULE:FUNCTION -> the function. Errors: ConfigError."""
-    module, _, name = place.partition(":")
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"--judge {place}: {error}. Write it as MODULE:FUNCTION, a module that Python finds."
-        ) from None
-    if not callable(found):
-        raise ConfigError(f"--judge {place} is no function.")
-    return found
 
 
 def examine(

@@ -20,6 +20,7 @@ from torch import nn
 
 from engine import generate
 from engine.backbones.base import Backbone
+from engine.config import ConfigError
 from engine.data.samples import Sample
 from engine.layout import pack
 from engine.methods.heima import Interpreters
@@ -96,7 +97,7 @@ def likeness(
 ) -> Likeness:  # fmt: skip
     """encoder: the folder of BERTScore's encoder, whose layer `layer` is read (default: its last).
 
-    Errors: ValueError for no pair, or an encoder that can't be read; ModuleNotFoundError with what to install.
+    Errors: ValueError for no pair; ConfigError for an encoder that can't be read; ModuleNotFoundError with what to install.
     """
     if not said or len(said) != len(true):
         raise ValueError(f"{len(said)} texts said and {len(true)} true ones: there must be as many, at least one.")
@@ -150,7 +151,7 @@ def _bertscore(pairs: Sequence[tuple[str, str]], encoder: Path, layer: int | Non
     """F1; a text of which nothing was said scores 0."""
     library = _library("bert_score")
     if not (encoder / "config.json").is_file():
-        raise ValueError(f"BERTScore's encoder must be a folder with a model in it; {encoder} is none.")
+        raise ConfigError(f"BERTScore's encoder must be a folder with a model in it; {encoder} is none.")
     layers = layer or json.loads((encoder / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
     full = [(said, true) for said, true in pairs if said.strip() and true.strip()]
     if not full:
@@ -159,7 +160,7 @@ def _bertscore(pairs: Sequence[tuple[str, str]], encoder: Path, layer: int | Non
         scorer = library.BERTScorer(model_type=str(encoder), num_layers=layers)
         _, _, f1 = scorer.score(*map(list, zip(*full, strict=True)))
     except OverflowError:  # the library cuts texts to what the tokenizer says is longest
-        raise ValueError(f"{encoder}: its tokenizer_config.json must say model_max_length, such as 512.") from None
+        raise ConfigError(f"{encoder}: its tokenizer_config.json must say model_max_length, such as 512.") from None
     return float(f1.sum()) / len(pairs)
 
 

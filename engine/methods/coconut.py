@@ -34,6 +34,7 @@ class Coconut(Method):
     thoughts: continuous = fed back; filler = the same slots without feedback, the control with the same curriculum.
     schedule: replace = Coconut's, latents take the place of steps; constant = all latents from the first stage on, while
     steps leave one a stage.
+    first_epoch: of the curriculum, where training starts; a model that was taught the chain leaves stage 0 out.
     """
 
     tokens: ClassVar[tuple[str, ...]] = (*SPECIAL_TOKENS, START, LATENT, STOP)
@@ -48,11 +49,14 @@ class Coconut(Method):
     schedule: Literal["replace", "constant"] = "replace"
     mode: Literal["coconut", "cot", "no_cot", "no_thoughts"] = "coconut"
     steps: StepSupervision | None = None  # SIM-CoT
+    first_epoch: int = 0
     compat: bool = False  # the published trainer's fault: a new optimizer every epoch, not every stage
 
     def __post_init__(self) -> None:
         if wrong := [name for name in ("c_thought", "epochs_per_stage") if getattr(self, name) < 1]:
             raise ConfigError(f"{wrong[0]} is {getattr(self, wrong[0])}: it must be 1 or more.")
+        if self.first_epoch < 0:
+            raise ConfigError(f"first_epoch is {self.first_epoch}: it must be 0 or more.")
         if self.max_latent_stage < 0 or not 0 <= self.uniform_prob <= 1:
             raise ConfigError("max_latent_stage is 0 or more, and uniform_prob a share from 0 to 1.")
 
@@ -92,10 +96,14 @@ class Coconut(Method):
     def stage(self, epoch: int) -> int:
         if self.compat:
             return epoch
-        return 0 if self.mode in ("cot", "no_cot") else curriculum.stage(epoch, self.epochs_per_stage)
+        return 0 if self.mode in ("cot", "no_cot") else self._stage(epoch)
+
+    def _stage(self, epoch: int) -> int:
+        """How far the curriculum is, in this epoch of training."""
+        return curriculum.stage(self.first_epoch + epoch, self.epochs_per_stage)
 
     def replaced(self, sample: Sample, rng: np.random.Generator, epoch: int) -> Replaced:
-        stage, steps = curriculum.stage(epoch, self.epochs_per_stage), len(sample.steps)
+        stage, steps = self._stage(epoch), len(sample.steps)
         if self.mode in ("cot", "no_cot"):
             return Replaced(0, steps if self.mode == "no_cot" else 0)
         if self.schedule == "constant":

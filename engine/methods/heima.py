@@ -58,6 +58,14 @@ class Heima(Method):
     sections: tuple[str, ...] = ("SUMMARY", "CAPTION", "REASONING")  # every name that the data has
     tags: Literal["text", "tokens"] = "text"
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.compressed <= len(self.sections):
+            raise ConfigError(
+                f"compressed is {self.compressed}: it must be 0 to {len(self.sections)}, as many as there are sections."
+            )
+        if self.per_section < 1:
+            raise ConfigError(f"per_section is {self.per_section}: it must be 1 or more.")
+
     @property
     def thinking_tokens(self) -> tuple[str, ...]:
         return tuple(token for name in self.sections for token in thinking_tokens(name, self.per_section))

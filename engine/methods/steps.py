@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from engine import latents
 from engine.backbones.base import Backbone
+from engine.config import ConfigError
 from engine.curriculum import step_groups
 from engine.latents import Feedback
 from engine.layout import END, Reading, Readings, Segment, slots, target
@@ -47,6 +48,12 @@ class StepSupervision:
     words: int = 0
     first_position: int = 1
     compat: bool = False
+
+    def __post_init__(self) -> None:
+        if wrong := [name for name in ("layers", "words", "first_position") if getattr(self, name) < 0]:
+            raise ConfigError(f"steps.{wrong[0]} is {getattr(self, wrong[0])}: it must be 0 or more.")
+        if self.stairs is not None and self.stairs < 1:
+            raise ConfigError(f"steps.stairs is {self.stairs}: it must be 1 or more, or none.")
 
     def decoder(self, backbone: Backbone) -> nn.Module:
         """The auxiliary decoder: a copy of the language model, with its own embedding and head."""
