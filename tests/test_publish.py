@@ -16,7 +16,7 @@ from engine.adapters import Lora
 from engine.backbones.load import load
 from engine.data.worlds import WorldsSource
 from engine.exchange.export import export
-from engine.familiarity import Familiarity
+from engine.familiarity import Asked, Familiarity
 from engine.insight import lens
 from engine.methods import described
 from engine.methods.codi import Codi
@@ -34,7 +34,9 @@ class Known(Familiarity):
     """What is familiar takes long to learn."""
 
     def __init__(self) -> None:
-        super().__init__(torch.zeros(2), torch.eye(2), 1.0, ("Where is it?",))
+        super().__init__(
+            torch.zeros(2), torch.zeros(1, 2), torch.eye(2), 1.0, (Asked("Where is it?", ("here", "there")),)
+        )
 
 
 def finished(run: Path, method: Method, base: str = "fresh", lora: Lora | None = None, adapter: str = "") -> Path:

@@ -151,8 +151,8 @@ def test_the_presets_are_the_published_stages() -> None:
     assert published[-1].run.training.lr == 5e-4
     small = plan(read_yaml(CONFIGS / "small" / "heima.yaml"))
     assert isinstance(small[-1].method, Scorers)
-    for ablation in ("", "_without_progressive", "_without_recovering"):  # as many steps as their controls
-        found = plan(read_yaml(CONFIGS / "small" / f"heima{ablation}.yaml"))
+    for ablation in ("without_progressive", "without_recovering"):  # as many steps as their controls
+        found = plan(read_yaml(CONFIGS / "small" / f"heima_{ablation}.yaml"))
         assert sum(p.run.training.steps for p in found if type(p.method) is Heima) == 1200
 
 
