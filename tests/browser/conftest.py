@@ -23,7 +23,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def chromium() -> Iterator[Browser]:
     """Playwright runs an event loop in this thread; it ends with the module, so that other tests can run their own."""
     path = find_browser()
-    expect.set_options(timeout=30_000)
+    expect.set_options(timeout=60_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=QUIET)
         yield browser
@@ -38,7 +38,7 @@ def page(request: pytest.FixtureRequest, chromium: Browser, server: Server) -> I
     """
     options = {"viewport": {"width": 1280, "height": 900}, **getattr(request, "param", {})}
     context = chromium.new_context(**options)
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(60_000)
     opened = context.new_page()
     outside: list[str] = []
     before = len(server.log.read_text())
