@@ -53,7 +53,7 @@ def setting(default: Any, text: str) -> Any:
 COUNTED = ("steps", "batch", "accumulate", "log_every", "validate_every", "save_every", "keep")  # 1 or more
 FROM_NONE = ("warmup", "epoch", "seed", "workers", "final_lr", "weight_decay")  # 0 or more
 ABOVE_NONE = ("lr", "clip")  # more than 0
-Validate = Callable[[Backbone, nn.ModuleDict], dict[str, float]]
+Validate = Callable[[Backbone, nn.ModuleDict, int], dict[str, float]]  # in an epoch
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,8 @@ def train(
     lora: Lora | None = None,
     told: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Trains and returns the folder of the best model (by `validate`'s "accuracy"); with `lora`, of its best adapter.
+    """Trains and returns the folder of the best model (by `validate`'s "accuracy", of a curriculum in its last stage); with
+    `lora`, of its best adapter.
 
     note: more for the run's settings. told: what the model's folder says of itself beside its method, such as how its clips
     are looked at.
@@ -181,7 +182,7 @@ def train(
     from tqdm import tqdm
 
     out = _checked(config, resume)
-    if not config.epoch and method.stage(LAST):
+    if not config.epoch and method.renewed(LAST):
         raise ConfigError("The method has a curriculum of epochs: say how many samples one has (epoch).")
     if config.looped != (0, 0) and (lora or method.frozen):
         raise ConfigError("looped layers share weights that are trained, and here the model's own stay as they are.")
@@ -198,7 +199,7 @@ def train(
         if leads:
             restore(out)
         return out / "best"
-    _possible(config, accelerator, bool(method.stage(LAST)))
+    _possible(config, accelerator, bool(method.renewed(LAST)))
     backbone, companions, added = made_ready(config, method, lora)
     together = Together(backbone.model, companions)
     team = spread(accelerator, together, partial(optimizers, config), config.parallel, config.clip)
@@ -243,12 +244,14 @@ def train(
         bar.write("This processor has no bfloat16 arithmetic: with --precision no, small models learn some three times as fast.")  # fmt: skip
     began, seen = time.perf_counter(), 0
     window: list[dict[str, float]] = []  # the losses since the last log line
-    stage = method.stage(epoch_of(max(start - 1, 0), config.batch * ranks, config.epoch))
+    before = epoch_of(max(start - 1, 0), config.batch * ranks, config.epoch)
     for step in range(start, config.steps):
-        entered = method.stage(epoch_of(step, config.batch * ranks, config.epoch))
-        if entered != stage:
-            stage = entered
+        epoch = epoch_of(step, config.batch * ranks, config.epoch)
+        if method.renewed(epoch) != method.renewed(before):
             team.forget()
+        if method.stage(epoch) != method.stage(before):
+            best = -1.0
+        before = epoch
         for group in (group for optimizer in team.optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate(config, step)
         passes = next(feed)  # the first of which draws from torch's generator
@@ -273,7 +276,7 @@ def train(
             journal.record(done, logged)
             bar.set_postfix({name: f"{value:.3g}" for name, value in logged.items() if name in terms})
         if done % config.validate_every == 0 or done == config.steps:
-            scores = _validated(method, backbone, companions, validate, team)
+            scores = _validated(method, backbone, companions, validate, epoch, team)
             journal.record(done, {f"validation_{name}": value for name, value in scores.items()})
             bar.write(f"{out.name} step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
             if scores["accuracy"] >= best:  # of equals the last, which has learnt longest
@@ -409,12 +412,12 @@ def agreed(passes: list[Packed], team: Replicas) -> tuple[Tokens, list[int]]:
 
 
 def _validated(
-    method: Method, backbone: Backbone, companions: nn.ModuleDict, validate: Validate, team: Replicas
+    method: Method, backbone: Backbone, companions: nn.ModuleDict, validate: Validate, epoch: int, team: Replicas
 ) -> dict[str, float]:
     """The first process's scores, so that all agree on what is best."""
     backbone.model.eval()
     companions.eval()
-    scores = team.look(lambda: validate(backbone, companions))
+    scores = team.look(lambda: validate(backbone, companions, epoch))
     backbone.model.train(not method.frozen)
     companions.train()
     return gathered(scores, team.accelerator)[0]

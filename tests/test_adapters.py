@@ -146,7 +146,7 @@ def settings(start: str, out: Path, steps: int, **changes: Any) -> Training:
     return Training(**(values | changes))
 
 
-def accuracy(backbone: Backbone, companions: nn.ModuleDict) -> dict[str, float]:
+def accuracy(backbone: Backbone, companions: nn.ModuleDict, epoch: int) -> dict[str, float]:
     return {"accuracy": 0.5}
 
 
@@ -220,7 +220,7 @@ def test_a_frozen_model_is_neither_trained_nor_saved(start: str, tmp_path: Path)
     before = {name: value.clone() for name, value in load(start, tokens=HEIMA.tokens).model.state_dict().items()}
     states: list[dict[str, Tensor]] = []
 
-    def look(backbone: Backbone, companions: nn.ModuleDict) -> dict[str, float]:
+    def look(backbone: Backbone, companions: nn.ModuleDict, epoch: int) -> dict[str, float]:
         states.append({name: value.clone() for name, value in backbone.model.state_dict().items()})
         assert not any(p.requires_grad for p in backbone.model.parameters())
         return {"accuracy": 0.5}
@@ -244,7 +244,9 @@ def test_companions_come_back_with_and_without_adapters(start: str, tmp_path: Pa
         method = Interpreters(tags="tokens", interpreted=("CAPTION",))
         kept: list[Tensor] = []
 
-        def look(backbone: Backbone, companions: nn.ModuleDict, kept: list[Tensor] = kept) -> dict[str, float]:
+        def look(
+            backbone: Backbone, companions: nn.ModuleDict, epoch: int, kept: list[Tensor] = kept
+        ) -> dict[str, float]:
             kept.append(logits(replace(backbone, model=companions["CAPTION"])))
             return {"accuracy": 0.5}
 

@@ -132,5 +132,9 @@ def test_coconut_follows_its_curriculum() -> None:
     assert [written(method, epoch) for epoch in range(8)] == [e for e in expected for _ in range(2)]
     constant = replace(method, schedule="constant")
     assert [written(constant, epoch) for epoch in range(0, 8, 2)] == [(4, text) for _, text in expected]
-    assert [method.stage(epoch) for epoch in range(5)] == [0, 0, 1, 1, 2]
-    assert [replace(method, compat=True).stage(epoch) for epoch in range(5)] == [0, 1, 2, 3, 4]
+    assert [method.stage(epoch) for epoch in range(0, 12, 2)] == [0, 1, 2, 3, 3, 3]
+    assert [method.renewed(epoch) for epoch in range(5)] == [0, 0, 1, 1, 2]
+    assert [replace(method, compat=True).renewed(epoch) for epoch in range(5)] == [0, 1, 2, 3, 4]
+    for chosen in (method, constant):  # what is validated thinks as what is trained
+        assert [chosen.slots_at(epoch) for epoch in range(8)] == [written(chosen, epoch)[0] for epoch in range(8)]
+    assert (replace(method, mode="cot").stage(9), replace(method, mode="cot").slots_at(9)) == (0, 0)

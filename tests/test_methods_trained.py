@@ -54,7 +54,7 @@ def settings(start: str, out: Path, steps: int) -> Training:
     )  # fmt: skip
 
 
-def accuracy(backbone, companions) -> dict[str, float]:
+def accuracy(backbone, companions, epoch) -> dict[str, float]:
     return {"accuracy": 0.5}
 
 

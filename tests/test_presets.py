@@ -94,7 +94,7 @@ def test_coconuts_published_settings(file: str) -> None:
     config = run.training
     assert run.training.init == f"{runs('text/gsm8k_cot')[0][0].training.out}/best"
     assert (config.epoch, config.batch, config.steps) == (PROBLEMS, 128, 22 * (PROBLEMS // 128))
-    assert [method.stage(epoch) for epoch in (0, 2, 3, 21)] == [1, 1, 2, 8]
+    assert [method.stage(epoch) for epoch in (0, 2, 3, 21)] == [1, 1, 2, 4]
 
 
 def test_heimas_published_stages() -> None:

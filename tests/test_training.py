@@ -48,7 +48,7 @@ def settings(start: str, out: Path, steps: int, **changes) -> Training:
     return Training(**(values | changes))
 
 
-def accuracy(backbone, companions) -> dict[str, float]:
+def accuracy(backbone, companions, epoch) -> dict[str, float]:
     return {"accuracy": 0.5}
 
 
@@ -158,9 +158,7 @@ def test_the_best_model_is_kept_and_loads(start, tmp_path):
     from engine.backbones.qwen2_5_vl import Qwen25VL
 
     scores = iter([0.2, 0.9, 0.4])
-    best = train(
-        settings(start, tmp_path, 6), Explicit(), SOURCE, lambda backbone, companions: {"accuracy": next(scores)}
-    )
+    best = train(settings(start, tmp_path, 6), Explicit(), SOURCE, lambda *_: {"accuracy": next(scores)})
     assert json.loads((best / "scores.json").read_text()) == {"step": 4, "accuracy": 0.9}
     assert Qwen25VL.load(best).token("<pause>") > 0
     assert [p.name for p in checkpoints(tmp_path)] == ["step-0000004", "step-0000006"]
@@ -245,6 +243,21 @@ def test_the_learning_rate_rises_and_falls():
 def test_impossible_settings_are_refused(start, tmp_path, change, word):
     with pytest.raises(ConfigError, match=word):
         train(replace(settings(start, tmp_path, 2), **change), Explicit(), SOURCE, accuracy)
+
+
+def test_the_best_model_is_one_of_the_last_stage(start, tmp_path):
+    """What an earlier stage scores is another task's: there a part of the chain is still written out."""
+    asked = []
+
+    def worse(backbone, companions, epoch) -> dict[str, float]:
+        asked.append(epoch)
+        return {"accuracy": 0.9 - 0.1 * len(asked)}
+
+    method = Coconut(c_thought=1, epochs_per_stage=1, max_latent_stage=1)
+    config = settings(start, tmp_path, 8, epoch=8, validate_every=1, save_every=3)  # two steps an epoch
+    train(config, method, SOURCE, worse)
+    assert asked == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert json.loads((tmp_path / "best" / "scores.json").read_text())["step"] == 5
 
 
 def test_layers_that_stay_as_they_are_are_not_looped(start, tmp_path):

@@ -56,7 +56,7 @@ def settings(start: str, out: Path, steps: int, **changes) -> Training:
     return Training(**(values | changes))
 
 
-def score(backbone, companions) -> dict[str, float]:
+def score(backbone, companions, epoch) -> dict[str, float]:
     return {"accuracy": 0.5}
 
 
@@ -148,10 +148,10 @@ def test_validation_reads_its_clips_once(tmp_path, monkeypatch):
                       "validation": {"samples": 2, "batch": 2}})  # fmt: skip
     model = tiny_backbone(layers=1)
     validate = validation(run, Explicit())
-    first = validate(model, torch.nn.ModuleDict())
+    first = validate(model, torch.nn.ModuleDict(), 0)
     for clip in tmp_path.glob("*.mp4"):
         clip.unlink()
-    assert validate(model, torch.nn.ModuleDict()) == first
+    assert validate(model, torch.nn.ModuleDict(), 0) == first
 
 
 def test_a_bad_row_is_refused_before_anything_is_written(start, tmp_path, capsys):

@@ -21,6 +21,7 @@ from engine.backbones.base import Backbone
 from engine.backbones.load import here, load
 from engine.config import ConfigError, build, read_yaml
 from engine.container import VideoError
+from engine.curriculum import LAST
 from engine.data.aokvqa import AokvqaSource, MultimodalCoconutSource
 from engine.data.coconut_json import CoconutSource
 from engine.data.codi_json import CodiSource
@@ -204,7 +205,7 @@ def trained(run: Run, method: Method, validate: Validate, resume: bool) -> Path:
 def evaluated(config: Training, method: Method, validate: Validate) -> dict[str, float]:
     """Scores of the model at `init`, under its adapter if one is named, with the companions that lie beside it."""
     place = Path(config.adapter or config.init)
-    return validate(*opened(config.init, config.adapter, method, place, config.device))
+    return validate(*opened(config.init, config.adapter, method, place, config.device), LAST)
 
 
 def opened(init: str, adapter: str, method: Method, place: Path, device: str = "cpu") -> tuple[Backbone, nn.ModuleDict]:
@@ -239,7 +240,7 @@ def validation(run: Run, method: Method) -> Validate:
     branches = set(layouts[0].branches)
     looked: list[Sample] = []  # at the first validation, so that files are read once
 
-    def validate(backbone: Backbone, companions: nn.ModuleDict) -> dict[str, float]:
+    def validate(backbone: Backbone, companions: nn.ModuleDict, epoch: int) -> dict[str, float]:
         scores: dict[str, Any] = {}
         if "look" in branches:
             return letters_right(backbone, layouts)
@@ -249,7 +250,7 @@ def validation(run: Run, method: Method) -> Validate:
             written = evaluate(backbone, looked, method, "explicit", 0, batch=run.validation.batch)
             scores |= {"explicit": mean([r.correct for r in written]), "explicit_steps": step_share(written)}
         if "answer" in branches and method.silent:
-            count, size = method.trained_slots, run.validation.batch
+            count, size = method.slots_at(epoch), run.validation.batch
             silent = evaluate(backbone, looked, method, "silent", count, companions, size, "speak" in branches)
             scores["silent"] = mean([r.correct for r in silent])
             if "speak" in branches:

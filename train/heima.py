@@ -26,6 +26,7 @@ from torch import nn
 from engine.backbones.base import Backbone
 from engine.config import ConfigError, build, convert, function_of
 from engine.container import VideoError
+from engine.curriculum import LAST
 from engine.evaluation import mean
 from engine.insight.information import information
 from engine.insight.reconstruction import by_section, interpreted
@@ -105,7 +106,7 @@ def readable(run: Run, method: Interpreters) -> Validate:
     size = run.validation.batch
 
     @torch.no_grad()
-    def validate(backbone: Backbone, companions: nn.ModuleDict) -> dict[str, float]:
+    def validate(backbone: Backbone, companions: nn.ModuleDict, epoch: int) -> dict[str, float]:
         losses: dict[str, list[float]] = {name: [] for name in method.names}
         for first in range(0, len(layouts), size):
             packed = pack(layouts[first : first + size], backbone.encode, backbone.pad).to(backbone.device)
@@ -122,7 +123,7 @@ def worth(run: Run, method: Scorers) -> Validate:
     """What slots and chain are worth, in nats; the best scorers are those that hold the answers likeliest, all four together."""
     samples, size = held_out(run), run.validation.batch
 
-    def validate(backbone: Backbone, companions: nn.ModuleDict) -> dict[str, float]:
+    def validate(backbone: Backbone, companions: nn.ModuleDict, epoch: int) -> dict[str, float]:
         nats = scored(backbone, companions, method, samples, size)
         found = {name: part["value"] for name, part in asdict(information(nats)).items() if name != "samples"}
         return {**found, "accuracy": math.exp(-mean([float(each.mean()) for each in nats.values()]))}
@@ -151,7 +152,7 @@ def scores(stages: list[Planned]) -> dict[str, Any]:
         elif isinstance(method, Scorers):
             found[stage.name] = asdict(information(scored(backbone, companions, method, samples, size)))
         else:
-            found[stage.name] = stage.validate(backbone, companions)
+            found[stage.name] = stage.validate(backbone, companions, LAST)
     return found
 
 

@@ -94,16 +94,21 @@ class Coconut(Method):
         return thinking(count, self.thoughts) if self.mode == "coconut" else ()
 
     def stage(self, epoch: int) -> int:
-        if self.compat:
-            return epoch
-        return 0 if self.mode in ("cot", "no_cot") else self._stage(epoch)
+        """Past `max_latent_stage` there is one more, the last."""
+        if self.mode in ("cot", "no_cot"):
+            return 0
+        return min(curriculum.stage(self.first_epoch + epoch, self.epochs_per_stage), self.max_latent_stage + 1)
 
-    def _stage(self, epoch: int) -> int:
-        """How far the curriculum is, in this epoch of training."""
-        return curriculum.stage(self.first_epoch + epoch, self.epochs_per_stage)
+    def renewed(self, epoch: int) -> int:
+        return epoch if self.compat else self.stage(epoch)
+
+    def slots_at(self, epoch: int) -> int:
+        if self.schedule == "constant":
+            return self.trained_slots
+        return min(self.stage(epoch) * self.c_thought, self.trained_slots)
 
     def replaced(self, sample: Sample, rng: np.random.Generator, epoch: int) -> Replaced:
-        stage, steps = self._stage(epoch), len(sample.steps)
+        stage, steps = self.stage(epoch), len(sample.steps)
         if self.mode in ("cot", "no_cot"):
             return Replaced(0, steps if self.mode == "no_cot" else 0)
         if self.schedule == "constant":

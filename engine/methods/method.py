@@ -185,8 +185,17 @@ class Method:
         return 1
 
     def stage(self, epoch: int) -> int:
-        """The curriculum's stage; the optimizer starts anew where it changes."""
+        """The curriculum's stage. Where it changes, the optimizer starts anew, and the best model is looked for anew, since what
+        is learnt is another task."""
         return 0
+
+    def renewed(self, epoch: int) -> int:
+        """Changes where the optimizer starts anew."""
+        return self.stage(epoch)
+
+    def slots_at(self, epoch: int) -> int:
+        """How many slots it thinks in at this point of its curriculum, as it is trained then."""
+        return self.trained_slots
 
 
 def run(
