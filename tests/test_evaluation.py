@@ -58,7 +58,7 @@ def test_neighbours_are_of_one_kind_and_never_oneself():
 
 def test_evaluation_decodes_and_counts_the_end_token():
     backbone = tiny_backbone()
-    samples = [WorldsSource(split="validation")(i) for i in range(3)]
+    samples = [WorldsSource(split="validation", difficulties=(1, 2))(i) for i in range(3)]
     silent = evaluate(backbone, samples, PauseDistillation(), "silent", 4, batch=2, speak=True)
     assert [r.slots for r in silent] == [4, 4, 4]
     assert all(1 <= r.generated_tokens <= 32 and r.steps is not None for r in silent)
@@ -190,7 +190,7 @@ def test_familiarity_passes_its_share_and_turns_noise_away(tmp_path):
 def bounds():
     """A model's, of few clips."""
     backbone = models.load(device="cpu").backbone
-    return backbone, publish.bounds(backbone, known=360, held_out=90)
+    return backbone, publish.bounds(backbone, known=120, held_out=30)
 
 
 def test_what_was_never_asked_is_strange(bounds):
