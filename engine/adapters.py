@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from engine.backbones.base import Backbone
 from engine.backbones.load import around
-from engine.config import ConfigError
+from engine.config import ConfigError, at_least
 from engine.methods.method import COMPANIONS
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ class Lora:
     train_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        if wrong := [name for name in ("r", "alpha") if getattr(self, name) < 1]:
-            raise ConfigError(f"lora.{wrong[0]} is {getattr(self, wrong[0])}: it must be 1 or more.")
+        at_least(1, self, "r", "alpha", where="lora.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"lora.dropout is {self.dropout}: it must be 0 or more, and below 1.")
         if not self.targets:

@@ -116,6 +116,13 @@ def _spell(hint: Any) -> str:
     return str(hint).removeprefix("<class '").removesuffix("'>")
 
 
+def at_least(least: int, settings: object, *names: str, where: str = "") -> None:
+    """Errors: ConfigError for the first of these settings that is smaller, or no number. where: what stands before its name."""
+    for name in names:
+        if not (value := getattr(settings, name)) >= least:
+            raise ConfigError(f"{where}{name} is {value}: it must be {least} or more.")
+
+
 def shard_of(text: str) -> tuple[int, int]:
     """i/n -> (i, n): the i-th of n, from 1. Errors: ConfigError."""
     part, _, whole = text.partition("/")

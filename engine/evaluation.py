@@ -37,6 +37,9 @@ class Outcome:
         return None if self.said is None else steps_right(self.said, self.true)
 
 
+Z = 1.959964  # standard deviations to each end of a 95 % interval
+
+
 def steps_right(said: str, true: str) -> tuple[bool, ...]:
     """Line by line: is the true step said exactly, in its place?"""
     lines = said.split("\n")
@@ -109,7 +112,7 @@ def evaluate(
     return results
 
 
-def wilson(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(right: int, count: int, z: float = Z) -> tuple[float, float]:
     """95 % Wilson interval of a share."""
     if not count:
         return 0.0, 1.0

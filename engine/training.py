@@ -26,7 +26,7 @@ from engine.adapters import Lora
 from engine.backbones.base import Backbone
 from engine.backbones.load import here, load
 from engine.batches import SPARES, Batches, Unread, batches, epoch_of, unread_before
-from engine.config import ConfigError
+from engine.config import ConfigError, at_least
 from engine.container import VideoError
 from engine.curriculum import LAST
 from engine.data.samples import Sample
@@ -309,10 +309,8 @@ def _checked(config: Training, resume: bool) -> Path:
 
 def divided(config: Training) -> int:
     """Samples a pass. Errors: ConfigError for counts, rates and shares that there can't be."""
-    if wrong := [name for name in COUNTED if getattr(config, name) < 1]:
-        raise ConfigError(f"{wrong[0]} is {getattr(config, wrong[0])}: it must be 1 or more.")
-    if wrong := [name for name in FROM_NONE if not getattr(config, name) >= 0]:
-        raise ConfigError(f"{wrong[0]} is {getattr(config, wrong[0])}: it must be 0 or more.")
+    at_least(1, config, *COUNTED)
+    at_least(0, config, *FROM_NONE)
     if wrong := [name for name in ABOVE_NONE if not getattr(config, name) > 0]:
         raise ConfigError(f"{wrong[0]} is {getattr(config, wrong[0])}: it must be above 0.")
     if not 0 <= config.unreadable <= 1:

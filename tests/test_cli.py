@@ -8,14 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import adapters
 from engine.__main__ import main
-from engine.backbones.base import add_tokens
-from engine.methods import described
-from engine.methods.codi import Codi
 from engine.methods.method import META
-from engine.methods.steps import StepSupervision
-from tests.tiny import tiny_backbone, tiny_llama
+from tests.tiny import tiny_backbone, untrained_codi
 
 
 @pytest.fixture(scope="module")
@@ -167,12 +162,8 @@ def test_a_broken_checkpoint_is_refused_with_the_reason(capsys, model, clip, tmp
 
 def test_a_model_of_words_is_asked_without_a_clip(capsys, tmp_path):
     """Its thoughts are said by the step decoder that taught them; a clip it can't look at."""
-    method, backbone = Codi(num_latent=2, prj_dim=16, steps=StepSupervision(layers=1)), tiny_llama()
-    add_tokens(backbone.model, backbone.tokenizer, method.tokens)
-    adapters.save(tmp_path / "codi", backbone, method.companions(backbone), {}, method.frozen)
-    meta = {"method": described(method), "pauses": [2, 2], "dialect": "plain"}
-    (tmp_path / "codi" / META).write_text(json.dumps(meta))
-    code, out, err = run(capsys, "answer", "-", "What is 2 + 3?", "--model", str(tmp_path / "codi"), "--silent")
+    codi = untrained_codi(tmp_path / "codi", thoughts=2)
+    code, out, err = run(capsys, "answer", "-", "What is 2 + 3?", "--model", codi, "--silent")
     reply = json.loads(out)
     assert (code, reply["slots"], reply["settings"]["frames"], reply["settings"]["sampling"]) == (0, 2, 0, None)
     assert reply["settings"]["speaks"]

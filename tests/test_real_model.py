@@ -22,13 +22,11 @@ from engine.config import ConfigError
 from engine.insight import reconstruction, spoken
 from engine.methods import described
 from engine.methods.coconut import Coconut
-from engine.methods.codi import Codi
 from engine.methods.heima import Heima, Interpreters
 from engine.methods.method import META, Method
 from engine.methods.pause import PauseDistillation
-from engine.methods.steps import StepSupervision
 from engine.video import Sampling, read
-from tests.tiny import tiny_backbone, tiny_llama
+from tests.tiny import tiny_backbone, untrained_codi
 
 ROOT = Path(__file__).resolve().parents[1]
 QUESTION, OPTIONS = "Where is the ball at the end?", ["left", "middle", "right"]
@@ -247,17 +245,14 @@ def test_the_page(app, folder, clip):
 
 def test_the_page_asks_a_model_of_words_without_a_clip(app, tmp_path):
     """And looks into its thoughts; a clip is none of its business."""
-    method, backbone = Codi(num_latent=3, prj_dim=16, steps=StepSupervision(layers=1)), tiny_llama()
-    add_tokens(backbone.model, backbone.tokenizer, method.tokens)
-    adapters.save(tmp_path / "codi", backbone, method.companions(backbone), {}, method.frozen)
-    meta = {"method": described(method), "pauses": [3, 3], "dialect": "plain"}
-    (tmp_path / "codi" / META).write_text(json.dumps(meta))
-    page = app.Page(models.load(tmp_path / "codi", device="cpu"))
+    page = app.Page(models.load(untrained_codi(tmp_path / "codi", thoughts=3), device="cpu"))
     *_, last = page.on_think(None, "What is 2 + 3?", "", 3, False, "", 1, app.Visit())
-    reply = dict(zip(app.RESULTS, last, strict=True))["visit"].reply
+    told = dict(zip(app.RESULTS, last, strict=True))
+    reply = told["visit"].reply
     assert reply.slots == 3
     assert reply.thoughts
     assert reply.inside is not None
+    assert "there is no clip" in told["strip"]
 
 
 RECORD = {**worlds.as_json(worlds.make("cups", 1, 3, "fresh")), "question": QUESTION, "options": OPTIONS}

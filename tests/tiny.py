@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +29,9 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
+from engine import adapters
 from engine.backbones import small
-from engine.backbones.base import Backbone
+from engine.backbones.base import Backbone, add_tokens
 from engine.backbones.internvl import InternVL
 from engine.backbones.llama_lite0 import LlamaLite0, LlamaLite0Config, LlamaLite0ForCausalLM
 from engine.backbones.llava_next import LlavaNext, LlavaNextVideo
@@ -38,6 +41,10 @@ from engine.backbones.qwen3_vl import Qwen3VL
 from engine.backbones.text import TextLM
 from engine.data.samples import Sample
 from engine.layout import Frames, Visual
+from engine.methods import described
+from engine.methods.codi import Codi
+from engine.methods.method import META
+from engine.methods.steps import StepSupervision
 
 # Implicit-Video-Reasoning's own example of a prompt, with one <|image_pad|> standing for all of the picture.
 QUESTION = "Does the necks with name tags lie behind the curtains with a large window?"
@@ -245,6 +252,16 @@ def tiny_llama(seed: int = 0, layers: int = 3) -> TextLM:
     )  # fmt: skip
     torch.manual_seed(seed)
     return TextLM(lively(LlamaForCausalLM(config)), tokens)
+
+
+def untrained_codi(folder: Path, thoughts: int) -> str:
+    """A folder as training leaves it: CODI with a step decoder, on words, which has learnt nothing."""
+    method, backbone = Codi(num_latent=thoughts, prj_dim=16, steps=StepSupervision(layers=1)), tiny_llama()
+    add_tokens(backbone.model, backbone.tokenizer, method.tokens)
+    adapters.save(folder, backbone, method.companions(backbone), {}, method.frozen)
+    meta = {"method": described(method), "pauses": [thoughts, thoughts], "dialect": "plain"}
+    (folder / META).write_text(json.dumps(meta))
+    return str(folder)
 
 
 def lively(model: Any) -> Any:

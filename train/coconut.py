@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass, fields
 from typing import Any
 
-from engine.config import ConfigError, build
+from engine.config import ConfigError, at_least, build
 from engine.data.coconut_json import CoconutSource
 from engine.methods.coconut import Coconut
 from train.command import main, processes
@@ -59,9 +59,7 @@ class Published:
         needed = ("save_path", "name", "model_id", "train_path", "val_path")
         if empty := [name for name in needed if not getattr(self, name)]:
             raise ConfigError(f"{empty[0]} is empty.")
-        counted = ("batch_size_training", "num_epochs", "gradient_accumulation_steps")
-        if wrong := [name for name in counted if getattr(self, name) < 1]:
-            raise ConfigError(f"{wrong[0]} is {getattr(self, wrong[0])}: it must be 1 or more.")
+        at_least(1, self, "batch_size_training", "num_epochs", "gradient_accumulation_steps")
         if not 0 <= self.resume < self.num_epochs:
             raise ConfigError(f"resume is {self.resume}: it must be 0 or more, and less than num_epochs.")
 

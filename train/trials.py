@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.config import ConfigError, build, read_yaml
+from engine.config import ConfigError, at_least, build, read_yaml
 from engine.data.gsm8k_icot import Gsm8kIcotSource
 from engine.data.text_worlds import TextWorldsSource
 from engine.data.worlds import WorldsSource
@@ -38,8 +38,7 @@ class Row:
     changes: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ConfigError(f"{self.name}: seeds is {self.seeds}: it must be 1 or more.")
+        at_least(1, self, "seeds", where=f"{self.name}: ")
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,7 @@ class Table:
     def __post_init__(self) -> None:
         if not self.rows:
             raise ConfigError("rows: a table needs at least one.")
-        if wrong := [name for name in ("samples", "batch") if getattr(self, name) < 1]:
-            raise ConfigError(f"{wrong[0]} is {getattr(self, wrong[0])}: it must be 1 or more.")
+        at_least(1, self, "samples", "batch")
         by_folder: dict[str, str] = {}
         for row in self.rows:
             if (folder := run_name(row.name)) in by_folder:

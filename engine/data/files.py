@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from engine.config import ConfigError
+from engine.config import ConfigError, at_least
 from engine.data.samples import Sample
 
 
@@ -81,8 +81,7 @@ class FileSource(ABC):
     leave_out: int = 0
 
     def __post_init__(self) -> None:
-        if wrong := [name for name in ("seed", "held_out", "most_steps", "leave_out") if getattr(self, name) < 0]:
-            raise ConfigError(f"{wrong[0]} is {getattr(self, wrong[0])}: it must be 0 or more.")
+        at_least(0, self, "seed", "held_out", "most_steps", "leave_out")
 
     @property
     def looks(self) -> dict[str, Any]:

@@ -6,10 +6,9 @@ import math
 
 import numpy as np
 
-from engine.evaluation import wilson
+from engine.evaluation import Z, wilson
 
 RESAMPLES = 1000
-Z = 1.959964  # standard deviations to each end of a 95 % interval
 Estimate = dict[str, float]  # value, low, high, n; of a gain, p too
 
 

@@ -70,7 +70,8 @@ def strip(reply: Reply, chosen: int) -> str:
     if inside is None:
         return f"<p>{_lacking(reply, 'There is nothing to show', ONE)}</p>"
     if inside.looked is None:
-        return "<p>There is nothing to show: the picture is cut into tiles that overlap.</p>"
+        why = "the picture is cut into tiles that overlap" if reply.settings["frames"] else "there is no clip"
+        return f"<p>There is nothing to show: {why}.</p>"
     heat = inside.looked.patches.mean((0, 1))[chosen].numpy()  # [slices, height, width]
     most = max(float(heat.max()), 1e-12)
     shown = []

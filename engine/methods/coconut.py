@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from engine import curriculum
 from engine.backbones.base import SPECIAL_TOKENS, Backbone
-from engine.config import ConfigError
+from engine.config import ConfigError, at_least
 from engine.curriculum import Replaced
 from engine.data.samples import Sample, chain, context, ending, solution
 from engine.layout import Layout, Reading, Segment, latents, marker, slots
@@ -53,12 +53,10 @@ class Coconut(Method):
     compat: bool = False  # the published trainer's fault: a new optimizer every epoch, not every stage
 
     def __post_init__(self) -> None:
-        if wrong := [name for name in ("c_thought", "epochs_per_stage") if getattr(self, name) < 1]:
-            raise ConfigError(f"{wrong[0]} is {getattr(self, wrong[0])}: it must be 1 or more.")
-        if self.first_epoch < 0:
-            raise ConfigError(f"first_epoch is {self.first_epoch}: it must be 0 or more.")
-        if self.max_latent_stage < 0 or not 0 <= self.uniform_prob <= 1:
-            raise ConfigError("max_latent_stage is 0 or more, and uniform_prob a share from 0 to 1.")
+        at_least(1, self, "c_thought", "epochs_per_stage")
+        at_least(0, self, "first_epoch", "max_latent_stage")
+        if not 0 <= self.uniform_prob <= 1:
+            raise ConfigError(f"uniform_prob is {self.uniform_prob}: it is a share, from 0 to 1.")
 
     @property
     def lead(self) -> tuple[str, ...]:

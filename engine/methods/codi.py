@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from engine.backbones.base import SPECIAL_TOKENS, Backbone
-from engine.config import ConfigError
+from engine.config import at_least
 from engine.data.samples import Sample, chain, context, ending, solution
 from engine.latents import Feedback
 from engine.layout import Layout, Reading, Segment
@@ -50,8 +50,7 @@ class Codi(Method):
     steps: StepSupervision | None = None  # SIM-CoT; its published form here: tokens, ignore, first_position 0
 
     def __post_init__(self) -> None:
-        if self.num_latent < 1 or self.prj_dim < 1:
-            raise ConfigError("num_latent and prj_dim must be 1 or more.")
+        at_least(1, self, "num_latent", "prj_dim")
 
     @property
     def slot_range(self) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from engine.config import ConfigError
+from engine.config import at_least
 from engine.data.samples import Sample, chain, context, ending, solution
 from engine.layout import Layout, Segment, marker, slots
 from engine.methods.method import Method, Outcome, weighted
@@ -38,8 +38,7 @@ class Silent(Method):
     pauses: int = 8
 
     def __post_init__(self) -> None:
-        if self.pauses < 0:
-            raise ConfigError(f"pauses is {self.pauses}: it must be 0 or more.")
+        at_least(0, self, "pauses")
 
     @property
     def writes(self) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from engine.backbones.base import SPECIAL_TOKENS, Backbone
 from engine.backbones.load import around, load
-from engine.config import ConfigError
+from engine.config import ConfigError, at_least
 from engine.data.samples import Sample, context, ending, question_text
 from engine.layout import END, REPLY, Layout, Opening, Piece, Reading, Segment, Special, target
 from engine.methods.method import Method, Outcome, Thinking, read, weighted
@@ -63,8 +63,7 @@ class Heima(Method):
             raise ConfigError(
                 f"compressed is {self.compressed}: it must be 0 to {len(self.sections)}, as many as there are sections."
             )
-        if self.per_section < 1:
-            raise ConfigError(f"per_section is {self.per_section}: it must be 1 or more.")
+        at_least(1, self, "per_section")
 
     @property
     def thinking_tokens(self) -> tuple[str, ...]:

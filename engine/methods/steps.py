@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from engine import latents
 from engine.backbones.base import Backbone
-from engine.config import ConfigError
+from engine.config import ConfigError, at_least
 from engine.curriculum import step_groups
 from engine.latents import Feedback
 from engine.layout import END, Reading, Readings, Segment, slots, target
@@ -50,8 +50,7 @@ class StepSupervision:
     compat: bool = False
 
     def __post_init__(self) -> None:
-        if wrong := [name for name in ("layers", "words", "first_position") if getattr(self, name) < 0]:
-            raise ConfigError(f"steps.{wrong[0]} is {getattr(self, wrong[0])}: it must be 0 or more.")
+        at_least(0, self, "layers", "words", "first_position", where="steps.")
         if self.stairs is not None and self.stairs < 1:
             raise ConfigError(f"steps.stairs is {self.stairs}: it must be 1 or more, or none.")
 
