@@ -13,6 +13,7 @@ from engine.config import ConfigError
 from engine.data.worlds import WorldsSource
 from engine.worlds import FAMILIES, as_json, draw, make, tally, write
 from engine.worlds.oracle import solve
+from tests.orderless import best, guesses
 
 HEIGHT, WIDTH = 56, 84
 GOLDEN = [
@@ -290,6 +291,17 @@ def test_the_oracle_solves_every_length(family):
         record = make(family, steps, 100 + steps, "test")
         times = moments(record)
         assert solve(draw(record, times, 168, 252), times, record.question, record.options) == record.letter
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_order_of_what_happens_matters_from_the_second_step_on(family):
+    share = {}
+    for steps in (1, 4):
+        records = [make(family, steps, seed, "test") for seed in range(30)]
+        assert all(guesses(record)[record.answer] > 0 for record in records)  # the true order is among those played
+        share[steps] = np.mean([best(record) for record in records])
+    assert share[1] == 1
+    assert share[4] < 0.85
 
 
 @pytest.mark.parametrize("family", FAMILIES)
