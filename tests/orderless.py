@@ -22,7 +22,7 @@ def guesses(record: Record) -> dict[str, float]:
     """Each option's share of the orders in which the clip's events may have happened and that lead to an option."""
     events, end = _played(record)
     orders = [order for order in permutations(events) if record.family == "tally" or _no_pair_twice(order)]
-    ends = Counter(end(order) for order in orders or [events])
+    ends = Counter(end(order) for order in orders or [tuple(events)])
     found = sum(ends[option] for option in record.options)
     return {option: ends[option] / found for option in record.options}
 
