@@ -13,6 +13,7 @@ from engine.config import ConfigError
 from engine.data.worlds import WorldsSource
 from engine.worlds import FAMILIES, as_json, draw, make, tally, write
 from engine.worlds.oracle import solve
+from engine.worlds.record import bucket
 from tests.orderless import best, guesses
 
 HEIGHT, WIDTH = 56, 84
@@ -337,6 +338,8 @@ def test_json_names_the_clip(family):
         (("cups", 11, 1, "train"), "1 to 10 steps, not 11"),
         (("cups", 3, -1, "train"), "from 0, not -1"),
         (("cups", 3, 1, "exam"), "no split 'exam'"),
+        (("tally", 3, 1, "train", 1), "2 to 10 digits in training, and 10 elsewhere, not 1"),
+        (("tally", 3, 1, "test", 5), "elsewhere, not 5"),
     ],
 )
 def test_bad_clips_are_refused_in_a_sentence(arguments, says):
@@ -369,6 +372,20 @@ def test_steps_grow_in_training_alone():
     for split in ("validation", "test"):
         one, other = replace(rising, split=split), replace(whole, split=split)
         assert all(one.record(i) == other.record(i) for i in range(30))
+
+
+def test_digits_grow_in_training_alone():
+    """What is held out has all ten at the start as at the end; no trajectory of theirs is trained on with few digits either."""
+    growing = WorldsSource(families=("tally",), digits_ramp=900)
+    drawn = [[flash.digit for flash in growing.record(i).scene.flashes] for i in range(1000)]
+    most = [max(max(digits) for digits in drawn[start : start + 100]) for start in range(0, 1000, 100)]
+    assert most == [1, 2, 3, 4, 5, 6, 7, 8, 9, 9]
+    assert sum(max(digits) < 2 for digits in drawn[400:500] if len(digits) > 3) > 2  # few are still practised
+    for split in ("validation", "test"):
+        one, other = replace(growing, split=split), WorldsSource(split=split, families=("tally",))
+        assert all(one.record(i) == other.record(i) for i in range(30))
+    assert all(bucket(growing.record(i).trajectory) == "train" for i in range(200))
+    assert WorldsSource(families=("cups", "relay"), digits_ramp=900).record(0) == WorldsSource().record(0)
 
 
 def test_bad_films_are_refused_in_a_sentence(tmp_path):

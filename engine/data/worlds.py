@@ -36,6 +36,7 @@ class WorldsSource:
     seed: int = 0
     corrupt: Corruption = "none"
     ramp: int = 0  # samples over which the most steps grow from the fewest to their full number, in training
+    digits_ramp: int = 0  # samples over which tally's digits grow from 0 and 1 to all ten, in training
     sections: bool = False
 
     def __post_init__(self) -> None:
@@ -57,8 +58,10 @@ class WorldsSource:
         return {"sampling": {"fps": FRAMES_PER_SECOND, "min_frames": 4, "max_frames": 64, "pixels": pixels}}
 
     def record(self, index: int) -> worlds.Record:
-        ramp = self.ramp if self.split == "train" else 0
-        return worlds.make(*drawn(self.families, self.difficulties, ramp, self.seed, index), self.split)
+        training = self.split == "train"
+        family, steps, seed = drawn(self.families, self.difficulties, self.ramp if training else 0, self.seed, index)
+        digits = digits_at(self.digits_ramp if training else 0, self.seed, index)
+        return worlds.make(family, steps, seed, self.split, digits)
 
     def __call__(self, index: int) -> Sample:
         record = self.record(index)
@@ -76,6 +79,13 @@ def drawn(
         high = min(high, low + (high - low + 1) * index // ramp)
     difficulty = int(np.random.default_rng([seed, index]).integers(low, high + 1))
     return families[index % len(families)], difficulty, seed * 10_000_000 + index
+
+
+def digits_at(ramp: int, seed: int, index: int) -> int:
+    """How many digits tally has: two at first, then one more at a time; two clips in five keep to fewer, lest they be forgotten."""
+    most = min(10, 2 + 9 * index // ramp) if ramp else 10
+    rng = np.random.default_rng([seed, index, 3])
+    return int(rng.integers(2, most + 1)) if most < 10 and rng.random() < 0.4 else most
 
 
 def frame_times(record: worlds.Record) -> np.ndarray:

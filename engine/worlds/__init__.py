@@ -23,10 +23,11 @@ _WORLDS = {"cups": cups, "relay": relay, "tally": tally}
 FAMILIES = tuple(_WORLDS)
 
 
-def make(family: str, difficulty: int, seed: int, split: str) -> Record:
-    """The clip that these four name, always the same: `difficulty` steps (1 to 10), any seed from 0.
+def make(family: str, difficulty: int, seed: int, split: str, digits: int = 10) -> Record:
+    """The clip that these name, always the same: `difficulty` steps (1 to 10), any seed from 0.
 
     `split` is train, validation, test or fresh; fresh clips share the test's trajectories but not its seeds.
+    digits: of tally, in training alone: so many of them, from 0, so that sums can be learnt on few numbers first.
     Raises ValueError on anything else.
     """
     if family not in FAMILIES:
@@ -37,10 +38,13 @@ def make(family: str, difficulty: int, seed: int, split: str) -> Record:
         raise ValueError(f"A clip has 1 to {LONGEST} steps, not {difficulty}.")
     if seed < 0:
         raise ValueError(f"A seed is a whole number from 0, not {seed}.")
+    if not 2 <= digits <= 10 or (digits < 10 and split != "train"):
+        raise ValueError(f"Tally has 2 to 10 digits in training, and 10 elsewhere, not {digits}.")
     world, part = _WORLDS[family], "test" if split == "fresh" else split
     rng = np.random.default_rng([SPLITS.index(split), FAMILIES.index(family), difficulty, seed])
     # Every world is asked alike: cups and relay need no part (tally picks its handwriting by it) nor, to tell, chance.
-    scene = world.sample(rng, difficulty, part, lambda trajectory: bucket((family, *trajectory)) == part)
+    few = {"digits": digits} if digits < 10 and family == "tally" else {}
+    scene = world.sample(rng, difficulty, part, lambda trajectory: bucket((family, *trajectory)) == part, **few)
     question, options, texts, answer = world.tell(scene, rng)
     options = tuple(options[i] for i in rng.permutation(len(options)))
     letter = LETTERS[options.index(answer)]

@@ -87,17 +87,22 @@ def totals(scene: Tally) -> list[tuple[int, int]]:
     return out
 
 
-def sample(rng: np.random.Generator, steps: int, split: str, fits: Callable[[tuple], bool]) -> Tally:
+def sample(rng: np.random.Generator, steps: int, split: str, fits: Callable[[tuple], bool], digits: int = 10) -> Tally:
+    """digits: how many there are, from 0; all totals are as frequent as another only where there are ten."""
     goal, look = int(rng.integers(10)), int(rng.integers(len(LOOKS)))
     mine = pictures(split)
     while True:
-        drawn = rng.integers(10, size=steps).tolist(), rng.integers(2, size=steps).tolist(), rng.random(steps).tolist()
+        drawn = (
+            rng.integers(digits, size=steps).tolist(),
+            rng.integers(2, size=steps).tolist(),
+            rng.random(steps).tolist(),
+        )
         flashes = (
             Flash(digit, ("blue", "orange")[colour], mine[digit][int(pick * len(mine[digit]))])
             for digit, colour, pick in zip(*drawn, strict=True)
         )
         scene = Tally(tuple(flashes), look)
-        if totals(scene)[-1][1] == goal and fits(scene.trajectory):
+        if (digits < 10 or totals(scene)[-1][1] == goal) and fits(scene.trajectory):
             break
     if split != "train":
         return scene
