@@ -15,7 +15,7 @@ from engine import generate
 from engine.backbones.base import Backbone, add_tokens
 from engine.data.samples import Sample
 from engine.insight import inside, spoken
-from engine.insight.reconstruction import interpreted, unfolded
+from engine.insight.reconstruction import interpreted, on_one_line, unfolded
 from engine.insight.replace import Change, replaced
 from engine.insight.subject import Subject
 from engine.layout import pack
@@ -176,7 +176,8 @@ def test_interpreters_say_what_they_would_if_the_chain_were_known() -> None:
     (wanted,) = interpreted(backbone, companions, method, [known])
     told = unfolded(backbone, companions, method, replace(known, steps=(), sections=(), answer=""))
     assert wanted.said
-    assert told == f"CAPTION: {' '.join(wanted.said.split())}"
+    assert told == f"CAPTION: {on_one_line(wanted.said)}"
+    assert on_one_line("\na  dog\n\n barks\n") == "a dog; barks"
 
     def heed() -> None:
         raise InterruptedError

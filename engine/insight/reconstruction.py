@@ -88,7 +88,12 @@ def unfolded(
     names = method.sections[: method.compressed]
     asked = replace(sample, steps=("",) * len(names), sections=names)
     found = interpreted(backbone, companions, method, [asked], heed=heed)
-    return "\n".join(f"{one.section}: {' '.join(one.said.split())}" for one in found)
+    return "\n".join(f"{one.section}: {on_one_line(one.said)}" for one in found)
+
+
+def on_one_line(text: str) -> str:
+    """A section's lines behind each other, with a semicolon between them."""
+    return "; ".join(" ".join(line.split()) for line in text.splitlines() if line.strip())
 
 
 def likeness(
