@@ -198,11 +198,21 @@ def test_only_finished_stages_are_scored(start: str, tmp_path: Path, capsys: pyt
     assert "reasoning isn't trained yet" in told.err
 
 
-def test_a_judge_that_is_not_there_is_refused_first(start: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    values = config(start, tmp_path / "runs", validation={"samples": 1, "judge": "no.such:thing"})
+@pytest.mark.parametrize(
+    ("setting", "words", "says"),
+    [
+        ({"judge": "no.such:thing"}, ["--only-eval", "true"], "validation.judge no.such:thing: "),
+        ({"encoder": "no/such/place"}, [], "validation.encoder: no/such/place is no folder with a model in it."),
+    ],
+)
+def test_who_cannot_score_is_refused_first(
+    setting: dict, words: list[str], says: str, start: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    values = config(start, tmp_path / "runs", validation={"samples": 1, **setting})
     (tmp_path / "heima.yaml").write_text(yaml.safe_dump(values))
-    assert main(["--config", str(tmp_path / "heima.yaml"), "--only-eval", "true"]) == 2
-    assert capsys.readouterr().err.startswith("validation.judge no.such:thing: ")
+    assert main(["--config", str(tmp_path / "heima.yaml"), *words]) == 2
+    assert capsys.readouterr().err.startswith(says)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_file_without_good_stages_is_refused(start: str, tmp_path: Path) -> None:
