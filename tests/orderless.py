@@ -9,20 +9,32 @@ guess. No model of shuffled frames can do better, unless the pictures tell the o
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise, permutations
+from typing import Any
+
+import numpy as np
 
 from engine.benchmark import Benchmark
-from engine.worlds import FAMILIES, Record
+from engine.worlds import FAMILIES, Record, cups, relay, tally
 
-Event = tuple[str, str]
+PLAYED = {
+    "cups": (cups, "swaps"),
+    "relay": (relay, "touches"),
+    "tally": (tally, "flashes"),
+}  # who tells, what a scene's events are
 
 
 def guesses(record: Record) -> dict[str, float]:
     """Each option's share of the orders in which the clip's events may have happened and that lead to an option."""
-    events, end = _played(record)
-    orders = [order for order in permutations(events) if record.family == "tally" or _no_pair_twice(order)]
-    ends = Counter(end(order) for order in orders or [tuple(events)])
+    world, events = PLAYED[record.family]
+    scene: Any = record.scene
+    happened = getattr(scene, events)
+    orders = list(permutations(happened))
+    if record.family != "tally":  # no pair twice in a row, save in the one case that has no other way
+        orders = [order for order in orders if all(_pair(a) != _pair(b) for a, b in pairwise(order))] or [happened]
+    chance = np.random.default_rng(0)  # for the options that a world's words come with, which aren't read
+    ends = Counter(world.tell(replace(scene, **{events: order}), chance)[-1] for order in orders)
     found = sum(ends[option] for option in record.options)
     return {option: ends[option] / found for option in record.options}
 
@@ -32,33 +44,9 @@ def best(record: Record) -> float:
     return max(guesses(record).values())
 
 
-def _no_pair_twice(order: Sequence[Event]) -> bool:
-    return all(set(event) != set(after) for event, after in pairwise(order))
-
-
-def _played(record: Record) -> tuple[list[Event], Callable[[Sequence[Event]], str]]:
-    """The events as the written steps name them, and where a sequence of them ends."""
-    start, *steps, _ = (step.text for step in record.steps)
-    if record.family == "tally":  # "blue 5, plus 5 is 5"
-        flashes = [(colour, digit) for colour, digit in (step.partition(",")[0].split() for step in steps)]
-        return flashes, _total
-    # "left and middle swap, ball is middle": two places, or two shapes, and who has it in the end
-    pairs = [(words[0], words[2]) for words in (step.split() for step in steps)]
-    return pairs, lambda order: _carried(start.split()[-1], order)
-
-
-def _total(order: Sequence[Event]) -> str:
-    total, before = 0, ""
-    for colour, digit in order:
-        total += int(digit) if before in ("", colour) else -int(digit)
-        before = colour
-    return str(total % 10)
-
-
-def _carried(holder: str, order: Sequence[Event]) -> str:
-    for one, other in order:
-        holder = other if holder == one else one if holder == other else holder
-    return holder
+def _pair(event: cups.Swap | relay.Touch) -> tuple[int, int]:
+    """The two places, or shapes, that change over."""
+    return (event.left, event.right) if isinstance(event, cups.Swap) else (event.first, event.second)
 
 
 def main() -> None:

@@ -202,7 +202,11 @@ def test_only_finished_stages_are_scored(start: str, tmp_path: Path, capsys: pyt
     ("setting", "words", "says"),
     [
         ({"judge": "no.such:thing"}, ["--only-eval", "true"], "validation.judge no.such:thing: "),
-        ({"encoder": "no/such/place"}, [], "validation.encoder: no/such/place is no folder with a model in it."),
+        (
+            {"encoder": "no/such/place"},
+            [],
+            "BERTScore's encoder must be a folder with a model in it; no/such/place is none.",
+        ),
     ],
 )
 def test_who_cannot_score_is_refused_first(

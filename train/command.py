@@ -63,8 +63,6 @@ class Validation:
     def __post_init__(self) -> None:
         if self.samples < 1 or self.batch < 1:
             raise ConfigError("validation: take at least one sample, and one at a time.")
-        if self.encoder and not (Path(self.encoder) / "config.json").is_file():
-            raise ConfigError(f"validation.encoder: {self.encoder} is no folder with a model in it.")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from engine.container import VideoError
 from engine.curriculum import LAST
 from engine.evaluation import mean
 from engine.insight.information import information
-from engine.insight.reconstruction import by_section, interpreted
+from engine.insight.reconstruction import by_section, expect_encoder, interpreted
 from engine.layout import pack
 from engine.methods.heima import TEXT, Heima, Interpreters
 from engine.methods.method import Method
@@ -97,6 +97,8 @@ def plan(values: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> l
         planned.append(Planned(run, build(KINDS[stage.kind], run.method, "method.")))
         if stage.kind == "heima":
             start = {"adapter" if run.lora else "init": str(planned[-1].best)}
+    if encoder := planned[0].run.validation.encoder:
+        expect_encoder(Path(encoder))
     return planned
 
 

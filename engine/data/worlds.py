@@ -84,8 +84,10 @@ def drawn(
 def digits_at(ramp: int, seed: int, index: int) -> int:
     """How many digits tally has: two at first, then one more at a time; two clips in five keep to fewer, lest they be forgotten."""
     most = min(10, 2 + 9 * index // ramp) if ramp else 10
+    if most == 10:
+        return most
     rng = np.random.default_rng([seed, index, 3])
-    return int(rng.integers(2, most + 1)) if most < 10 and rng.random() < 0.4 else most
+    return int(rng.integers(2, most + 1)) if rng.random() < 0.4 else most
 
 
 def frame_times(record: worlds.Record) -> np.ndarray:

@@ -152,11 +152,16 @@ def _rouge_l(pairs: Sequence[tuple[str, str]]) -> float:
     return float(np.mean([scorer.score(true, said)["rougeL"].fmeasure for said, true in pairs]))
 
 
+def expect_encoder(folder: Path) -> None:
+    """Errors: ConfigError for a folder that has no model in it."""
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"BERTScore's encoder must be a folder with a model in it; {folder} is none.")
+
+
 def _bertscore(pairs: Sequence[tuple[str, str]], encoder: Path, layer: int | None) -> float:
     """F1; a text of which nothing was said scores 0."""
     library = _library("bert_score")
-    if not (encoder / "config.json").is_file():
-        raise ConfigError(f"BERTScore's encoder must be a folder with a model in it; {encoder} is none.")
+    expect_encoder(encoder)
     layers = layer or json.loads((encoder / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
     full = [(said, true) for said, true in pairs if said.strip() and true.strip()]
     if not full:

@@ -42,9 +42,8 @@ def make(family: str, difficulty: int, seed: int, split: str, digits: int = 10) 
         raise ValueError(f"Tally has 2 to 10 digits in training, and 10 elsewhere, not {digits}.")
     world, part = _WORLDS[family], "test" if split == "fresh" else split
     rng = np.random.default_rng([SPLITS.index(split), FAMILIES.index(family), difficulty, seed])
-    # Every world is asked alike: cups and relay need no part (tally picks its handwriting by it) nor, to tell, chance.
-    few = {"digits": digits} if digits < 10 and family == "tally" else {}
-    scene = world.sample(rng, difficulty, part, lambda trajectory: bucket((family, *trajectory)) == part, **few)
+    # Every world is asked alike: cups and relay need no part (tally picks its handwriting by it), no digits nor, to tell, chance.
+    scene = world.sample(rng, difficulty, part, lambda trajectory: bucket((family, *trajectory)) == part, digits)
     question, options, texts, answer = world.tell(scene, rng)
     options = tuple(options[i] for i in rng.permutation(len(options)))
     letter = LETTERS[options.index(answer)]

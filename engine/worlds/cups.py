@@ -85,7 +85,7 @@ class Cups:
         return (self.cups, self.start, tuple((s.left, s.right, s.left_in_front, s.reach) for s in self.swaps))
 
 
-def sample(rng: np.random.Generator, steps: int, split: str, fits: Callable[[tuple], bool]) -> Cups:
+def sample(rng: np.random.Generator, steps: int, split: str, fits: Callable[[tuple], bool], digits: int) -> Cups:
     cups = int(rng.integers(3, 5))
     start, goal = rng.integers(cups, size=2).tolist()
     look = int(rng.integers(len(LOOKS)))

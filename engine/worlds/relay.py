@@ -59,7 +59,7 @@ class Relay:
         return (self.colours, self.start, tuple((t.first, t.second, t.swap) for t in self.touches))
 
 
-def sample(rng: np.random.Generator, steps: int, split: str, fits: Callable[[tuple], bool]) -> Relay:
+def sample(rng: np.random.Generator, steps: int, split: str, fits: Callable[[tuple], bool], digits: int) -> Relay:
     count = int(rng.integers(3, 5))
     start, goal = rng.integers(count, size=2).tolist()
     shapes = tuple(SHAPES[i] for i in rng.integers(len(SHAPES), size=count))

@@ -87,7 +87,7 @@ def totals(scene: Tally) -> list[tuple[int, int]]:
     return out
 
 
-def sample(rng: np.random.Generator, steps: int, split: str, fits: Callable[[tuple], bool], digits: int = 10) -> Tally:
+def sample(rng: np.random.Generator, steps: int, split: str, fits: Callable[[tuple], bool], digits: int) -> Tally:
     """digits: how many there are, from 0; all totals are as frequent as another only where there are ten."""
     goal, look = int(rng.integers(10)), int(rng.integers(len(LOOKS)))
     mine = pictures(split)
