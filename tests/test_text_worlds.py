@@ -313,6 +313,7 @@ def test_bad_problems_are_refused_in_a_sentence(arguments, says):
         ({"difficulties": [2, 11]}, "1 to 10 steps, not 11"),
         ({"difficulties": [0, 2]}, "1 to 10 steps, not 0"),
         ({"difficulties": [3, 2]}, "the fewer first"),
+        ({"ramp": -1}, "ramp is -1: it must be 0 or more"),
         ({"split": "exam"}, "no split 'exam'"),
     ],
 )

@@ -357,6 +357,8 @@ def test_bad_clips_are_refused_in_a_sentence(arguments, says):
         ({"difficulties": (4, 3)}, "the fewest and the most steps"),
         ({"split": "exam"}, "no split 'exam'"),
         ({"seed": -1}, "from 0, not -1"),
+        ({"ramp": -1}, "ramp is -1: it must be 0 or more"),
+        ({"digits_ramp": -9}, "digits_ramp is -9: it must be 0 or more"),
     ],
 )
 def test_a_source_that_cannot_be_is_refused_in_a_sentence(settings, says):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from engine.config import ConfigError
+from engine.config import ConfigError, at_least
 from engine.data.samples import Sample
 from engine.data.worlds import drawn
 from engine.worlds import text
@@ -27,6 +27,7 @@ class TextWorldsSource:
         fewest, most = self.difficulties
         if self.seed < 0:
             raise ConfigError(f"text_worlds: a seed is a whole number from 0, not {self.seed}.")
+        at_least(0, self, "ramp", where="text_worlds: ")
         if not self.families or fewest > most:
             raise ConfigError("text_worlds: name a world, and of two numbers of steps the fewer first.")
         try:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from engine import worlds
-from engine.config import ConfigError
+from engine.config import ConfigError, at_least
 from engine.data.samples import SYSTEM, TYPE_HINTS, Sample, letter, user_turn
 from engine.layout import Frames
 from engine.worlds.record import LONGEST
@@ -50,6 +50,7 @@ class WorldsSource:
             raise ConfigError(f"worlds: there is no split {self.split!r}; choose one of {', '.join(worlds.SPLITS)}.")
         if self.seed < 0:
             raise ConfigError(f"worlds: a seed is a whole number from 0, not {self.seed}.")
+        at_least(0, self, "ramp", "digits_ramp", where="worlds: ")
 
     @property
     def looks(self) -> dict[str, Any]:
