@@ -337,9 +337,10 @@ def plan(
     config: Training, method: Method, lora: Lora | None, backbone: Backbone, companions: nn.ModuleDict, passed: Packed
 ) -> Plan:
     """A run with a model, companions and one pass. The model, which has no weights, is changed as training would."""
+    frozen = config.frozen or method.frozen
     with torch.device("meta"):
-        adapters.for_training(backbone, companions, lora, method.frozen, "", method.tokens)
-    return Plan(config, backbone, companions, passed, method.frozen)
+        adapters.for_training(backbone, companions, lora, frozen, "", method.tokens)
+    return Plan(config, backbone, companions, passed, frozen)
 
 
 def outlined_companions(backbone: Backbone, method: Method) -> nn.ModuleDict:

@@ -64,6 +64,9 @@ class Training:
     steps: int = setting(1000, "optimizer steps")
     batch: int = setting(64, "samples a step and process")
     accumulate: int = setting(4, "forward passes a step; `batch` is divided among them, by length")
+    frozen: bool = setting(
+        False, "the model stays as it is: its companions alone learn, such as a new auxiliary decoder"
+    )
     lr: float = setting(1e-3, "highest learning rate")
     final_lr: float = setting(0.0, "learning rate at the end, as a share of the highest")
     warmup: int = setting(50, "steps over which the learning rate rises")
@@ -184,7 +187,10 @@ def train(
     out = _checked(config, resume)
     if not config.epoch and method.renewed(LAST):
         raise ConfigError("The method has a curriculum of epochs: say how many samples one has (epoch).")
-    if config.looped != (0, 0) and (lora or method.frozen):
+    if config.frozen and lora:
+        raise ConfigError("frozen: the model stays as it is, and lora trains an adapter of it: choose one of them.")
+    frozen = config.frozen or method.frozen
+    if config.looped != (0, 0) and (lora or frozen):
         raise ConfigError("looped layers share weights that are trained, and here the model's own stay as they are.")
     seed_everything(config.seed)
     if AcceleratorState._shared_state.get("_mixed_precision", config.precision) != config.precision:
@@ -201,6 +207,8 @@ def train(
         return out / "best"
     _possible(config, accelerator, bool(method.renewed(LAST)))
     backbone, companions, added = made_ready(config, method, lora)
+    if frozen and not len(companions):
+        raise ConfigError("frozen: nothing would learn, since the method has no companions beside the model.")
     together = Together(backbone.model, companions)
     team = spread(accelerator, together, partial(optimizers, config), config.parallel, config.clip)
 
@@ -276,7 +284,7 @@ def train(
             journal.record(done, logged)
             bar.set_postfix({name: f"{value:.3g}" for name, value in logged.items() if name in terms})
         if done % config.validate_every == 0 or done == config.steps:
-            scores = _validated(method, backbone, companions, validate, epoch, team)
+            scores = _validated(frozen, backbone, companions, validate, epoch, team)
             journal.record(done, {f"validation_{name}": value for name, value in scores.items()})
             bar.write(f"{out.name} step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
             if scores["accuracy"] >= best:  # of equals the last, which has learnt longest
@@ -346,7 +354,7 @@ def made_ready(
     beside the adapter or else the model, if the same method taught them."""
     from engine.models import local, told_by
 
-    backbone = load(config.init, tokens=method.tokens)
+    backbone, frozen = load(config.init, tokens=method.tokens), config.frozen or method.frozen
     if config.adapter and (lora is None or method.frozen):
         adapters.merge(backbone.model, config.adapter)
     companions = method.companions(backbone)
@@ -360,10 +368,10 @@ def made_ready(
         looped(backbone, *config.looped)
     if config.gradient_checkpointing:
         recompute_layers(companions)
-        if not method.frozen:
+        if not frozen:
             recompute_layers(backbone.model)
-    added = adapters.for_training(backbone, companions, lora, method.frozen, config.adapter, method.tokens)
-    backbone.model.train(not method.frozen)
+    added = adapters.for_training(backbone, companions, lora, frozen, config.adapter, method.tokens)
+    backbone.model.train(not frozen)
     return backbone, companions, added
 
 
@@ -410,13 +418,13 @@ def agreed(passes: list[Packed], team: Replicas) -> tuple[Tokens, list[int]]:
 
 
 def _validated(
-    method: Method, backbone: Backbone, companions: nn.ModuleDict, validate: Validate, epoch: int, team: Replicas
+    frozen: bool, backbone: Backbone, companions: nn.ModuleDict, validate: Validate, epoch: int, team: Replicas
 ) -> dict[str, float]:
     """The first process's scores, so that all agree on what is best."""
     backbone.model.eval()
     companions.eval()
     scores = team.look(lambda: validate(backbone, companions, epoch))
-    backbone.model.train(not method.frozen)
+    backbone.model.train(not frozen)
     companions.train()
     return gathered(scores, team.accelerator)[0]
 

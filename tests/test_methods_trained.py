@@ -250,7 +250,7 @@ def test_a_folder_that_can_not_be_made_is_one_sentence(start, tmp_path, capsys):
         (Heima, {"compressed": 3, "sections": ("A", "B")}, "^compressed is 3: it must be 0 to 2"),
         (Heima, {"per_section": 0}, "^per_section is 0"),
         (StepSupervision, {"layers": -1}, r"^steps\.layers is -1"),
-        (StepSupervision, {"words": -1}, r"^steps\.words is -1"),
+        (StepSupervision, {"words": (1, -1)}, r"^steps\.words is \[1, -1\]"),
         (StepSupervision, {"stairs": 0}, r"^steps\.stairs is 0"),
         (Lora, {"r": 0}, r"^lora\.r is 0"),
         (Lora, {"alpha": 0}, r"^lora\.alpha is 0"),

@@ -77,8 +77,8 @@ def test_every_thought_says_its_step(model: Backbone) -> None:
     three = replace(two, steps=("x", "y", "z"))
     end = model.tokenizer.eos_token
 
-    def words(method: Method, sample: Sample, epoch: int = EPOCH) -> list[str]:
-        layout = method.layout(sample, np.random.default_rng(0), epoch)
+    def words(method: Method, sample: Sample, epoch: int = EPOCH, seed: int = 0) -> list[str]:
+        layout = method.layout(sample, np.random.default_rng(seed), epoch)
         texts = [model.decode(said(model, reading)) for reading in layout.readings]
         assert all(text.endswith(end) for text in texts)
         assert [reading.group for reading in layout.readings] == list(range(len(texts)))
@@ -104,10 +104,15 @@ def test_every_thought_says_its_step(model: Backbone) -> None:
     assert words(codi, five) == ["1 + 1 = 2", "2 + 1 = 3", merged]
     assert words(codi, one) == ["no name"]
     assert words(METHODS["pause"], replace(one, dialect="chat")) == ["no name", "no", "no"]
-    outcomes = replace(codi, steps=replace(codi.steps, words=1))
+    outcomes = replace(codi, steps=replace(codi.steps, words=(1,)))
     assert words(outcomes, two) == [" left", " right"]
     assert words(outcomes, three) == ["x", "y", "z"]  # of one word, the whole
     assert words(outcomes, five) == [" 2", " 3", " 4\n 5\n5"]
+    drawn = replace(codi, steps=replace(codi.steps, words=(1, 2)))  # for a sample, all of whose slots say as many
+    assert {tuple(words(drawn, two, seed=seed)) for seed in range(20)} == {
+        (" left", " right"),
+        (" goes left", "then right"),
+    }
 
 
 def states_fed(method: Any, out: Outcome, b: int, group: int) -> Tensor:

@@ -103,6 +103,25 @@ def test_companions_go_on_from_those_beside_the_model(start, tmp_path):
         )
 
 
+def test_a_model_that_is_to_stay_as_it_is_stays_and_its_companions_learn(start, tmp_path):
+    method = PauseDistillation(mode="silent", pauses=(3, 3), steps=StepSupervision(layers=1))
+    config = settings(start, tmp_path / "run", 2, frozen=True, optimizer="muon")
+    best = train(config, method, SOURCE, accuracy)
+    before, companions, _ = training.made_ready(Training(init=start), method, None)
+    after, learnt, _ = training.made_ready(
+        Training(init=str(best)), method, None
+    )  # whole, so that a run may start from it
+    assert all(
+        torch.equal(one, other) for one, other in zip(before.model.parameters(), after.model.parameters(), strict=True)
+    )
+    moved = [not torch.equal(*two) for two in zip(companions.parameters(), learnt.parameters(), strict=True)]
+    assert all(moved[1:])
+    with pytest.raises(ConfigError, match="nothing would learn"):
+        train(replace(config, out=str(tmp_path / "none")), PauseDistillation(), SOURCE, accuracy)
+    with pytest.raises(ConfigError, match="choose one of them"):
+        train(replace(config, out=str(tmp_path / "lora")), method, SOURCE, accuracy, lora=Lora(r=2))
+
+
 def test_companions_of_another_method_are_left(start, tmp_path):
     taught = PauseDistillation(mode="silent", pauses=(3, 3), steps=StepSupervision(layers=1))
     best = train(settings(start, tmp_path / "first", 1), taught, SOURCE, accuracy)
@@ -267,6 +286,8 @@ def test_layers_that_stay_as_they_are_are_not_looped(start, tmp_path):
         train(looped, Explicit(), SOURCE, accuracy, lora=Lora(r=2))
     with pytest.raises(ConfigError, match="looped layers"):
         train(looped, Interpreters(tags="tokens"), SOURCE, accuracy)
+    with pytest.raises(ConfigError, match="looped layers"):
+        train(replace(looped, frozen=True), PauseDistillation(steps=StepSupervision()), SOURCE, accuracy)
 
 
 def test_a_curriculum_is_refused_under_zero3_before_it_starts(start, tmp_path, monkeypatch):

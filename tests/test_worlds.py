@@ -11,7 +11,7 @@ import pytest
 
 from engine.config import ConfigError
 from engine.data.worlds import WorldsSource
-from engine.worlds import FAMILIES, as_json, draw, make, tally, write
+from engine.worlds import FAMILIES, Ease, as_json, draw, make, tally, write
 from engine.worlds.oracle import solve
 from engine.worlds.record import bucket
 from tests.orderless import best, guesses
@@ -338,8 +338,12 @@ def test_json_names_the_clip(family):
         (("cups", 11, 1, "train"), "1 to 10 steps, not 11"),
         (("cups", 3, -1, "train"), "from 0, not -1"),
         (("cups", 3, 1, "exam"), "no split 'exam'"),
-        (("tally", 3, 1, "train", 1), "2 to 10 digits in training, and 10 elsewhere, not 1"),
-        (("tally", 3, 1, "test", 5), "elsewhere, not 5"),
+        (
+            ("tally", 3, 1, "train", Ease(1)),
+            r"2 to 10 digits in training, .*, and 10 and 0.5 elsewhere, not Ease\(digits=1, ",
+        ),
+        (("tally", 3, 1, "train", Ease(10, 0.6)), r"not Ease\(digits=10, orange=0.6\)"),
+        (("tally", 3, 1, "test", Ease(10, 0.4)), r"not Ease\(digits=10, orange=0.4\)"),
     ],
 )
 def test_bad_clips_are_refused_in_a_sentence(arguments, says):
@@ -359,6 +363,7 @@ def test_bad_clips_are_refused_in_a_sentence(arguments, says):
         ({"seed": -1}, "from 0, not -1"),
         ({"ramp": -1}, "ramp is -1: it must be 0 or more"),
         ({"digits_ramp": -9}, "digits_ramp is -9: it must be 0 or more"),
+        ({"colours_ramp": -1}, "colours_ramp is -1: it must be 0 or more"),
     ],
 )
 def test_a_source_that_cannot_be_is_refused_in_a_sentence(settings, says):
@@ -376,18 +381,23 @@ def test_steps_grow_in_training_alone():
         assert all(one.record(i) == other.record(i) for i in range(30))
 
 
-def test_digits_grow_in_training_alone():
-    """What is held out has all ten at the start as at the end; no trajectory of theirs is trained on with few digits either."""
-    growing = WorldsSource(families=("tally",), digits_ramp=900)
-    drawn = [[flash.digit for flash in growing.record(i).scene.flashes] for i in range(1000)]
-    most = [max(max(digits) for digits in drawn[start : start + 100]) for start in range(0, 1000, 100)]
-    assert most == [1, 2, 3, 4, 5, 6, 7, 8, 9, 9]
-    assert sum(max(digits) < 2 for digits in drawn[400:500] if len(digits) > 3) > 2  # few are still practised
+def test_tally_grows_in_training_alone():
+    """What is held out has all digits and colours at the start as at the end, and nothing of it is trained on while tally is easy."""
+    growing = WorldsSource(families=("tally",), difficulties=(4, 6), digits_ramp=900, colours_ramp=900)
+    drawn = [growing.record(i).scene.flashes for i in range(1000)]
+    most = np.array([max(flash.digit for flash in flashes) for flashes in drawn]).reshape(10, 100)
+    orange = np.array([np.mean([flash.colour == "orange" for flash in flashes]) for flashes in drawn]).reshape(10, 100)
+    whole = (most > np.minimum(np.arange(10) + 1, 9)[:, None]).mean(1)  # have all digits already
+    assert all(0.1 < share < 0.3 for share in whole[:6])
+    assert (most[4] < 3).mean() > 0.02  # few are still practised
+    assert (most[9] > 7).mean() > 0.3
+    assert orange[:2].mean() < 0.3 < orange[4:6].mean() < 0.4 < orange[9].mean() < 0.55
     for split in ("validation", "test"):
-        one, other = replace(growing, split=split), WorldsSource(split=split, families=("tally",))
+        one, other = replace(growing, split=split), replace(growing, split=split, digits_ramp=0, colours_ramp=0)
         assert all(one.record(i) == other.record(i) for i in range(30))
     assert all(bucket(growing.record(i).trajectory) == "train" for i in range(200))
-    assert WorldsSource(families=("cups", "relay"), digits_ramp=900).record(0) == WorldsSource().record(0)
+    others = replace(growing, families=("cups", "relay"))
+    assert others.record(0) == replace(others, digits_ramp=0, colours_ramp=0).record(0)
 
 
 def test_bad_films_are_refused_in_a_sentence(tmp_path):

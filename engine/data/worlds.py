@@ -37,6 +37,7 @@ class WorldsSource:
     corrupt: Corruption = "none"
     ramp: int = 0  # samples over which the most steps grow from the fewest to their full number, in training
     digits_ramp: int = 0  # samples over which tally's digits grow from 0 and 1 to all ten, in training
+    colours_ramp: int = 0  # and its orange ones from a tenth to a half
     sections: bool = False
 
     def __post_init__(self) -> None:
@@ -50,7 +51,7 @@ class WorldsSource:
             raise ConfigError(f"worlds: there is no split {self.split!r}; choose one of {', '.join(worlds.SPLITS)}.")
         if self.seed < 0:
             raise ConfigError(f"worlds: a seed is a whole number from 0, not {self.seed}.")
-        at_least(0, self, "ramp", "digits_ramp", where="worlds: ")
+        at_least(0, self, "ramp", "digits_ramp", "colours_ramp", where="worlds: ")
 
     @property
     def looks(self) -> dict[str, Any]:
@@ -61,8 +62,8 @@ class WorldsSource:
     def record(self, index: int) -> worlds.Record:
         training = self.split == "train"
         family, steps, seed = drawn(self.families, self.difficulties, self.ramp if training else 0, self.seed, index)
-        digits = digits_at(self.digits_ramp if training else 0, self.seed, index)
-        return worlds.make(family, steps, seed, self.split, digits)
+        ease = ease_at(self.digits_ramp, self.colours_ramp, self.seed, index) if training else worlds.WHOLE
+        return worlds.make(family, steps, seed, self.split, ease)
 
     def __call__(self, index: int) -> Sample:
         record = self.record(index)
@@ -82,13 +83,17 @@ def drawn(
     return families[index % len(families)], difficulty, seed * 10_000_000 + index
 
 
-def digits_at(ramp: int, seed: int, index: int) -> int:
-    """How many digits tally has: two at first, then one more at a time; two clips in five keep to fewer, lest they be forgotten."""
-    most = min(10, 2 + 9 * index // ramp) if ramp else 10
-    if most == 10:
-        return most
-    rng = np.random.default_rng([seed, index, 3])
-    return int(rng.integers(2, most + 1)) if rng.random() < 0.4 else most
+def ease_at(digits_ramp: int, colours_ramp: int, seed: int, index: int) -> worlds.Ease:
+    """Tally's digits grow one at a time from 0 and 1, orange from a tenth to a half. Some clips keep to what has been practised,
+    lest it be forgotten, and some have everything from the start on, so that every digit and colour can be read."""
+    digits, orange = 10, 0.5
+    if digits_ramp:
+        most = min(10, 2 + 9 * index // digits_ramp)
+        share = np.random.default_rng([seed, index, 3]).random()
+        digits = 10 if share < 0.2 else 2 + int((share - 0.2) / 0.3 * (most - 1)) if share < 0.5 else most
+    if colours_ramp and np.random.default_rng([seed, index, 4]).random() >= 0.2:
+        orange = min(0.5, 0.1 + 0.4 * index / colours_ramp)
+    return worlds.Ease(digits, orange)
 
 
 def frame_times(record: worlds.Record) -> np.ndarray:

@@ -129,7 +129,7 @@ class Coconut(Method):
             ]
             answer = f"### {sample.answer}" if sample.dialect == "plain" else sample.answer
             after = "\n".join((*sample.steps[part.skipped :], answer))  # what follows the latents
-            readings = self.steps.readings(groups, sample.steps[: part.skipped], after)
+            readings = self.steps.readings(groups, sample.steps[: part.skipped], after, rng)
         return Layout({"answer": (context(sample), *think, *rest)}, readings=readings)
 
     def companions(self, backbone: Backbone) -> nn.ModuleDict:

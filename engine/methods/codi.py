@@ -65,7 +65,7 @@ class Codi(Method):
         readings: tuple[Reading, ...] = ()
         if self.steps:  # z_n too, which is never fed
             groups = [[(think[1], i - 1)] for i in range(self.num_latent + 1)]
-            readings = self.steps.readings(groups, sample.steps, sample.answer)
+            readings = self.steps.readings(groups, sample.steps, sample.answer, rng)
         branches = {
             "answer": (trunk, *think, *answered, ending(sample)),
             "teacher": (trunk, chain(written), *answered, ending(sample)),

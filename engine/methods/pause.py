@@ -89,7 +89,7 @@ class PauseDistillation(Method):
         readings: tuple[Reading, ...] = ()
         if self.steps and self.mode != "teacher":
             groups = [[(think, place)] for place in range(len(think.pieces))]
-            readings = self.steps.readings(groups, sample.steps, sample.answer)
+            readings = self.steps.readings(groups, sample.steps, sample.answer, rng)
         return Layout(kept, frozenset({"speak"} & kept.keys() if self.compat else ()), readings)
 
     def companions(self, backbone: Backbone) -> nn.ModuleDict:

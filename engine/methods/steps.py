@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +35,8 @@ class StepSupervision:
     stairs: the first slot is read at this layer, and each later step one layer further up, so that every step has the one
     before it to build on; the last step, and what stands for the answer, at the top. None = all at the top, as published.
     words: of a step that its slot must say, the last ones: what came of it. Else a decoder that reads what happened can work
-    out the outcome by itself, and the slot needn't know it. 0 = the whole step, as published.
+    out the outcome by itself, and the slot needn't know it. 0 = the whole step, as published. Of several numbers one is drawn
+    for each sample: the outcome alone, or what it comes of too.
     first_position: of the auxiliary decoder's tokens: 1 (as on Coconut), or 0 (as on CODI).
     compat: the published CODI code's fault: a slot's texts are cut to the length of the first row's and one token more
     (to one token if the first row has none), so that the loss depends on the order of the rows.
@@ -45,12 +47,14 @@ class StepSupervision:
     missing: Literal["answer", "ignore"] = "answer"
     layers: int = 0
     stairs: int | None = None
-    words: int = 0
+    words: tuple[int, ...] = (0,)
     first_position: int = 1
     compat: bool = False
 
     def __post_init__(self) -> None:
-        at_least(0, self, "layers", "words", "first_position", where="steps.")
+        at_least(0, self, "layers", "first_position", where="steps.")
+        if not self.words or min(self.words) < 0:
+            raise ConfigError(f"steps.words is {list(self.words)}: write how many, from 0 (all).")
         if self.stairs is not None and self.stairs < 1:
             raise ConfigError(f"steps.stairs is {self.stairs}: it must be 1 or more, or none.")
 
@@ -62,10 +66,15 @@ class StepSupervision:
         return copied
 
     def readings(
-        self, groups: Sequence[Sequence[tuple[Segment, int]]], steps: tuple[str, ...], answer: str
+        self,
+        groups: Sequence[Sequence[tuple[Segment, int]]],
+        steps: tuple[str, ...],
+        answer: str,
+        rng: np.random.Generator,
     ) -> tuple[Reading, ...]:
         """groups: the states of each slot (c_thought of them) -> what each must say."""
-        said = tuple(last_words(step, self.words) for step in steps) if self.words else steps
+        words = self.words[rng.integers(len(self.words))] if len(self.words) > 1 else self.words[0]
+        said = tuple(last_words(step, words) for step in steps) if words else steps
         texts = step_groups(said, len(groups), self.missing, answer)
         return tuple(
             Reading(

@@ -15,19 +15,19 @@ import numpy as np
 from engine.worlds import cups, relay, tally
 from engine.worlds.film import film
 from engine.worlds.paint import View
-from engine.worlds.record import LETTERS, LONGEST, SPLITS, Record, Step, bucket, timed
+from engine.worlds.record import LETTERS, LONGEST, SPLITS, WHOLE, Ease, Record, Step, bucket, timed
 
-__all__ = ["FAMILIES", "SPLITS", "Record", "Step", "as_json", "changed", "draw", "make", "write"]
+__all__ = ["FAMILIES", "SPLITS", "WHOLE", "Ease", "Record", "Step", "as_json", "changed", "draw", "make", "write"]
 
 _WORLDS = {"cups": cups, "relay": relay, "tally": tally}
 FAMILIES = tuple(_WORLDS)
 
 
-def make(family: str, difficulty: int, seed: int, split: str, digits: int = 10) -> Record:
+def make(family: str, difficulty: int, seed: int, split: str, ease: Ease = WHOLE) -> Record:
     """The clip that these name, always the same: `difficulty` steps (1 to 10), any seed from 0.
 
     `split` is train, validation, test or fresh; fresh clips share the test's trajectories but not its seeds.
-    digits: of tally, in training alone: so many of them, from 0, so that sums can be learnt on few numbers first.
+    ease: of tally, in training alone.
     Raises ValueError on anything else.
     """
     if family not in FAMILIES:
@@ -38,12 +38,14 @@ def make(family: str, difficulty: int, seed: int, split: str, digits: int = 10) 
         raise ValueError(f"A clip has 1 to {LONGEST} steps, not {difficulty}.")
     if seed < 0:
         raise ValueError(f"A seed is a whole number from 0, not {seed}.")
-    if not 2 <= digits <= 10 or (digits < 10 and split != "train"):
-        raise ValueError(f"Tally has 2 to 10 digits in training, and 10 elsewhere, not {digits}.")
+    if not (2 <= ease.digits <= 10 and 0 < ease.orange <= 0.5) or (ease != WHOLE and split != "train"):
+        raise ValueError(
+            f"Tally has 2 to 10 digits in training, orange above 0 and up to 0.5 of them, and 10 and 0.5 elsewhere, not {ease}."
+        )
     world, part = _WORLDS[family], "test" if split == "fresh" else split
     rng = np.random.default_rng([SPLITS.index(split), FAMILIES.index(family), difficulty, seed])
-    # Every world is asked alike: cups and relay need no part (tally picks its handwriting by it), no digits nor, to tell, chance.
-    scene = world.sample(rng, difficulty, part, lambda trajectory: bucket((family, *trajectory)) == part, digits)
+    # Every world is asked alike: cups and relay need no part (tally picks its handwriting by it), no ease nor, to tell, chance.
+    scene = world.sample(rng, difficulty, part, lambda trajectory: bucket((family, *trajectory)) == part, ease)
     question, options, texts, answer = world.tell(scene, rng)
     options = tuple(options[i] for i in rng.permutation(len(options)))
     letter = LETTERS[options.index(answer)]

@@ -14,7 +14,7 @@ from math import ceil, cos, floor, sin
 import numpy as np
 
 from engine.worlds.paint import Colour, View, glow, in_every_colour, mix, smooth
-from engine.worlds.record import phase
+from engine.worlds.record import Ease, phase
 
 QUESTION = (
     "Start with the first digit. Add a digit of the same colour as the one before, "
@@ -87,22 +87,21 @@ def totals(scene: Tally) -> list[tuple[int, int]]:
     return out
 
 
-def sample(rng: np.random.Generator, steps: int, split: str, fits: Callable[[tuple], bool], digits: int) -> Tally:
-    """digits: how many there are, from 0; all totals are as frequent as another only where there are ten."""
+def sample(rng: np.random.Generator, steps: int, split: str, fits: Callable[[tuple], bool], ease: Ease) -> Tally:
+    """All totals are as frequent as another only where there are ten digits."""
     goal, look = int(rng.integers(10)), int(rng.integers(len(LOOKS)))
     mine = pictures(split)
     while True:
-        drawn = (
-            rng.integers(digits, size=steps).tolist(),
-            rng.integers(2, size=steps).tolist(),
-            rng.random(steps).tolist(),
-        )
+        numbers, colours, picks = rng.integers(ease.digits, size=steps), rng.integers(2, size=steps), rng.random(steps)
+        if ease.orange < 0.5:
+            colours = (rng.random(steps) < ease.orange).astype(int)
+        drawn = numbers.tolist(), colours.tolist(), picks.tolist()
         flashes = (
             Flash(digit, ("blue", "orange")[colour], mine[digit][int(pick * len(mine[digit]))])
             for digit, colour, pick in zip(*drawn, strict=True)
         )
         scene = Tally(tuple(flashes), look)
-        if (digits < 10 or totals(scene)[-1][1] == goal) and fits(scene.trajectory):
+        if (ease.digits < 10 or totals(scene)[-1][1] == goal) and fits(scene.trajectory):
             break
     if split != "train":
         return scene
