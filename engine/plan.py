@@ -33,7 +33,7 @@ from engine.latents import segments_of
 from engine.layout import Packed
 from engine.methods.method import Method
 from engine.muon import Muon
-from engine.training import Training, optimizers
+from engine.training import Training, companions_alone, optimizers
 
 SHAPES = Path(__file__).with_name("shapes.json")  # published models' configurations, as far as they decide their size
 CHARACTERS = 4  # a token of English, where there is no tokenizer
@@ -337,7 +337,7 @@ def plan(
     config: Training, method: Method, lora: Lora | None, backbone: Backbone, companions: nn.ModuleDict, passed: Packed
 ) -> Plan:
     """A run with a model, companions and one pass. The model, which has no weights, is changed as training would."""
-    frozen = config.frozen or method.frozen
+    frozen = companions_alone(config, method)
     with torch.device("meta"):
         adapters.for_training(backbone, companions, lora, frozen, "", method.tokens)
     return Plan(config, backbone, companions, passed, frozen)

@@ -189,8 +189,7 @@ def train(
         raise ConfigError("The method has a curriculum of epochs: say how many samples one has (epoch).")
     if config.frozen and lora:
         raise ConfigError("frozen: the model stays as it is, and lora trains an adapter of it: choose one of them.")
-    frozen = config.frozen or method.frozen
-    if config.looped != (0, 0) and (lora or frozen):
+    if config.looped != (0, 0) and (lora or companions_alone(config, method)):
         raise ConfigError("looped layers share weights that are trained, and here the model's own stay as they are.")
     seed_everything(config.seed)
     if AcceleratorState._shared_state.get("_mixed_precision", config.precision) != config.precision:
@@ -207,7 +206,7 @@ def train(
         return out / "best"
     _possible(config, accelerator, bool(method.renewed(LAST)))
     backbone, companions, added = made_ready(config, method, lora)
-    if frozen and not len(companions):
+    if companions_alone(config, method) and not len(companions):
         raise ConfigError("frozen: nothing would learn, since the method has no companions beside the model.")
     together = Together(backbone.model, companions)
     team = spread(accelerator, together, partial(optimizers, config), config.parallel, config.clip)
@@ -284,7 +283,7 @@ def train(
             journal.record(done, logged)
             bar.set_postfix({name: f"{value:.3g}" for name, value in logged.items() if name in terms})
         if done % config.validate_every == 0 or done == config.steps:
-            scores = _validated(frozen, backbone, companions, validate, epoch, team)
+            scores = _validated(backbone, companions, validate, epoch, team)
             journal.record(done, {f"validation_{name}": value for name, value in scores.items()})
             bar.write(f"{out.name} step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
             if scores["accuracy"] >= best:  # of equals the last, which has learnt longest
@@ -347,6 +346,11 @@ def _possible(config: Training, accelerator: Accelerator, staged: bool) -> None:
         raise ConfigError(f"looped layers share weights that {chosen} would divide layer by layer: train with ddp.")
 
 
+def companions_alone(config: Training, method: Method) -> bool:
+    """Whether the model stays as it is."""
+    return config.frozen or method.frozen
+
+
 def made_ready(
     config: Training, method: Method, lora: Lora | None
 ) -> tuple[Backbone, nn.ModuleDict, dict[str, PeftModel]]:
@@ -354,7 +358,7 @@ def made_ready(
     beside the adapter or else the model, if the same method taught them."""
     from engine.models import local, told_by
 
-    backbone, frozen = load(config.init, tokens=method.tokens), config.frozen or method.frozen
+    backbone, frozen = load(config.init, tokens=method.tokens), companions_alone(config, method)
     if config.adapter and (lora is None or method.frozen):
         adapters.merge(backbone.model, config.adapter)
     companions = method.companions(backbone)
@@ -418,13 +422,14 @@ def agreed(passes: list[Packed], team: Replicas) -> tuple[Tokens, list[int]]:
 
 
 def _validated(
-    frozen: bool, backbone: Backbone, companions: nn.ModuleDict, validate: Validate, epoch: int, team: Replicas
+    backbone: Backbone, companions: nn.ModuleDict, validate: Validate, epoch: int, team: Replicas
 ) -> dict[str, float]:
     """The first process's scores, so that all agree on what is best."""
+    learns = backbone.model.training
     backbone.model.eval()
     companions.eval()
     scores = team.look(lambda: validate(backbone, companions, epoch))
-    backbone.model.train(not frozen)
+    backbone.model.train(learns)
     companions.train()
     return gathered(scores, team.accelerator)[0]
 

@@ -11,9 +11,10 @@ import pytest
 
 from engine.config import ConfigError
 from engine.data.worlds import WorldsSource
-from engine.worlds import FAMILIES, Ease, as_json, draw, make, tally, write
+from engine.worlds import FAMILIES, as_json, draw, make, tally, write
 from engine.worlds.oracle import solve
 from engine.worlds.record import bucket
+from engine.worlds.tally import Practice
 from tests.orderless import best, guesses
 
 HEIGHT, WIDTH = 56, 84
@@ -339,11 +340,11 @@ def test_json_names_the_clip(family):
         (("cups", 3, -1, "train"), "from 0, not -1"),
         (("cups", 3, 1, "exam"), "no split 'exam'"),
         (
-            ("tally", 3, 1, "train", Ease(1)),
-            r"2 to 10 digits in training, .*, and 10 and 0.5 elsewhere, not Ease\(digits=1, ",
+            ("tally", 3, 1, "train", Practice(1)),
+            r"2 to 10 digits in training, .*, and 10 and 0.5 elsewhere, not Practice\(digits=1, ",
         ),
-        (("tally", 3, 1, "train", Ease(10, 0.6)), r"not Ease\(digits=10, orange=0.6\)"),
-        (("tally", 3, 1, "test", Ease(10, 0.4)), r"not Ease\(digits=10, orange=0.4\)"),
+        (("tally", 3, 1, "train", Practice(10, 0.6)), r"not Practice\(digits=10, orange=0.6\)"),
+        (("tally", 3, 1, "test", Practice(10, 0.4)), r"not Practice\(digits=10, orange=0.4\)"),
     ],
 )
 def test_bad_clips_are_refused_in_a_sentence(arguments, says):

@@ -11,6 +11,7 @@ from engine import worlds
 from engine.config import ConfigError, at_least
 from engine.data.samples import SYSTEM, TYPE_HINTS, Sample, letter, user_turn
 from engine.layout import Frames
+from engine.worlds import tally
 from engine.worlds.record import LONGEST
 
 FRAMES_PER_SECOND = 4.0
@@ -62,8 +63,8 @@ class WorldsSource:
     def record(self, index: int) -> worlds.Record:
         training = self.split == "train"
         family, steps, seed = drawn(self.families, self.difficulties, self.ramp if training else 0, self.seed, index)
-        ease = ease_at(self.digits_ramp, self.colours_ramp, self.seed, index) if training else worlds.WHOLE
-        return worlds.make(family, steps, seed, self.split, ease)
+        practice = practice_at(self.digits_ramp, self.colours_ramp, self.seed, index) if training else tally.WHOLE
+        return worlds.make(family, steps, seed, self.split, practice)
 
     def __call__(self, index: int) -> Sample:
         record = self.record(index)
@@ -83,9 +84,9 @@ def drawn(
     return families[index % len(families)], difficulty, seed * 10_000_000 + index
 
 
-def ease_at(digits_ramp: int, colours_ramp: int, seed: int, index: int) -> worlds.Ease:
-    """Tally's digits grow one at a time from 0 and 1, orange from a tenth to a half. Some clips keep to what has been practised,
-    lest it be forgotten, and some have everything from the start on, so that every digit and colour can be read."""
+def practice_at(digits_ramp: int, colours_ramp: int, seed: int, index: int) -> tally.Practice:
+    """Tally's digits grow one at a time from 0 and 1, orange from a tenth to a half. Of ten clips three keep to fewer digits, lest
+    they be forgotten, and two have all digits or even colours from the start on, so that they can be read."""
     digits, orange = 10, 0.5
     if digits_ramp:
         most = min(10, 2 + 9 * index // digits_ramp)
@@ -93,7 +94,7 @@ def ease_at(digits_ramp: int, colours_ramp: int, seed: int, index: int) -> world
         digits = 10 if share < 0.2 else 2 + int((share - 0.2) / 0.3 * (most - 1)) if share < 0.5 else most
     if colours_ramp and np.random.default_rng([seed, index, 4]).random() >= 0.2:
         orange = min(0.5, 0.1 + 0.4 * index / colours_ramp)
-    return worlds.Ease(digits, orange)
+    return tally.Practice(digits, orange)
 
 
 def frame_times(record: worlds.Record) -> np.ndarray:

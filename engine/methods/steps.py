@@ -73,7 +73,7 @@ class StepSupervision:
         rng: np.random.Generator,
     ) -> tuple[Reading, ...]:
         """groups: the states of each slot (c_thought of them) -> what each must say."""
-        words = self.words[rng.integers(len(self.words))] if len(self.words) > 1 else self.words[0]
+        words = self.words[rng.integers(len(self.words))]
         said = tuple(last_words(step, words) for step in steps) if words else steps
         texts = step_groups(said, len(groups), self.missing, answer)
         return tuple(

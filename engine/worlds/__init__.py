@@ -15,19 +15,19 @@ import numpy as np
 from engine.worlds import cups, relay, tally
 from engine.worlds.film import film
 from engine.worlds.paint import View
-from engine.worlds.record import LETTERS, LONGEST, SPLITS, WHOLE, Ease, Record, Step, bucket, timed
+from engine.worlds.record import LETTERS, LONGEST, SPLITS, Record, Step, bucket, timed
 
-__all__ = ["FAMILIES", "SPLITS", "WHOLE", "Ease", "Record", "Step", "as_json", "changed", "draw", "make", "write"]
+__all__ = ["FAMILIES", "SPLITS", "Record", "Step", "as_json", "changed", "draw", "make", "write"]
 
 _WORLDS = {"cups": cups, "relay": relay, "tally": tally}
 FAMILIES = tuple(_WORLDS)
 
 
-def make(family: str, difficulty: int, seed: int, split: str, ease: Ease = WHOLE) -> Record:
+def make(family: str, difficulty: int, seed: int, split: str, practice: tally.Practice = tally.WHOLE) -> Record:
     """The clip that these name, always the same: `difficulty` steps (1 to 10), any seed from 0.
 
     `split` is train, validation, test or fresh; fresh clips share the test's trajectories but not its seeds.
-    ease: of tally, in training alone.
+    practice: of tally, in training alone; elsewhere the whole.
     Raises ValueError on anything else.
     """
     if family not in FAMILIES:
@@ -38,14 +38,16 @@ def make(family: str, difficulty: int, seed: int, split: str, ease: Ease = WHOLE
         raise ValueError(f"A clip has 1 to {LONGEST} steps, not {difficulty}.")
     if seed < 0:
         raise ValueError(f"A seed is a whole number from 0, not {seed}.")
-    if not (2 <= ease.digits <= 10 and 0 < ease.orange <= 0.5) or (ease != WHOLE and split != "train"):
+    if not (2 <= practice.digits <= 10 and 0 < practice.orange <= 0.5) or (
+        practice != tally.WHOLE and split != "train"
+    ):
         raise ValueError(
-            f"Tally has 2 to 10 digits in training, orange above 0 and up to 0.5 of them, and 10 and 0.5 elsewhere, not {ease}."
+            f"Tally has 2 to 10 digits in training, of which orange are above 0 and up to 0.5, and 10 and 0.5 elsewhere, not {practice}."
         )
     world, part = _WORLDS[family], "test" if split == "fresh" else split
     rng = np.random.default_rng([SPLITS.index(split), FAMILIES.index(family), difficulty, seed])
-    # Every world is asked alike: cups and relay need no part (tally picks its handwriting by it), no ease nor, to tell, chance.
-    scene = world.sample(rng, difficulty, part, lambda trajectory: bucket((family, *trajectory)) == part, ease)
+    # Every world is asked alike: cups and relay need no part (tally picks its handwriting by it), no practice nor, to tell, chance.
+    scene = world.sample(rng, difficulty, part, lambda trajectory: bucket((family, *trajectory)) == part, practice)
     question, options, texts, answer = world.tell(scene, rng)
     options = tuple(options[i] for i in rng.permutation(len(options)))
     letter = LETTERS[options.index(answer)]

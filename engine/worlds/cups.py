@@ -9,7 +9,7 @@ from math import cos, pi, sin
 import numpy as np
 
 from engine.worlds.paint import Colour, Placed, Sprite, View, ease, glow, mix, placed, smooth, stamp
-from engine.worlds.record import Ease, carry, phase
+from engine.worlds.record import carry, phase
 
 QUESTION = "Where is the ball at the end?"
 PLACES = {3: ("left", "middle", "right"), 4: ("first", "second", "third", "fourth")}
@@ -85,7 +85,7 @@ class Cups:
         return (self.cups, self.start, tuple((s.left, s.right, s.left_in_front, s.reach) for s in self.swaps))
 
 
-def sample(rng: np.random.Generator, steps: int, split: str, fits: Callable[[tuple], bool], ease: Ease) -> Cups:
+def sample(rng: np.random.Generator, steps: int, split: str, fits: Callable[[tuple], bool], practice: object) -> Cups:
     cups = int(rng.integers(3, 5))
     start, goal = rng.integers(cups, size=2).tolist()
     look = int(rng.integers(len(LOOKS)))

@@ -25,21 +25,6 @@ class Step:
     end: float
 
 
-@dataclass(frozen=True)
-class Ease:
-    """What of tally is practised, in training alone: so many digits, from 0, and how often one is orange, the others being blue.
-
-    Whether the colour changed is a parity, of which gradients tell nothing until each colour counts by itself, as it does where
-    orange is rare; and sums are learnt on few numbers first.
-    """
-
-    digits: int = 10
-    orange: float = 0.5
-
-
-WHOLE = Ease()
-
-
 class Scene(Protocol):
     """What a family needs to draw its clip; the trajectory is its start and its events, hashable."""
 

@@ -9,7 +9,7 @@ from math import cos, hypot, pi, sin
 import numpy as np
 
 from engine.worlds.paint import Colour, Placed, Sprite, View, ease, glow, mix, placed, smooth, stamp
-from engine.worlds.record import Ease, carry, phase
+from engine.worlds.record import carry, phase
 
 QUESTION = "Who holds the star at the end?"
 COLOURS: dict[str, Colour] = {
@@ -59,7 +59,7 @@ class Relay:
         return (self.colours, self.start, tuple((t.first, t.second, t.swap) for t in self.touches))
 
 
-def sample(rng: np.random.Generator, steps: int, split: str, fits: Callable[[tuple], bool], ease: Ease) -> Relay:
+def sample(rng: np.random.Generator, steps: int, split: str, fits: Callable[[tuple], bool], practice: object) -> Relay:
     count = int(rng.integers(3, 5))
     start, goal = rng.integers(count, size=2).tolist()
     shapes = tuple(SHAPES[i] for i in rng.integers(len(SHAPES), size=count))

@@ -14,7 +14,7 @@ from math import ceil, cos, floor, sin
 import numpy as np
 
 from engine.worlds.paint import Colour, View, glow, in_every_colour, mix, smooth
-from engine.worlds.record import Ease, phase
+from engine.worlds.record import phase
 
 QUESTION = (
     "Start with the first digit. Add a digit of the same colour as the one before, "
@@ -43,6 +43,21 @@ class Flash:
     colour: str
     picture: int  # its number in load_digits
     hand: Hand = AS_WRITTEN
+
+
+@dataclass(frozen=True)
+class Practice:
+    """What is practised in training: so many digits, from 0, and how often one is orange, the others being blue.
+
+    Whether the colour changed is a parity, of which gradients tell nothing until each colour counts by itself, as it does where
+    orange is rare; and sums are learnt on few numbers first.
+    """
+
+    digits: int = 10
+    orange: float = 0.5
+
+
+WHOLE = Practice()
 
 
 @dataclass(frozen=True)
@@ -87,21 +102,27 @@ def totals(scene: Tally) -> list[tuple[int, int]]:
     return out
 
 
-def sample(rng: np.random.Generator, steps: int, split: str, fits: Callable[[tuple], bool], ease: Ease) -> Tally:
+def sample(
+    rng: np.random.Generator, steps: int, split: str, fits: Callable[[tuple], bool], practice: Practice
+) -> Tally:
     """All totals are as frequent as another only where there are ten digits."""
     goal, look = int(rng.integers(10)), int(rng.integers(len(LOOKS)))
     mine = pictures(split)
     while True:
-        numbers, colours, picks = rng.integers(ease.digits, size=steps), rng.integers(2, size=steps), rng.random(steps)
-        if ease.orange < 0.5:
-            colours = (rng.random(steps) < ease.orange).astype(int)
+        numbers, colours, picks = (
+            rng.integers(practice.digits, size=steps),
+            rng.integers(2, size=steps),
+            rng.random(steps),
+        )
+        if practice.orange < 0.5:
+            colours = (rng.random(steps) < practice.orange).astype(int)
         drawn = numbers.tolist(), colours.tolist(), picks.tolist()
         flashes = (
             Flash(digit, ("blue", "orange")[colour], mine[digit][int(pick * len(mine[digit]))])
             for digit, colour, pick in zip(*drawn, strict=True)
         )
         scene = Tally(tuple(flashes), look)
-        if (ease.digits < 10 or totals(scene)[-1][1] == goal) and fits(scene.trajectory):
+        if (practice.digits < 10 or totals(scene)[-1][1] == goal) and fits(scene.trajectory):
             break
     if split != "train":
         return scene
