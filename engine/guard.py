@@ -15,9 +15,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from pathlib import Path
 from typing import Any
 
-# Addresses at which Gradio fetches from other hosts, records, or edits: a page like this has no use for them.
+# Addresses at which Gradio fetches from other hosts, records, or edits, and the 32 MB with which a clip would be trimmed: a page
+# like this has no use for them.
 REFUSED = re.compile(
-    r"/(proxy=|file[=/]\w+:|deep_link|process_recording|component_server|monitoring|run-history|vibe|dev/)"
+    r"/(proxy=|file[=/]\w+:|deep_link|process_recording|component_server|monitoring|run-history|vibe|dev/|static/ffmpeg/)"
 )
 LARGEST_CALL = 2**20  # bytes of a request that is no upload
 FORM = 2**16  # bytes that a form may put around its file

@@ -146,6 +146,7 @@ def test_nobody_passes_the_line(server: Server) -> None:
         "gradio_api/file=https%3A%2F%2Fexample.com/a.mp4",
         "gradio_api/file/http://example.com/a.mp4",
         "gradio_api/proxy=http://example.com/",
+        "static/ffmpeg/ffmpeg-core.wasm",
         "gradio_api/deep_link?session_hash=one",
         "monitoring",
         "monitoring/summary",

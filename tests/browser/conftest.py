@@ -34,18 +34,23 @@ def chromium() -> Iterator[Browser]:
 def page(request: pytest.FixtureRequest, chromium: Browser, server: Server) -> Iterator[Page]:
     """The open page. A test chooses its looks by parametrizing this fixture with options of `new_context`.
 
-    Afterwards: nothing was asked of any other host, and the server's log has no traceback of this test.
+    Afterwards: nothing was asked of any other host, no script failed, and the server's log has no traceback of this test.
     """
     options = {"viewport": {"width": 1280, "height": 900}, **getattr(request, "param", {})}
     context = chromium.new_context(**options)
     context.set_default_timeout(60_000)
     opened = context.new_page()
     outside: list[str] = []
+    failed: list[str] = []
     before = len(server.log.read_text())
     opened.on("request", lambda r: None if r.url.startswith((server.url, "data:", "blob:")) else outside.append(r.url))
+    opened.on("pageerror", lambda error: failed.append(str(error)))
     opened.goto(server.url)
     opened.wait_for_selector("#think")
     yield opened
     context.close()
     assert not outside
+    assert all(
+        "dynamically imported module: blob:" in error for error in failed
+    )  # the trimming that the page doesn't offer
     assert "Traceback" not in server.log.read_text()[before:]
