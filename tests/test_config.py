@@ -89,7 +89,7 @@ def test_the_small_models_configurations_load():
     from train.trials import Table, trials
 
     methods = {
-        **dict.fromkeys(("short", "silent", "tally", "decoder", "digits", "pause", "polish", "pauses"), "pause"), **dict.fromkeys(("answer_only", "filler"), "controls.Silent"),
+        **dict.fromkeys(("short", "silent", "tally", "decoder", "digits", "settle", "pause", "polish", "pauses"), "pause"), **dict.fromkeys(("answer_only", "filler"), "controls.Silent"),
         **dict.fromkeys(("explicit", "sums", "baseline"), "controls.Explicit"), "lookup": "lookup", "coconut": "coconut", "codi": "codi",
     }  # fmt: skip
     configs = Path(__file__).parent.parent / "train" / "configs"

@@ -195,7 +195,7 @@ def stage(settings: dict, clips: int, seconds: float) -> str:
     low, high = worlds["difficulties"]
     shown = "rows of text" if worlds["corrupt"] in WITHOUT_CLIP else "clips"
     precision = "float32" if training["precision"] == "no" else training["precision"]
-    part = f"LoRA of rank {settings['lora']['r']}, " if "lora" in settings else ""
+    part = "the decoder alone, " if training.get("frozen") else f"LoRA of rank {settings['lora']['r']}, " if "lora" in settings else ""  # fmt: skip
     rate = f"{part}{training['optimizer']} at {training['lr']}, {training['schedule']}, {precision}"
     return f"  - {Path(training['out']).name}: {clips:,} {shown} of {low} to {high} steps ({', '.join(dict.fromkeys(worlds['families']))}), {rate}, seed {worlds['seed']}, {seconds / 60:.0f} minutes"  # fmt: skip
 

@@ -26,9 +26,9 @@ from engine.benchmark import Benchmark, measure, shipped
 from engine.config import read_yaml
 
 CONFIGS = Path(__file__).parent / "configs" / "small"
-STAGES = ("short", "silent", "sums", "tally", "pause", "polish")
+STAGES = ("short", "silent", "sums", "tally", "pause", "polish", "decoder", "digits", "settle")
 WORDS_ALONE = "sums"  # the stage that every model goes through as it stands: no clips, no slots
-SHORTER = ("short", "silent", "polish")  # the controls', in which they learn all that they will: about half the samples
+SHORTER = ("short", "silent", "polish")  # the controls', in which they learn all that they will: a third of the samples
 MODELS = {  # model -> its script and its stages
     "pause": ("pause", STAGES),
     "explicit": ("explicit", SHORTER),
