@@ -177,3 +177,11 @@ def test_an_old_model_gives_way_to_the_new_one_whole(tmp_path: Path, monkeypatch
     assert load(out)
     assert not {lens.FILE, COMPANIONS} & {path.name for path in out.iterdir()}
     assert {path.name for path in tmp_path.iterdir()} == {"run", "model"}
+
+
+def test_a_card_says_what_of_a_model_learnt() -> None:
+    training = {"out": "runs/decoder", "optimizer": "muon", "lr": 1e-3, "schedule": "late", "precision": "no"}
+    settings: dict[str, Any] = {"training": training, "WorldsSource": asdict(WorldsSource())}
+    assert ", muon at 0.001, late, float32" in publish.stage(settings, 32, 60)
+    assert "LoRA of rank 4, muon" in publish.stage(settings | {"lora": asdict(LORA)}, 32, 60)
+    assert "the decoder alone, muon" in publish.stage(settings | {"training": training | {"frozen": True}}, 32, 60)

@@ -1,6 +1,6 @@
 """Turns a finished run into a shipped model: weights in bf16, what the page needs to know, a model card with its scores.
 
-python -m train.publish runs/pause/polish assets/small/pause
+python -m train.publish runs/pause/settle assets/small/pause
 """
 
 import argparse
@@ -195,7 +195,9 @@ def stage(settings: dict, clips: int, seconds: float) -> str:
     low, high = worlds["difficulties"]
     shown = "rows of text" if worlds["corrupt"] in WITHOUT_CLIP else "clips"
     precision = "float32" if training["precision"] == "no" else training["precision"]
-    part = "the decoder alone, " if training.get("frozen") else f"LoRA of rank {settings['lora']['r']}, " if "lora" in settings else ""  # fmt: skip
+    part = f"LoRA of rank {settings['lora']['r']}, " if "lora" in settings else ""
+    if training.get("frozen"):  # which an older run's settings don't name
+        part = "the decoder alone, "
     rate = f"{part}{training['optimizer']} at {training['lr']}, {training['schedule']}, {precision}"
     return f"  - {Path(training['out']).name}: {clips:,} {shown} of {low} to {high} steps ({', '.join(dict.fromkeys(worlds['families']))}), {rate}, seed {worlds['seed']}, {seconds / 60:.0f} minutes"  # fmt: skip
 

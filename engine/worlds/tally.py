@@ -114,7 +114,7 @@ def sample(
             rng.integers(2, size=steps),
             rng.random(steps),
         )
-        if practice.orange < 0.5:
+        if practice.orange < 0.5:  # drawn apart, so that clips in which both colours are alike stay what they were
             colours = (rng.random(steps) < practice.orange).astype(int)
         drawn = numbers.tolist(), colours.tolist(), picks.tolist()
         flashes = (

@@ -11,6 +11,7 @@ from tests.browser.find import find_browser
 from tests.serve import Server, served
 
 QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+TRIMMING = "dynamically imported module: blob:"  # Gradio looks for its tools, which the page refuses
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +51,5 @@ def page(request: pytest.FixtureRequest, chromium: Browser, server: Server) -> I
     yield opened
     context.close()
     assert not outside
-    assert all(
-        "dynamically imported module: blob:" in error for error in failed
-    )  # the trimming that the page doesn't offer
+    assert all(TRIMMING in error for error in failed)
     assert "Traceback" not in server.log.read_text()[before:]
