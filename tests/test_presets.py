@@ -22,11 +22,12 @@ CONFIGS = ROOT / "train" / "configs"
 METHODS: dict[str, type[Method]] = {
     **{file: Codi for file in (
         "text/gsm8k_codi", "text/gsm8k_codi_llama", "text/gsm8k_codi_simcot", "text/gsm8k_codi_simcot_llama_1b",
-        "text/gsm8k_codi_simcot_llama_3b", "text/gsm8k_codi_simcot_llama_8b",
+        "text/gsm8k_codi_simcot_llama_3b", "text/gsm8k_codi_simcot_llama_8b", "text/gsm8k_nl_codi",
+        "text/gsm8k_nl_codi_llama", "text/commonsense_codi", "text/commonsense_codi_llama",
     )},
     **{file: Coconut for file in (
-        "text/gsm8k_cot", "text/gsm8k_coconut", "text/gsm8k_coconut_simcot", "text/prosqa_coconut", "aokvqa/cot",
-        "aokvqa/coconut",
+        "text/gsm8k_cot", "text/gsm8k_coconut", "text/gsm8k_coconut_simcot", "text/prosqa_coconut",
+        "text/prontoqa_coconut", "aokvqa/cot", "aokvqa/coconut",
     )},
     **{file: Heima for file in (
         "heima/llava_cot", "heima/llama_vision", "heima/llava_next_vicuna", "heima/without_progressive",
@@ -48,7 +49,8 @@ def runs(file: str) -> list[tuple[Run, Method]]:
 
 def test_no_preset_is_forgotten() -> None:
     named = [path for path in CONFIGS.glob("**/*.yaml") if path.parent.name in ("heima", "aokvqa", "configs")]
-    named += [path for path in (CONFIGS / "text").glob("*.yaml") if path.name.startswith(("gsm8k", "prosqa"))]
+    on_text = ("gsm8k", "prosqa", "prontoqa", "commonsense")
+    named += [path for path in (CONFIGS / "text").glob("*.yaml") if path.name.startswith(on_text)]
     assert {str(path.relative_to(CONFIGS).with_suffix("")) for path in named} == set(METHODS)
 
 
@@ -67,21 +69,28 @@ def test_a_preset_can_be_planned(file: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "epochs", "passes", "lr", "width"),
+    ("file", "problems", "epochs", "batch", "passes", "lr", "width"),
     [
-        ("text/gsm8k_codi_simcot", 40, 4, 3e-3, 768),
-        ("text/gsm8k_codi_simcot_llama_1b", 10, 4, 8e-4, 2048),
-        ("text/gsm8k_codi_simcot_llama_3b", 8, 4, 3e-4, 3072),
-        ("text/gsm8k_codi_simcot_llama_8b", 6, 16, 1e-4, 4096),
-        ("text/gsm8k_codi_llama", 10, 4, 8e-4, 2048),
+        ("text/gsm8k_codi_simcot", PROBLEMS, 40, 128, 4, 3e-3, 768),
+        ("text/gsm8k_codi_simcot_llama_1b", PROBLEMS, 10, 128, 4, 8e-4, 2048),
+        ("text/gsm8k_codi_simcot_llama_3b", PROBLEMS, 8, 128, 4, 3e-4, 3072),
+        ("text/gsm8k_codi_simcot_llama_8b", PROBLEMS, 6, 128, 16, 1e-4, 4096),
+        ("text/gsm8k_codi_llama", PROBLEMS, 10, 128, 4, 8e-4, 2048),
+        ("text/gsm8k_nl_codi", 384_625, 40, 128, 4, 3e-3, 768),
+        ("text/gsm8k_nl_codi_llama", 384_625, 3, 128, 4, 8e-4, 2048),
+        ("text/commonsense_codi", 8_096, 50, 128, 4, 3e-3, 768),
+        ("text/commonsense_codi_llama", 8_096, 3, 64, 2, 8e-4, 2048),
     ],
 )
-def test_codis_published_settings(file: str, epochs: int, passes: int, lr: float, width: int) -> None:
+def test_codis_published_settings(
+    file: str, problems: int, epochs: int, batch: int, passes: int, lr: float, width: int
+) -> None:
     ((run, method),) = runs(file)
     config = run.training
-    assert (config.batch, config.accumulate, config.lr) == (128, passes, lr)
+    assert (config.batch, config.accumulate, config.lr) == (batch, passes, lr)
     assert (method.num_latent, method.prj_dim) == (6, width)
-    assert config.steps == epochs * math.ceil(PROBLEMS / 128)
+    assert method.last_step == ("commonsense" in file)  # a sum's last step says its answer
+    assert config.steps == epochs * math.ceil(problems / batch)
     assert (run.lora.r, run.lora.alpha, run.lora.dropout) == (128, 32, 0.1)
     assert (config.weight_decay, config.clip, config.schedule) == (0.1, 2.0, "cosine")
     assert config.warmup == math.ceil(0.03 * config.steps)
@@ -95,6 +104,15 @@ def test_coconuts_published_settings(file: str) -> None:
     assert run.training.init == f"{runs('text/gsm8k_cot')[0][0].training.out}/best"
     assert (config.epoch, config.batch, config.steps) == (PROBLEMS, 128, 22 * (PROBLEMS // 128))
     assert [method.stage(epoch) for epoch in (0, 2, 3, 21)] == [1, 1, 2, 4]
+
+
+@pytest.mark.parametrize(("file", "problems"), [("text/prosqa_coconut", 17_886), ("text/prontoqa_coconut", 9_000)])
+def test_coconuts_published_settings_on_logic(file: str, problems: int) -> None:
+    ((run, method),) = runs(file)
+    config = run.training
+    assert (config.epoch, config.batch, config.steps, config.lr) == (problems, 128, 50 * (problems // 128), 1e-4)
+    assert [method.stage(epoch) for epoch in (0, 4, 5, 30, 49)] == [0, 0, 1, 6, 7]
+    assert (method.c_thought, method.max_latent_stage) == (1, 6)
 
 
 def test_heimas_published_stages() -> None:
