@@ -63,8 +63,8 @@ def reply() -> Reply:
 
 
 def test_slots_that_decide_sway_or_do_not_matter_are_told_apart(reply: Reply) -> None:
-    def said(hidden: tuple[float, ...]) -> str:
-        return panels.matters(replace(reply, inside=seen(hidden)))
+    def said(hidden: tuple[float, ...], changed: tuple[float, ...] = SURE_OF_A) -> str:
+        return panels.matters(replace(reply, inside=seen(hidden, changed)))
 
     assert "The slots decide this answer: when nothing may look at them, it becomes “&lt;b&gt;right" in said(SURE_OF_B)
     assert "sway this answer" in said(TORN)
@@ -72,6 +72,12 @@ def test_slots_that_decide_sway_or_do_not_matter_are_told_apart(reply: Reply) ->
     assert "The slots do not matter for this answer: without them it stays “left”, 91% sure (90% with them)" in said(
         (0.91, 0.09)
     )
+    for hidden in ((0.91, 0.09), TORN):  # a guess may happen to be the answer
+        follows = said(hidden, SURE_OF_B)
+        assert (
+            f"is read off the slots, since it follows others; without any it happens to stay “left”, {hidden[0]:.0%} sure (90% with them)"
+            in follows
+        )
 
 
 def test_an_answer_follows_another_clips_slots_or_does_not(reply: Reply) -> None:

@@ -122,12 +122,16 @@ def _lacking(reply: Reply, why: str, wanted: str = f"{ONE}, and with options to 
 
 
 def verdict(inside: Inside, options: Sequence[str]) -> str:
-    """One sentence: do the slots matter for this answer? By what it becomes when nothing may look at them."""
+    """One sentence: do the slots matter for this answer? By what it becomes when nothing may look at them; where it stays what it
+    is, which a guess may be by chance, by whether it follows the slots of a clip that is answered otherwise."""
     own, gone = (inside.changes[name] for name in (UNTOUCHED, "hidden"))
-    now = options[_best(gone)]
-    if now != options[_best(own)]:
+    best, now = _best(own), options[_best(gone)]
+    if _best(gone) != best:
         return f"The slots decide this answer: when nothing may look at them, it becomes “{now}”."
     before, after = (f"{max(row):.0%}" for row in (own, gone))
+    otherwise = {name: _best(theirs) for name, theirs in inside.donors.items() if _best(theirs) != best}
+    if any(_best(inside.changes[name]) == theirs for name, theirs in otherwise.items()):
+        return f"The answer is read off the slots, since it follows others; without any it happens to stay “{now}”, {after} sure ({before} with them)."  # fmt: skip
     if distance(own, gone) >= MOVED:
         return f"The slots sway this answer but don't decide it: without them it stays “{now}”, {after} sure and not {before}."
     return f"The slots do not matter for this answer: without them it stays “{now}”, {after} sure ({before} with them)."
