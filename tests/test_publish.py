@@ -184,4 +184,4 @@ def test_a_card_says_what_of_a_model_learnt() -> None:
     settings: dict[str, Any] = {"training": training, "WorldsSource": asdict(WorldsSource())}
     assert ", muon at 0.001, late, float32" in publish.stage(settings, 32, 60)
     assert "LoRA of rank 4, muon" in publish.stage(settings | {"lora": asdict(LORA)}, 32, 60)
-    assert "the decoder alone, muon" in publish.stage(settings | {"training": training | {"frozen": True}}, 32, 60)
+    assert "its companions alone, muon" in publish.stage(settings | {"training": training | {"frozen": True}}, 32, 60)

@@ -81,18 +81,21 @@ def test_what_is_shipped_is_each_ones_last_stage(ran: list[list[str]], tmp_path:
 
 
 def test_the_other_methods_start_from_the_pause_model(ran: list[list[str]], tmp_path: Path) -> None:
-    """Begun when that is there. What is published is what the preset's stages leave."""
+    """Begun when that is there, one preset after another, as each says. What is published is what the last one's stages leave."""
     commands = [words for words in ran if words[0].removeprefix("train.") in small.METHODS]
-    assert sorted(words[0] for words in commands) == sorted(f"train.{name}" for name in small.METHODS)
     assert all(ran.index(words) > [each[-1] for each in ran].index(str(small.PAUSE)) for words in commands)
-    for words in commands:
-        name = words[0].removeprefix("train.")
-        preset, out = after(words, "--config"), after(words, "--out")
-        assert (preset, out) == (small.CONFIGS / f"{name}.yaml", tmp_path / name)
-        assert after(words, "--init") == small.PAUSE == Path(read_yaml(preset)["training"]["init"]).resolve()
-        assert "--resume" in words
-        named = [stage["name"] for stage in read_yaml(preset).get("stages", [])]
-        assert small.METHODS[name] in (named or [""])
+    assert all("--resume" in words for words in commands)
+    for name, (presets, last) in small.METHODS.items():
+        own = [words for words in commands if words[0] == f"train.{name}"]
+        assert [after(words, "--config") for words in own] == [small.CONFIGS / f"{preset}.yaml" for preset in presets]
+        said = [read_yaml(after(words, "--config"))["training"] for words in own]
+        places = [after(words, "--out") for words in own]
+        assert places == [tmp_path / Path(each["out"]).name for each in said]
+        inits = [after(words, "--init") for words in own]
+        assert inits == [small.PAUSE, *(place / "best" for place in places[:-1])]
+        assert [init.parts[-2:] for init in inits] == [Path(each["init"]).parts[-2:] for each in said]
+        stages = [stage["name"] for stage in read_yaml(after(own[-1], "--config")).get("stages", [])]
+        assert last in (stages or [""])
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -197,7 +197,7 @@ def stage(settings: dict, clips: int, seconds: float) -> str:
     precision = "float32" if training["precision"] == "no" else training["precision"]
     part = f"LoRA of rank {settings['lora']['r']}, " if "lora" in settings else ""
     if training.get("frozen"):  # which an older run's settings don't name
-        part = "the decoder alone, "
+        part = "its companions alone, "
     rate = f"{part}{training['optimizer']} at {training['lr']}, {training['schedule']}, {precision}"
     return f"  - {Path(training['out']).name}: {clips:,} {shown} of {low} to {high} steps ({', '.join(dict.fromkeys(worlds['families']))}), {rate}, seed {worlds['seed']}, {seconds / 60:.0f} minutes"  # fmt: skip
 

@@ -35,10 +35,10 @@ MODELS = {  # model -> its script and its stages
     "answer-only": ("silent", SHORTER),
     "filler": ("silent", SHORTER),
 }
-METHODS = {  # model, and the script and preset that make it -> where in its run the last of its stages lies
-    "coconut": "",
-    "codi": "",
-    "heima": "interpreters",
+METHODS = {  # model, and its script -> its presets, one after another, and where in the last one's run the last of its stages lies
+    "coconut": (("coconut",), ""),
+    "codi": (("codi_projector", "codi"), ""),
+    "heima": (("heima",), "interpreters"),
 }
 ASSETS = Path(__file__).parent.parent / "assets"
 START = ASSETS / "start"
@@ -84,11 +84,15 @@ class Workshop:
             start = to / "best"
         return to
 
-    def preset(self, name: str) -> Path:
-        """A method's run as its preset says, a thread on a CPU -> the folder of its last stage."""
-        to = self.out / name
-        python(f"train.{name}", "--config", str(CONFIGS / f"{name}.yaml"), *self.own(PAUSE, to), threads=1)
-        return to / METHODS[name]
+    def presets(self, name: str) -> Path:
+        """A method's runs as its presets say, a thread on a CPU -> the folder of the last stage."""
+        presets, last = METHODS[name]
+        start = PAUSE
+        for preset in presets:
+            to = self.out / preset.replace("_", "-")
+            python(f"train.{name}", "--config", str(CONFIGS / f"{preset}.yaml"), *self.own(start, to), threads=1)
+            start = to / "best"
+        return to / last
 
     def side_by_side(self, work: Callable[[str], Path], names: Sequence[str], on_cpu: int = 1) -> list[Path]:
         """`work` for each name, on a CPU so many at once. A GPU is kept busy by none of them, since their kernels are over
@@ -190,7 +194,7 @@ def retrain(at: Workshop, models: Sequence[str], start: Path) -> None:
     if "pause" in models:
         python("train.lens", str(PAUSE))
     others = [name for name in models if name in METHODS]  # from the pause model as it is now
-    for name, run in zip(others, at.side_by_side(at.preset, others, at.processes), strict=True):
+    for name, run in zip(others, at.side_by_side(at.presets, others, at.processes), strict=True):
         python("train.publish", str(run), str(EXPECTED.parent / name))
 
 
