@@ -90,7 +90,8 @@ def test_the_small_models_configurations_load():
 
     methods = {
         **dict.fromkeys(("short", "silent", "tally", "decoder", "digits", "settle", "pause", "polish", "pauses"), "pause"), **dict.fromkeys(("answer_only", "filler"), "controls.Silent"),
-        **dict.fromkeys(("explicit", "sums", "baseline"), "controls.Explicit"), "lookup": "lookup", "coconut": "coconut", "codi": "codi",
+        **dict.fromkeys(("explicit", "sums", "baseline"), "controls.Explicit"), "lookup": "lookup", "coconut": "coconut",
+        "codi_projector": "codi", "codi": "codi",
     }  # fmt: skip
     configs = Path(__file__).parent.parent / "train" / "configs"
     for path in (*sorted((configs / "text").glob("table*.yaml")), configs / "small" / "table.yaml"):
