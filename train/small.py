@@ -1,7 +1,7 @@
 """Retrains every shipped small model and holds the new scores against the shipped cards.
 
 The pause model and its controls start from assets/start, which can look up an option's letter and see what happens in a clip,
-and knows nothing else; the other methods' models from the pause model, which writes its chain and knows most silent answers.
+and knows nothing else; the other methods' models from the pause model, which writes its chain and knows the silent answers.
 
     python -m train.small --out runs            # some hours on two CPU cores; goes on where it stopped
     python -m train.small --anew                # makes the start too, from random weights

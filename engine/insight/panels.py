@@ -103,17 +103,25 @@ def matters(reply: Reply) -> str:
     inside, options = reply.inside, [option.text for option in reply.options]
     if inside is None or not inside.changes:
         return f"<p>{_lacking(reply, 'Nothing can be replaced here')}</p>"
-    own, told = inside.changes[UNTOUCHED], [verdict(inside, options)]
+    told = [verdict(inside, options)]
     for name, theirs in inside.donors.items():
-        said, before, after = (options[_best(row)] for row in (theirs, own, inside.changes[name]))
+        said, after = (options[_best(row)] for row in (theirs, inside.changes[name]))
         whose = "the same clip with one event changed" if name == CHANGED else "another clip"
-        if said == before:
+        follows = _follows(inside, options, name)
+        if follows is None:
             told.append(f"The slots of {whose}, which is answered “{said}” too, prove nothing here.")
-        elif after == said:
+        elif follows:
             told.append(f"With the slots of {whose} the answer follows: “{said}”, that clip's own.")
         else:
             told.append(f"With the slots of {whose}, which is answered “{said}”, the answer is “{after}”: it does not follow.")  # fmt: skip
     return "".join(f"<p>{text(line)}</p>" for line in told)
+
+
+def _follows(inside: Inside, options: Sequence[str], name: str) -> bool | None:
+    """With that donor's slots, is the answer the donor's own? None: it is answered alike, which proves nothing."""
+    rows = inside.donors[name], inside.changes[UNTOUCHED], inside.changes[name]
+    said, before, after = (options[_best(row)] for row in rows)
+    return None if said == before else after == said
 
 
 def _lacking(reply: Reply, why: str, wanted: str = f"{ONE}, and with options to choose from") -> str:
@@ -125,12 +133,11 @@ def verdict(inside: Inside, options: Sequence[str]) -> str:
     """One sentence: do the slots matter for this answer? By what it becomes when nothing may look at them; where it stays what it
     is, which a guess may be by chance, by whether it follows the slots of a clip that is answered otherwise."""
     own, gone = (inside.changes[name] for name in (UNTOUCHED, "hidden"))
-    best, now = _best(own), options[_best(gone)]
-    if _best(gone) != best:
+    now = options[_best(gone)]
+    if now != options[_best(own)]:
         return f"The slots decide this answer: when nothing may look at them, it becomes “{now}”."
     before, after = (f"{max(row):.0%}" for row in (own, gone))
-    otherwise = {name: _best(theirs) for name, theirs in inside.donors.items() if _best(theirs) != best}
-    if any(_best(inside.changes[name]) == theirs for name, theirs in otherwise.items()):
+    if any(_follows(inside, options, name) for name in inside.donors):
         return f"The answer is read off the slots, since it follows others; without any it happens to stay “{now}”, {after} sure ({before} with them)."  # fmt: skip
     if distance(own, gone) >= MOVED:
         return f"The slots sway this answer but don't decide it: without them it stays “{now}”, {after} sure and not {before}."
