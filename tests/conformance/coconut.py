@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from engine.data.samples import Sample
@@ -26,10 +25,13 @@ from tests.conformance.folder import (
     below,
     gradients,
     model,
+    needed,
     numerals,
     parameters,
     read_json,
+    told,
     where,
+    whose,
 )  # fmt: skip
 from tests.conformance.quantities import Quantity, array, number, same, unchecked
 
@@ -109,17 +111,18 @@ class Pass:
 def check(folder: Path) -> list[Quantity]:
     """Every quantity of a folder, in the order of its cases."""
     given, inputs = read_json(folder / "config.json")["models"], read_json(folder / "inputs.json")
-    expected, arrays = read_json(folder / "expected.json")["cases"], load_file(folder / "expected.safetensors")
+    numbers, arrays, found = told(folder, "cases")
+    expected = numbers["cases"]
     models = {tag: model(folder, tag) for tag in given}
     reader = models.pop("aux", None)
     words = _words(inputs["special_ids"])
-    found: list[Quantity] = []
     names: list[str] = []
     for case in _cases(inputs):
         for tag, reasoner in models.items():
             name = f"{case.name}.{tag}" if reader is None else case.name
             at = _pass(name, case, Watched(reasoner, words, []), reader)
-            found += _inputs(at) + _numbers(at, expected.get(name, {})) + _arrays(at, below(arrays, name))
+            given = expected.get(name, {})
+            found += _inputs(at) + needed(name, given, "loss") + _numbers(at, given) + _arrays(at, below(arrays, name))
             names.append(name)
     found += [unchecked(name) for name in expected if name not in names]
     return found + [unchecked(key) for key in arrays if not key.startswith(tuple(f"{name}." for name in names))]
@@ -147,15 +150,14 @@ def _sample(given: dict[str, Any], special: dict[str, Any]) -> Sample:
 
 
 def _cases(inputs: dict[str, Any]) -> list[Case]:
-    """Whose row is whose is told by the question."""
     special = inputs["special_ids"]
-    known = {tuple(given["question_tokenized"]): _sample(given, special) for given in inputs["samples"]}
+    ends = [(given["question_tokenized"], given["answer_tokenized"]) for given in inputs["samples"]]
     found = []
     for given in inputs["cases"]:
         case = Case(given, [])
-        for ids, real in zip(torch.tensor(given["batch"]["input_ids"]), case.real, strict=True):
-            row = ids[real].tolist()
-            case.samples.append(known[tuple(row[: row.index(special["start_latent"])])])
+        for place, (ids, real) in enumerate(zip(torch.tensor(given["batch"]["input_ids"]), case.real, strict=True)):
+            sample = inputs["samples"][whose(ids[real].tolist(), ends, place)]
+            case.samples.append(_sample(sample, special))
         found.append(case)
     return found
 

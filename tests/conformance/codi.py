@@ -29,10 +29,13 @@ from tests.conformance.folder import (
     below,
     gradients,
     model,
+    needed,
     numerals,
     parameters,
     read_json,
+    told,
     where,
+    whose,
 )
 from tests.conformance.quantities import Quantity, array, number, same, unchecked
 from tests.rows import branch_rows
@@ -67,10 +70,11 @@ class Folder:
         return next((name for name in names if variant.endswith(name)), names[0])
 
     def samples(self, batch: str) -> list[Sample]:
-        """Whose row is whose is told by the question."""
-        given = self.inputs["batches"][batch]
-        known = {tuple(row["question"]): _sample(row, self.inputs) for row in self.inputs["rows"]}
-        return [known[tuple(ids[:-1])] for ids in _real(given["encoder_input_ids"], given["encoder_attention_mask"])]
+        """Whose row is whose is told by the teacher's sequence, which has all of it."""
+        given, rows = self.inputs["batches"][batch], self.inputs["rows"]
+        ends = [(row["question"], [*row["cot"], *row["answer"]]) for row in rows]
+        written = _real(given["ref_input_ids"], given["ref_attention_mask"])
+        return [_sample(rows[whose(ids, ends, place)], self.inputs) for place, ids in enumerate(written)]
 
 
 @dataclass(frozen=True)
@@ -132,15 +136,16 @@ class Pass:
 def check(path: Path) -> list[Quantity]:
     """Every quantity of a folder: its batches, then its variants."""
     folder = _load(path)
-    expected, arrays = read_json(path / "expected.json")["variants"], load_file(path / "expected.safetensors")
-    found = _inputs(folder)
+    numbers, arrays, missed = told(path, "variants")
+    expected = numbers["variants"]
+    found = missed + _inputs(folder)
     for variant, given in expected.items():
         method = folder.method(variant)
         if method is None:
             found.append(unchecked(variant))
             continue
         at = _pass(folder, method, folder.samples(folder.batch(variant)))
-        found += _numbers(folder, variant, given, at)
+        found += needed(variant, given, "loss") + _numbers(folder, variant, given, at)
         found += _arrays(folder, variant, below(arrays, variant), at)
         if method.steps:
             found += _by_default(folder, variant, replace(method, steps=STEPS), expected)

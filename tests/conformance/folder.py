@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from transformers import (
 
 from engine.backbones.base import States
 from engine.backbones.text import TextLM
-from tests.conformance.quantities import Quantity, array, gradient
+from tests.conformance.quantities import Quantity, array, gradient, unchecked, ungiven
 
 CLASSES = GPT2LMHeadModel, InternVLForConditionalGeneration, LlamaForCausalLM, Qwen2_5_VLForConditionalGeneration
 KINDS = {kind.__name__: kind for kind in CLASSES}
 IGNORED = -100
+ABOUT = "source", "peer_run_under"  # of a file of numbers: where they are from
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,22 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def told(
+    folder: Path, *parts: str, optional: str = "", stem: str = "expected"
+) -> tuple[dict[str, Any], dict[str, Tensor], list[Quantity]]:
+    """A folder's numbers: -> those of the JSON file, the arrays, and a miss for a part of the file that isn't known, for one of
+    `parts` that is empty, and for no arrays."""
+    numbers, arrays = read_json(folder / f"{stem}.json"), load_file(folder / f"{stem}.safetensors")
+    missed = [unchecked(key) for key in numbers if key not in (*parts, optional, *ABOUT)]
+    missed += [ungiven(f"{stem}.json {part}") for part in parts if not numbers.get(part)]
+    return numbers, arrays, missed + ([] if arrays else [ungiven(f"{stem}.safetensors")])
+
+
+def needed(name: str, given: Collection[str], *keys: str) -> list[Quantity]:
+    """A miss for every number that a case must have and hasn't."""
+    return [ungiven(f"{name}.{key}") for key in keys if key not in given]
+
+
 def model(folder: Path, tag: str) -> Any:
     """One of the models that config.json names, with its weights. Errors: ValueError for a class that isn't known."""
     given = read_json(folder / "config.json")["models"][tag]
@@ -82,6 +99,16 @@ def model(folder: Path, tag: str) -> Any:
     made = kind(kind.config_class.from_dict(given["config"]))
     made.load_state_dict(load_file(folder / given["weights"]), strict=True)
     return made.eval()
+
+
+def whose(row: Sequence[int], ends: Sequence[tuple[Sequence[int], Sequence[int]]], place: int) -> int:
+    """Which sample a batch's row is: one whose first of two `ends` it begins with, and if possible ends with the other; of
+    several, the one at the row's own place in the batch, else the first. Errors: ValueError for a row that is no sample's."""
+    begun = [i for i, (first, _) in enumerate(ends) if row[: len(first)] == [*first]]
+    found = [i for i in begun if row[len(row) - len(ends[i][1]) :] == [*ends[i][1]]] or begun
+    if not found:
+        raise ValueError(f"the row {place} of a batch belongs to no sample.")
+    return place if place in found else found[0]
 
 
 def below(arrays: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

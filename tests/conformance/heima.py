@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,25 +22,34 @@ from engine.data.samples import Sample
 from engine.layout import Packed, Piece, Readings, Special, pack
 from engine.methods.heima import CONCLUSION, Heima, Interpreters, thinking_tokens
 from engine.methods.method import Outcome, holes_filled, read, run
-from tests.conformance.folder import IGNORED, Numerals, below, gradients, model, numerals, read_json, where
+from tests.conformance.folder import (
+    IGNORED,
+    Numerals,
+    below,
+    gradients,
+    model,
+    needed,
+    numerals,
+    read_json,
+    told,
+    where,
+)
 from tests.conformance.quantities import Quantity, array, number, same, unchecked
 
 OPENING = "<opening>"  # what every text begins with
-TOLD_ELSEWHERE = ("source", "peer_run_under")  # of expected.json: where the numbers are from
 
 
 @dataclass(frozen=True)
 class Given(Interpreters):
     """Interpreters whose prompts are the folder's."""
 
-    prompts: dict[tuple[str, str], tuple[str, str]] = field(
-        default_factory=dict
-    )  # (question, section) -> around the thought
+    # (sample, section) -> what stands around the thought
+    prompts: dict[tuple[Sample, str], tuple[str, str]] = field(default_factory=dict)
 
     def asked(
         self, sample: Sample, section: str, rng: np.random.Generator
     ) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
-        before, after = self.prompts[sample.question, section]
+        before, after = self.prompts[sample, section]
         return (Special(OPENING), before), (after,)
 
 
@@ -55,7 +63,7 @@ class Folder:
     backbone: TextLM
     companions: nn.ModuleDict
     samples: list[Sample]
-    prompts: dict[tuple[str, str], tuple[str, str]]
+    prompts: dict[tuple[Sample, str], tuple[str, str]]
 
     @property
     def interpreters(self) -> Given:
@@ -79,19 +87,18 @@ class Folder:
 def check(path: Path) -> list[Quantity]:
     """Every quantity of a folder: the main model's stages, then its interpreters."""
     folder = _load(path)
-    expected, arrays = read_json(path / "expected.json"), load_file(path / "expected.safetensors")
-    found: list[Quantity] = []
+    expected, arrays, found = told(path, "main", "interpreter", optional="step5_current_loss")
     known: list[str] = []
     for case in folder.inputs["main"]:
         name = case["name"]
-        found += _stage(folder, f"main.{name}", case, expected["main"].get(name, {}), below(arrays, f"main.{name}"))
+        given = expected["main"].get(name, {})
+        found += needed(f"main.{name}", given, "loss")
+        found += _stage(folder, f"main.{name}", case, given, below(arrays, f"main.{name}"))
         known.append(name)
     found += [unchecked(f"main.{name}") for name in expected["main"] if name not in known]
     found += _interpreters(folder, expected, arrays)
     names = [f"main.{name}." for name in known] + [f"interpreter.{name.lower()}." for name in folder.companions]
-    found += [unchecked(key) for key in arrays if not key.startswith(tuple(names))]
-    handled = ("main", "interpreter", "step5_current_loss", *TOLD_ELSEWHERE)
-    return found + [unchecked(key) for key in expected if key not in handled]
+    return found + [unchecked(key) for key in arrays if not key.startswith(tuple(names))]
 
 
 def _load(path: Path) -> Folder:
@@ -115,7 +122,7 @@ def _load(path: Path) -> Folder:
             thought = [ids[token] for token in thinking_tokens(name, count)]
             first = next(i for i in range(len(text)) if text[i : i + count] == thought)
             told = len(row[name.lower()]) + 1  # the section's text and the end
-            prompts[sample.question, name] = numerals(text[1:first]), numerals(text[first + count : -told])
+            prompts[sample, name] = numerals(text[1:first]), numerals(text[first + count : -told])
     return Folder(inputs, sections, count, backbone, companions, samples, prompts)
 
 
@@ -185,7 +192,8 @@ def _interpreters(folder: Folder, expected: dict[str, Any], arrays: dict[str, Te
             "loss": terms[name].item(), "loss_without_injection": _blind(folder, out, name),
             "num_label_tokens_unshifted": unshifted, "num_label_tokens_shifted": rows,
         }  # fmt: skip
-        found += _numbers(title, expected["interpreter"].get(section, {}), ours, folder.companions[name])
+        given = expected["interpreter"].get(section, {})
+        found += needed(title, given, "loss") + _numbers(title, given, ours, folder.companions[name])
         found += _read(folder, out, readings, name, below(arrays, title))
         current += unshifted * terms[name].item()
     found += [

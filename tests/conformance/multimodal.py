@@ -21,7 +21,18 @@ from engine.data.samples import Sample
 from engine.layout import Layout, Packed, Piece, Segment, Visual, pack
 from engine.methods.coconut import LATENT, START, STOP, Coconut
 from engine.methods.method import run
-from tests.conformance.folder import IGNORED, Numerals, below, gradients, model, numerals, read_json
+from tests.conformance.folder import (
+    IGNORED,
+    Numerals,
+    below,
+    gradients,
+    model,
+    needed,
+    numerals,
+    read_json,
+    told,
+    whose,
+)
 from tests.conformance.quantities import Quantity, array, number, same, unchecked
 
 NAMES = {  # the folder's names for special tokens -> the engine's
@@ -41,18 +52,20 @@ class GivenPixels(InternVL):
 class Folder:
     backbone: GivenPixels
     special: dict[str, int]
-    questions: dict[tuple[int, ...], Sample]  # by the prompt's ids
+    samples: list[Sample]
+    ends: list[tuple[list[int], list[int]]]  # ids of each sample's prompt and answer
     pixels: Tensor  # [tiles, 3, side, side], of all samples
 
     def layouts(self, case: dict[str, Any]) -> list[Layout]:
         """The method's own layouts, behind the given prompts. Tiles go to the image tokens of the batch in their order."""
         made, tiles = [], iter(self.pixels.split(1))
-        for ids, real in zip(*(torch.tensor(case["batch"][key]) for key in ("input_ids", "attention_mask"))):
+        batch = zip(*(torch.tensor(case["batch"][key]) for key in ("input_ids", "attention_mask")), strict=True)
+        for place, (ids, real) in enumerate(batch):
             row = ids[real > 0].tolist()
             start, count = row.index(self.special["start_latent"]), row.count(self.special["latent"])
             # A row may be at an earlier stage than its case, as `uniform_prob` has it.
             method = Coconut(c_thought=case["c_thought"], epochs_per_stage=1, max_latent_stage=case["stage"])
-            sample = self.questions[tuple(row[:start])]
+            sample = self.samples[whose(row, self.ends, place)]
             own = method.layout(sample, np.random.default_rng(0), epoch=count // case["c_thought"])
             prompt = self.prompt(row[:start], tiles)
             made.append(replace(own, branches={name: (prompt, *path[1:]) for name, path in own.branches.items()}))
@@ -76,8 +89,8 @@ class Folder:
 def check(folder: Path) -> list[Quantity]:
     """Every quantity of a folder, in the order of its cases."""
     given, inputs = _load(folder), read_json(folder / "inputs.json")
-    expected, arrays = read_json(folder / "expected.json")["cases"], load_file(folder / "expected.safetensors")
-    found: list[Quantity] = []
+    numbers, arrays, found = told(folder, "cases")
+    expected = numbers["cases"]
     if "image_features" in arrays:
         with torch.no_grad():
             features = given.backbone.encode_pixels(given.pixels)
@@ -85,6 +98,7 @@ def check(folder: Path) -> list[Quantity]:
         found.append(array("image_features", value, features.unflatten(0, (len(given.pixels), -1))))
     for case in inputs["cases"]:
         name = case["name"]
+        found += needed(name, expected.get(name, {}), "loss")
         found += _case(given, case, expected.get(name, {}), below(arrays, name))
     names = [case["name"] for case in inputs["cases"]]
     found += [unchecked(name) for name in expected if name not in names]
@@ -97,15 +111,16 @@ def _load(folder: Path) -> Folder:
     # Steps and answers come as they stand: the engine's line breaks and "###" are among their ids, or nowhere.
     ids = {ours: special[theirs] for theirs, ours in NAMES.items()}
     words = Numerals(ids, {"\n": [], "###": []}, special["pad"], special["eos"])
-    questions = {}
+    samples = []
     for sample in inputs["samples"]:
         steps = tuple(map(numerals, sample["steps"]))
         if sample["answer"][-1] != special["eos"]:
             raise ValueError(f"The answer {sample['answer']} should end with {special['eos']}.")
         answer = numerals(sample["answer"][:-1])
-        questions[tuple(sample["question"])] = Sample(None, "", (), steps, answer, dialect="plain")
+        samples.append(Sample(None, "", (), steps, answer, dialect="plain"))
+    ends = [(sample["question"], sample["answer"]) for sample in inputs["samples"]]
     backbone = GivenPixels(model(folder, next(iter(config["models"]))), words)
-    return Folder(backbone, special, questions, load_file(folder / "inputs.safetensors")["pixel_values"])
+    return Folder(backbone, special, samples, ends, load_file(folder / "inputs.safetensors")["pixel_values"])
 
 
 def _case(given: Folder, case: dict[str, Any], expected: dict[str, Any], arrays: dict[str, Tensor]) -> list[Quantity]:

@@ -57,6 +57,11 @@ def unchecked(name: str) -> Quantity:
     return Quantity(name, "given", "not checked", float("inf"))
 
 
+def ungiven(name: str) -> Quantity:
+    """A quantity that a folder must give and doesn't: a miss, so that nothing is right for want of numbers."""
+    return Quantity(name, "not given", "", float("inf"))
+
+
 def _short(value: Any) -> str:
     text = str(value)
     if not isinstance(value, list) or len(text) <= 40:
