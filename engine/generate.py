@@ -195,11 +195,13 @@ def _write(
     a large model are gigabytes.
     """
     end = backbone.end
+    room = torch.full_like(fork.position.flatten(), limit)  # tokens for each turn, where positions are learnt
     if backbone.most_positions:
-        limit = min(limit, max(1, backbone.most_positions - int(fork.position.max())))
+        room = room.minimum((backbone.most_positions - fork.position.flatten()).clamp(min=1))
     done = torch.zeros(state.shape[1], dtype=torch.bool, device=state.device)
     token = torch.zeros_like(done, dtype=torch.long)
     _choose(backbone, state, token, done)
+    done |= room == 1
     emitted, states = [token.clone()], [state] if keep else []
     step = partial(_step, backbone, fork, token, done)
     if state.is_cuda and limit > WORTH_A_GRAPH and not backbone.waits:
@@ -207,12 +209,13 @@ def _write(
         steps = _replayed(step, state.device)
     else:
         steps = (step() for _ in itertools.count())
-    while not (bool(done.all()) or len(emitted) == limit):
+    while not bool(done.all()):
         heed()
         state = next(steps)
         states += [state] if keep else []
         emitted.append(token.clone())
-    table = torch.stack(emitted, dim=1).tolist()
+        done |= room == len(emitted)
+    table = [row[:own] for row, own in zip(torch.stack(emitted, dim=1).tolist(), room.tolist(), strict=True)]
     ids = [row[: row.index(end) + 1] if end in row else row for row in table]
     text = [backbone.decode([token for token in row if token != end]) for row in ids]
     kept = torch.stack(states) if keep else state.new_zeros(0, *state.shape)
@@ -230,6 +233,8 @@ def _step(backbone: Backbone, fork: _Fork, token: Tensor, done: Tensor) -> Tenso
 
     All that it changes, it changes in place, and unless the backbone `waits` for the device it never does: so it can be captured.
     """
+    if backbone.most_positions:  # a turn that has ended takes no further position
+        fork.position.clamp_(max=backbone.most_positions - 1)
     state = _feed(backbone, fork, token[:, None])
     _choose(backbone, state, token, done)
     return state

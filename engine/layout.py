@@ -113,13 +113,6 @@ class Layout:
     flat: frozenset[str] = frozenset()
     readings: tuple[Reading, ...] = ()
 
-    def only(self, *names: str) -> Layout:
-        """The same sample with these branches alone (a separate pass, rather than a packed one), and what is read off them."""
-        branches = {name: self.branches[name] for name in names}
-        kept = {id(segment) for path in branches.values() for segment in path}
-        readings = tuple(r for r in self.readings if all(id(segment) in kept for segment, _ in r.holes))
-        return Layout(branches, self.flat, readings)
-
 
 def slots(token: str, count: int) -> Segment:
     """`count` latent slots that ride the prefill, each the token `token`. Errors: ValueError for fewer than none."""

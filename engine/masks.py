@@ -27,10 +27,12 @@ def visible(packed: Packed) -> Tensor:
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """bool [batch, looking, seen] -> [batch, 1, looking, seen], 0 where seen and the lowest finite number elsewhere.
 
-    Finite rather than -inf, and never bool: rows that see nothing stay finite under every attention implementation.
+    Finite rather than -inf, and never bool: rows that see nothing stay finite under every attention implementation. Finite
+    in bfloat16 too, which autocast turns a float32 mask into.
     """
     mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+    lowest = max(torch.finfo(dtype).min, torch.finfo(torch.bfloat16).min)
+    return mask.masked_fill_(~allowed, lowest)[:, None]
 
 
 BLOCK = 128  # rows and columns of a block, flex attention's own default

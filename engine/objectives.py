@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -45,8 +46,9 @@ def token_loss_from_states(
 
 
 def hidden_distance(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], sample: Tensor, batch: int, form: str = "paper"
-) -> Tensor:
+    student: Sequence[Tensor], teacher: Sequence[Tensor], sample: Tensor, batch: int,
+    form: Literal["paper", "coded"] = "paper",
+) -> Tensor:  # fmt: skip
     """How far the student's states are from the teacher's, in units of the teacher's spread: mean over layers, [].
 
     student, teacher: a [rows, dim] a layer, row for row the same tokens; sample [rows].
@@ -63,8 +65,6 @@ def hidden_distance(
         distance = F.smooth_l1_loss(s, t, reduction="none").mean(-1) / (t.std(-1) + EPSILON)  # [layers, rows]
         per_row = distance.mean(0)
         return _mean_present(sample_mean(per_row, sample, batch), sample)
-    if form != "paper":
-        raise ValueError(f"unknown form of distillation {form!r}: use 'paper' or 'coded'")
     layers, _, dim = s.shape
 
     def total(rows: Tensor) -> Tensor:  # [layers, rows] -> [layers, batch]

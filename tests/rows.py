@@ -21,3 +21,11 @@ def branch_rows(layout: Layout, encode: Encode) -> dict[str, list[int]]:
             rows += stored[path]
         branches[name] = rows
     return branches
+
+
+def only(layout: Layout, *names: str) -> Layout:
+    """The same sample with these branches alone (a separate pass, rather than a packed one), and what is read off them."""
+    branches = {name: layout.branches[name] for name in names}
+    kept = {id(segment) for path in branches.values() for segment in path}
+    readings = tuple(r for r in layout.readings if all(id(segment) in kept for segment, _ in r.holes))
+    return Layout(branches, layout.flat, readings)

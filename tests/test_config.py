@@ -111,6 +111,8 @@ def test_one_setting_of_a_file_is_changed_on_the_command_line():
     made = changed(changed(values, "worlds.corrupt=blind"), "method.pauses=4,16")
     assert made == {"worlds": {"families": ["cups"], "corrupt": "blind"}, "method": {"pauses": "4,16"}}
     assert values["worlds"]["corrupt"] == "none"
+    nested = changed({"method": {"steps": {"mean": "tokens"}}}, "method.steps.layers=1")
+    assert nested == {"method": {"steps": {"mean": "tokens", "layers": "1"}}}
     assert build(PauseDistillation, made["method"]).pauses == (4, 16)
     for wrong in ("corrupt=blind", "worlds.corrupt", "worlds.=x", ".corrupt=x"):
         with pytest.raises(ConfigError, match=r"write SECTION\.KEY=VALUE"):
@@ -150,6 +152,9 @@ def test_settings_may_be_given_one_by_one_or_together(tmp_path):
             "lr is -1.0",
         ),
         ("method: {}\nlora: {r: 0}", [], "lora.r is 0"),
+        ("method: {decode: -1}", [], "decode is -1.0: it must be 0 or more"),
+        ("method: {steps: {weight: -1}}", [], "steps.weight is -1.0"),
+        ("method: {pauses: [4, 1000000]}", [], "1,000,000 slots: train with 256 at most"),
     ],
 )
 def test_mistakes_on_the_command_line_give_one_sentence_and_exit_2(tmp_path, capsys, text, words, says):

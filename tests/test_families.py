@@ -38,6 +38,7 @@ from engine.video import Clip
 from tests import tiny
 from tests.native import fed_to_transformers, has_videos, leak_closed
 from tests.near import states_close
+from tests.rows import only
 from tests.test_generate import paths, uncached
 
 MAKERS: list[Callable[..., Backbone]] = [
@@ -153,7 +154,7 @@ def test_one_packed_forward_is_the_separate_passes(model: Backbone, samples: lis
         for name in layouts[0].branches:
             rows, losses = together.branch(name).rows, []
             for b, layout in enumerate(layouts):
-                alone = run(model, pack([layout.only(name)], model.encode, model.pad))
+                alone = run(model, pack([only(layout, name)], model.encode, model.pad))
                 own = alone.branch(name)
                 mine = rows.row[rows.sample == b]
                 for ours, theirs in zip(together.hidden, alone.hidden, strict=True):

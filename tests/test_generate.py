@@ -204,3 +204,13 @@ def test_nothing_is_written_past_the_last_position():
     assert written.ids == generate.explicit(gpt2, thoughts, limit=written.tokens[0]).ids
     with pytest.raises(ValueError, match=r"this model has learnt 256"):
         generate.think(gpt2, [replace(asked, question="How many? " * 40)], ())
+
+
+def test_a_long_neighbour_does_not_cut_a_text_short():
+    """Each turn ends at its own last position."""
+    gpt2 = tiny_gpt2()
+    gpt2.tokenizer.eos_token = "<pause>"
+    short, long = (Sample(None, "How many? " * n, (), (), "", "numerical", "plain") for n in (1, 25))
+    alone = [generate.explicit(gpt2, generate.think(gpt2, [each], ()), limit=300).ids[0] for each in (short, long)]
+    assert len(alone[0]) > len(alone[1]) + 100
+    assert generate.explicit(gpt2, generate.think(gpt2, [short, long], ()), limit=300).ids == alone

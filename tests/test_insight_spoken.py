@@ -112,6 +112,12 @@ def test_who_needs_the_number_of_steps_does_not_tell_without(backbone: Backbone)
         assert spoken.tells(method, method.companions(backbone)) == tells
 
 
+def test_a_filler_s_steps_stand_before_its_slots_so_that_it_tells_nothing(backbone: Backbone) -> None:
+    for thoughts, tells in (("continuous", True), ("filler", False)):
+        method = Coconut(thoughts=thoughts, steps=StepSupervision())
+        assert spoken.tells(method, method.companions(backbone)) == tells
+
+
 def greedy(backbone: Backbone, decoder: torch.nn.Module, embeds: Tensor, first: int, limit: int) -> str:
     """Without a cache; words are embedded by the model's own table."""
     reader, ids = replace(backbone, model=decoder), list[int]()

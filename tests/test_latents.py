@@ -24,7 +24,7 @@ from engine.methods.codi import PROJECTOR, Codi
 from engine.methods.method import Method, run
 from tests import tiny
 from tests.near import close
-from tests.rows import branch_rows
+from tests.rows import branch_rows, only
 
 COCONUT = Coconut(c_thought=2, epochs_per_stage=1, max_latent_stage=3, pad_latent_to_max=False)
 LAST_STAGE = 4  # past the last one: as many thoughts as a sample has steps, at most 3
@@ -156,10 +156,10 @@ def test_two_packed_branches_are_separate_passes(model: Backbone, samples: list[
         shift = int((packed.node[b] >= 0).int().argmax())
         rows = branch_rows(layout, model.encode)
         for branch in layout.branches:
-            hidden = recomputed(model, layout.only(branch), companions[PROJECTOR])
+            hidden = recomputed(model, only(layout, branch), companions[PROJECTOR])
             for ours, theirs in zip(out.hidden, hidden, strict=True):
                 close(ours[b, [shift + row for row in rows[branch]]], theirs)
-            told = pack([layout.only(branch)], model.encode, model.pad).branches[branch]
+            told = pack([only(layout, branch)], model.encode, model.pad).branches[branch]
             losses[branch].append(F.cross_entropy(model.logits(hidden[-1][told.row]), told.target, reduction="none"))
             first = told.row[told.name == told.names.index("answer")][0]
             before[branch].append(torch.stack(hidden)[:, first])

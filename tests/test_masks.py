@@ -62,7 +62,7 @@ class Blockwise(Qwen25VL):
 
     def whole(self, embeds: Tensor, packed: Packed, cache: object = None, sight: object = None) -> States:
         out = self.decoded(embeds, packed.positions, {"full_attention": masks.blocks(packed)}, None)
-        return States(out.hidden_states, None)
+        return States(out.hidden_states)
 
 
 def test_blocks_are_the_dense_mask() -> None:

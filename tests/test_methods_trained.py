@@ -35,7 +35,7 @@ from tests.tiny import tiny_backbone, tiny_llama
 from train import codi
 from train.__main__ import run as by_name
 from train.coconut import published
-from train.command import Run, held_out, main, trained
+from train.command import Run, held_out, main, trained, validation
 
 SOURCE = TextWorldsSource(difficulties=(1, 3))
 
@@ -229,6 +229,16 @@ def test_validation_asks_for_each_row_of_a_file_once(tmp_path):
     for wanted, questions in ((180, ["3?", "4?", "5?"]), (2, ["3?", "4?"])):
         run = build(Run, {"method": {}, "coconut_json": data, "validation": {"samples": wanted}})
         assert [sample.question for sample in held_out(run)] == questions
+
+
+def test_a_method_of_which_nothing_can_be_decoded_is_refused_before_training():
+    class Odd(Silent):
+        def layout(self, *given):
+            return replace(super().layout(*given), branches={"line": super().layout(*given).branches["answer"]})
+
+    config = build(Run, {"method": {}, "text_worlds": {}, "validation": {"samples": 1}})
+    with pytest.raises(ConfigError, match="branches are line: for validation call one answer"):
+        validation(config, Odd())
 
 
 def test_a_folder_that_can_not_be_made_is_one_sentence(start, tmp_path, capsys):

@@ -23,6 +23,7 @@ from engine.methods.method import Method, Outcome, run
 from engine.methods.pause import PauseDistillation
 from engine.methods.steps import DECODER, StepSupervision
 from tests import tiny
+from tests.rows import only
 
 ON_CODI = StepSupervision(mean="tokens", missing="ignore", first_position=0)
 METHODS: dict[str, Any] = {
@@ -196,9 +197,11 @@ def test_no_thought_no_loss(model: Backbone) -> None:
     method = METHODS["coconut"]
     companions = companions_of(method, model)
     layouts = [method.layout(sample, np.random.default_rng(0), 0) for sample in tiny.chains(model)]
-    total, terms = method.loss(run(model, pack(layouts, model.encode, model.pad), companions=companions))
+    out = run(model, pack(layouts, model.encode, model.pad), companions=companions)
+    total, terms = method.loss(out)
     assert terms["steps"] == 0
     assert total == terms["answer"]
+    assert method.steps.loss(out).requires_grad  # so that a decoder that learns alone has a backward pass
 
 
 def test_losses_do_not_depend_on_the_order_of_samples(model: Backbone) -> None:
@@ -235,8 +238,8 @@ def test_losses_do_not_depend_on_the_order_of_samples(model: Backbone) -> None:
 def test_a_branch_alone_keeps_what_is_read_off_it(model: Backbone) -> None:
     layout = METHODS["codi"].layout(tiny.chains(model)[0], np.random.default_rng(0))
     assert len(layout.readings) == 2
-    assert layout.only("answer").readings == layout.readings
-    assert layout.only("teacher").readings == ()
+    assert only(layout, "answer").readings == layout.readings
+    assert only(layout, "teacher").readings == ()
 
 
 @pytest.mark.parametrize("name", ["coconut", "codi", "pause"])

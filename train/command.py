@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import nn
 
 from engine import adapters
 from engine.adapters import Lora
+from engine.ask import MOST_PAUSES
 from engine.backbones.base import Backbone
 from engine.backbones.load import here, load
 from engine.config import ConfigError, build, read_yaml
@@ -119,7 +120,7 @@ def arguments(
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, nargs="+", action="extend", metavar="YAML", help="train/configs/ has one for each published recipe; of several, a later one's sections replace an earlier one's")  # fmt: skip
-    parser.add_argument("--set", nargs="+", action="extend", metavar="SECTION.KEY=VALUE", help="one setting of the file's each, such as worlds.corrupt=blind or method.pauses=4,16")  # fmt: skip
+    parser.add_argument("--set", nargs="+", action="extend", metavar="SECTION.KEY=VALUE", help="one setting of the file's each, such as worlds.corrupt=blind, method.pauses=4,16 or method.steps.layers=1")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in `out`")
     ahead = parser.add_argument_group("before a GPU is rented")
     ahead.add_argument("--plan", action="store_true", help="print parameters, tokens, memory and time a step, and stop; no weights are read")  # fmt: skip
@@ -127,9 +128,10 @@ def arguments(
     ahead.add_argument("--peak-share", type=float, default=0.4, help="of the card's peak that is assumed (default 0.4)")
     ahead.add_argument("--shape", default="", help="whose shape: a folder with a config.json, a JSON file, or a published model's name (default: init)")  # fmt: skip
     group = parser.add_argument_group("training settings (each overrides the file's)")
+    hints = get_type_hints(Training)
     for setting in fields(Training):
         flag = "--" + setting.name.replace("_", "-")
-        group.add_argument(flag, metavar=str(setting.type).split("[")[0].upper(), help=f"{setting.metadata['help']} (default {setting.default})")  # fmt: skip
+        group.add_argument(flag, metavar=form(hints[setting.name]), help=f"{setting.metadata['help']} (default {setting.default})")  # fmt: skip
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     values: dict[str, Any] = {}
     for path in given.pop("config"):
@@ -143,17 +145,38 @@ def arguments(
     for assignment in assignments:
         own = changed(own, assignment)
     own["training"] = section(own, "training") | given
-    values |= {name: section(values, name) | settings for name, settings in own.items()}
+    for name, settings in own.items():
+        values[name] = over(section(values, name), settings)
     return Asked(values, own, resume, wanted, card, share, shape)
 
 
+def form(hint: Any) -> str:
+    """How a setting of this type is written: its choices, a value for each place, or its type."""
+    if get_origin(hint) is Literal:
+        return "|".join(map(str, get_args(hint)))
+    return ",".join(map(form, get_args(hint))) or hint.__name__.upper()
+
+
 def changed(values: dict[str, Any], assignment: str) -> dict[str, Any]:
-    """The values with one of them changed: SECTION.KEY=VALUE. Errors: ConfigError for another form."""
+    """The values with one of them changed: SECTION.KEY=VALUE, or a section in a section. Errors: ConfigError for another form."""
     name, equals, text = assignment.partition("=")
-    place, dot, key = name.partition(".")
-    if not (place and dot and key and equals):
+    places = name.split(".")
+    if len(places) < 2 or not all(places) or not equals:
         raise ConfigError(f"--set {assignment}: write SECTION.KEY=VALUE, such as worlds.corrupt=blind.")
-    return values | {place: section(values, place) | {key: text}}
+    settings: Any = text
+    for place in reversed(places):
+        settings = {place: settings}
+    return over(values, settings)
+
+
+def over(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The values with some of them changed, in sections of theirs too."""
+    deep = {
+        key: over(values[key], change)
+        for key, change in changes.items()
+        if isinstance(change, dict) and isinstance(values.get(key), dict)
+    }
+    return values | changes | deep
 
 
 def processes() -> int:
@@ -181,6 +204,8 @@ def main(
         asked = arguments(description, argv, translate)
         run = build(Run, asked.values)
         chosen: Method = build(method, run.method, "method.")
+        if (most := chosen.slot_range[1]) > MOST_PAUSES:
+            raise ConfigError(f"{most:,} slots: train with {MOST_PAUSES} at most, more can't be asked for.")
         if asked.plan:
             planned.show(run, chosen, asked)
         elif run.training.only_eval:
@@ -234,10 +259,14 @@ def held_out(run: Run) -> list[Sample]:
 
 
 def validation(run: Run, method: Method) -> Validate:
-    """Decodes the validation split: silently for a method with slots or <ANS>, with the written chain for one that writes it."""
+    """Decodes the validation split: silently for a method with slots or <ANS>, with the written chain for one that writes it.
+    Errors: ConfigError for a method none of whose branches can be decoded."""
     samples = held_out(run)
     layouts = [method.layout(sample, np.random.default_rng(i)) for i, sample in enumerate(samples)]
     branches = set(layouts[0].branches)
+    if not branches & {"look", "teacher", "answer" if method.silent else "teacher"}:
+        wanted = "answer (silently) or teacher (by its chain)" if method.silent else "teacher, since it isn't silent"
+        raise ConfigError(f"The method's branches are {', '.join(sorted(branches))}: for validation call one {wanted}.")
     looked: list[Sample] = []  # at the first validation, so that files are read once
 
     def validate(backbone: Backbone, companions: nn.ModuleDict, epoch: int) -> dict[str, float]:

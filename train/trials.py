@@ -18,7 +18,7 @@ from engine.data.text_worlds import TextWorldsSource
 from engine.data.worlds import WorldsSource
 from engine.folders import SETTINGS, checkpoints, fingerprint
 from engine.methods import described, find
-from train.command import Run, section
+from train.command import Run, over, section
 from train.heima import Planned, plan
 
 START = "start.txt"  # in a run's folder: what tells the weights that it was started from
@@ -116,7 +116,7 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
     whole: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
-            whole[key] = {**section(whole, key), **value} if isinstance(value, Mapping) else value
+            whole[key] = over(section(whole, key), dict(value)) if isinstance(value, Mapping) else value
     return whole
 
 

@@ -39,7 +39,6 @@ class States:
     """What one forward leaves behind."""
 
     hidden: tuple[Tensor, ...]  # layers + 1 of [batch, length, dim]; the last is after the final norm
-    cache: Cache | None
     attentions: tuple[Tensor, ...] | None = None  # a [batch, heads, length, past + length] a layer, where config asks
 
     @property
@@ -308,7 +307,7 @@ class Backbone:
         look too; its rows are those of past + length.
         """
         out = self.decoded(embeds, positions[0], mask, cache)
-        return States(out.hidden_states, cache, out.attentions)
+        return States(out.hidden_states, out.attentions)
 
     def whole(self, embeds: Tensor, packed: Packed, cache: Cache | None = None, sight: Sight | None = None) -> States:
         """`forward` over all of a pack at once, under the pack's own mask. embeds [batch, length, dim], cache: empty."""

@@ -183,7 +183,7 @@ class Mllama(Backbone):
             hidden = tuple(filled)
         elif attentions is not None:
             attentions = tuple(weights for each, weights in zip(crosses, attentions, strict=True) if not each)
-        return States(hidden, cache, attentions)
+        return States(hidden, attentions)
 
 
 def crossed(sight: Crossing, mask: Tensor) -> dict[str, Tensor]:

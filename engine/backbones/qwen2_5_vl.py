@@ -269,7 +269,7 @@ class Qwen25VL(Backbone):
         self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: Cache | None = None, sight: Sight | None = None
     ) -> States:
         out = self.decoded(embeds, positions, {"full_attention": mask}, cache)
-        return States(out.hidden_states, cache, out.attentions)
+        return States(out.hidden_states, out.attentions)
 
     def whole(self, embeds: Tensor, packed: Packed, cache: Cache | None = None, sight: Sight | None = None) -> States:
         """As every family's; a long pack that is trained on a GPU under a BlockMask, which only "rows" understands."""
@@ -278,7 +278,7 @@ class Qwen25VL(Backbone):
         if not (blockwise and trained and embeds.is_cuda and embeds.shape[1] >= LONG):
             return super().whole(embeds, packed, cache, sight)
         out = self.decoded(embeds, packed.positions, {"full_attention": masks.blocks(packed)}, None)
-        return States(out.hidden_states, None, out.attentions)
+        return States(out.hidden_states, out.attentions)
 
 
 def cut_patches(frames: Frames, side: int, merge: int, temporal: int) -> Visual:

@@ -98,4 +98,4 @@ class Qwen3VL(Qwen25VL):
             if bool(here.any()):
                 deep = {"visual_pos_masks": where, "deepstack_visual_embeds": [level[here] for level in sight.deeper]}
         out = self.decoded(embeds, positions, mask, cache, **deep)
-        return States(out.hidden_states, cache, out.attentions)
+        return States(out.hidden_states, out.attentions)

@@ -89,10 +89,11 @@ def taught(
 
 
 def decoder_of(method: Method, companions: nn.ModuleDict) -> StepSupervision | None:
-    """How a step decoder (SIM-CoT) taught this method's slots; None for a model without one."""
+    """How a step decoder (SIM-CoT) taught this method's slots; None for a model without one, and for Coconut's filler, whose
+    steps are read one row before its slots."""
     if not isinstance(method, PauseDistillation | Coconut | Codi) or DECODER not in companions:
         return None
-    return method.steps
+    return None if isinstance(method, Coconut) and method.thoughts == "filler" else method.steps
 
 
 def tells(method: Method, companions: nn.ModuleDict) -> bool:

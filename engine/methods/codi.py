@@ -51,6 +51,7 @@ class Codi(Method):
 
     def __post_init__(self) -> None:
         at_least(1, self, "num_latent", "prj_dim")
+        at_least(0, self, "prj_dropout", "distill_factor", "ref_factor", "answer_token")
 
     @property
     def slot_range(self) -> tuple[int, int]:

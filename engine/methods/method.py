@@ -105,7 +105,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Method:
-    """Five choices: layout (with visibility and curriculum), feedback, objectives. Subclasses say what differs."""
+    """What differs from method to method: layout (with visibility and curriculum), feedback, objectives. A subclass is a
+    frozen dataclass of its settings with `layout` and `loss`; one with slots says `thinking` and `slot_range` too, one that
+    can't write its chain `writes`. engine/methods/diversity.py is a short one to begin from."""
 
     tokens: ClassVar[tuple[str, ...]] = SPECIAL_TOKENS  # what the tokenizer must have
     marks: ClassVar[tuple[str, ...]] = ()  # what is given between the thought and the answer
@@ -114,6 +116,8 @@ class Method:
     opened: ClassVar[str] = "<answer>"  # what stands before an answer, in chat
 
     def layout(self, sample: Sample, rng: np.random.Generator, epoch: int = 0) -> Layout:
+        """A sample's branches. Training may have any; what is answered and validated goes by their names: `answer` = silently,
+        behind `thinking` and `marks`; `teacher` = the chain written out, then the answer; `speak` = the thoughts from the slots."""
         raise NotImplementedError
 
     def loss(self, out: Outcome) -> tuple[Tensor, dict[str, Tensor]]:

@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from engine.backbones.base import Backbone
-from engine.config import ConfigError
+from engine.config import ConfigError, at_least
 from engine.data.samples import Sample, chain, context, ending, solution
 from engine.layout import Layout, Reading, Segment, marker, slots
 from engine.methods.method import Method, Outcome, weighted
@@ -52,6 +52,7 @@ class PauseDistillation(Method):
     def __post_init__(self) -> None:
         if not 0 <= self.pauses[0] <= self.pauses[1]:
             raise ConfigError(f"pauses {list(self.pauses)}: write the fewest and the most, from 0.")
+        at_least(0, self, "decode", "answer", "teacher", "distil")
 
     @classmethod
     def as_published(cls) -> PauseDistillation:

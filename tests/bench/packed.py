@@ -20,6 +20,7 @@ from engine.layout import Layout, Packed, pack
 from engine.methods.method import run
 from engine.methods.pause import PauseDistillation
 from tests.bench.measure import ROUNDS, alone, growth, heavy, line, medians, peak, untrained, work
+from tests.rows import only
 
 UNIT = "seconds a step, forward and backward"
 
@@ -83,7 +84,7 @@ def peaked(way: Callable[[Qwen25VL, Sequence[Sample]], Callable[[], None]], step
 def divided(backbone: Qwen25VL, layouts: Sequence[Layout]) -> list[Packed]:
     """A pack for each branch."""
     names = layouts[0].branches
-    return [pack([layout.only(name) for layout in layouts], backbone.encode, backbone.pad) for name in names]
+    return [pack([only(layout, name) for layout in layouts], backbone.encode, backbone.pad) for name in names]
 
 
 def separately(backbone: Qwen25VL, samples: Sequence[Sample]) -> Callable[[], None]:
