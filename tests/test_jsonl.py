@@ -108,6 +108,8 @@ def test_a_file_from_a_text_editor(folder):
         ({"answer": ""}, "answer is empty"),
         ({"answer": None}, "answer must be text"),
         ({"answer": ["10"]}, "answer must be text"),
+        ({"answer": float("nan")}, "answer must be a finite number, not nan"),
+        ({"answer": float("inf")}, "answer must be a finite number, not inf"),
         ({"steps": []}, "steps holds no steps"),
         ({"steps": "one"}, "steps must be a list of texts, not 'one'"),
         ({"steps": ["one", 2]}, r"steps\[1\] must be text, not 2"),
