@@ -119,6 +119,8 @@ def test_a_file_from_a_text_editor(folder):
         ({"step": ["one"]}, r"step is no field of this format \(did you mean steps\?\)"),
         ({"options": ["one"]}, "options must be 2 to 26 different texts"),
         ({"options": ["one", "one"]}, "options must be 2 to 26 different texts"),
+        ({"options": ["1,000", "1000"]}, "options must be 2 to 26 different texts"),
+        ({"options": ["A. 9", "B. 10"]}, "options must be texts without their letters"),
         ({"options": [str(i) for i in range(27)]}, "options must be 2 to 26 different texts"),
         ({"options": ["one", "two"]}, "answer must be a letter from A to B or the text of an option, not '10'"),
         ({"type": "riddle"}, "type must be one of multiple choice, .* not 'riddle'"),
