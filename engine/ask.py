@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from engine import generate
-from engine.data.samples import TYPE_HINTS, Sample, letter, with_options
+from engine.data.samples import TYPE_HINTS, Sample, answer_of, letter, thoughts_of, with_options
 from engine.exams.scores import option_letter
 from engine.insight import inside, reconstruction, spoken
 from engine.insight.inside import Inside
@@ -63,7 +63,7 @@ class Reply:
     seconds: dict[str, float]
     notices: tuple[str, ...]
     settings: dict[str, Any]
-    familiar: bool  # False: the clip or the question is unlike what this model knows, and it abstains
+    familiar: bool  # False: the clip or the question is unlike what this model knows: it abstains, in its first notice
     states: Tensor  # [layers + 1, slots, dim]: the slots' hidden states, embeddings first
     answer_state: Tensor  # [layers + 1, dim]: the state that predicts the answer, after the slots
     teacher_state: Tensor | None  # [layers + 1, dim]: the same in the explicit chain, beside a silent answer
@@ -137,16 +137,17 @@ def ask(
     kind = "multiple choice" if options else "free-form"
     visual = frames_of(clip)
     sample = posed(model, visual, question, options, kind)
-    notices = [*(clip.notices if clip else ()), *_bounds(model, visual, question, options, pauses)]
+    strange = model.familiarity.strange(backbone, visual, question, options) if model.familiarity else ""
+    notices = [f"{UNKNOWN} {strange} {REAL}"] if strange else []
+    notices += [*(clip.notices if clip else ()), *_bounds(model, pauses)]
     silent = model.method.silent
     thought = model.method.thinking(pauses) if silent else ()
     feedback, marks = model.method.feedback(model.companions), model.method.marks
-    familiar = not any(notice.startswith(UNKNOWN) for notice in notices)
     longest = model.method.longest if options or model.small else max(model.method.longest, model.longest_chain)
     thoughts = timed("think", "Thinking silently", lambda: generate.think(backbone, [sample], thought, feedback))
     written = timed("answer", "Answering", lambda: generate.answer(backbone, thoughts, marks, longest, heed)
                     if silent else _chain(model, thoughts, None, heed))  # fmt: skip
-    answer = generate.answer_of(written.text[0], model.dialect)
+    answer = answer_of(written.text[0], model.dialect)
     chances: tuple[Option, ...] = ()
     letters = [letter(i) for i in range(len(options))]
     picked = meant(answer, options)
@@ -175,10 +176,10 @@ def ask(
         chain = timed("explicit", "Writing the chain out", lambda: _chain(model, thoughts, asked_for_chain, heed))  # fmt: skip
         teacher_state = _answer_state(model, chain)
     if chain:
-        said = generate.answer_of(chain.text[0], model.dialect)
+        said = answer_of(chain.text[0], model.dialect)
         if options and (picked := meant(said, options)):
             said = options[letters.index(picked)]
-        text = generate.thoughts_of(chain.text[0], model.dialect)
+        text = thoughts_of(chain.text[0], model.dialect)
         prefill = seconds["think"] if model.taught else 0.0  # another prompt has its own, within "explicit"
         explicit = Explicit(text, said, chain.tokens[0], prefill + seconds["explicit" if silent else "answer"])
     seen = None
@@ -196,7 +197,7 @@ def ask(
     generated = written.tokens[0] + thoughts.serial  # a slot that is fed back costs a step, as a token does
     return Reply(
         answer, chances, said_aloud, explicit, thoughts.count, generated, seconds,
-        tuple(notices), settings, familiar, thoughts.states[:, 0].float().cpu(),
+        tuple(notices), settings, not strange, thoughts.states[:, 0].float().cpu(),
         _answer_state(model, written), teacher_state, seen,
     )  # fmt: skip
 
@@ -260,12 +261,9 @@ def _answer_state(model: Model, written: generate.Written) -> Tensor:
     return _before_answer(model, written)[:, 0].float().cpu()
 
 
-def _bounds(model: Model, visual: Frames | None, question: str, options: Sequence[str], pauses: int) -> list[str]:
+def _bounds(model: Model, pauses: int) -> list[str]:
     """What the model doesn't know, in sentences."""
     said = []
-    if model.familiarity is not None:
-        strange = model.familiarity.strange(model.backbone, visual, question, options)
-        said += [f"{UNKNOWN} {strange} {REAL}"] if strange else []
     if not model.taught:
         said.append(UNTAUGHT)
     elif not model.method.silent:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,12 @@ class _Made(Dataset):
             return error
 
 
+def _without_weights(dataset: Batches) -> Batches:
+    """As it is sent to workers: they cut and encode, for which the tokenizer and the model's configuration are enough."""
+    model = SimpleNamespace(config=dataset.backbone.model.config)
+    return replace(dataset, backbone=replace(dataset.backbone, model=model))
+
+
 def _first(items: list[Any]) -> Any:
     return items[0]
 
@@ -131,7 +138,7 @@ def batches(
     Errors: what `Batches.made` raises; RuntimeError for a worker that died.
     """
     loader = DataLoader(
-        _Made(dataset),
+        _Made(_without_weights(dataset)),
         batch_size=1,
         sampler=range(start, stop),
         collate_fn=_first,

@@ -60,6 +60,13 @@ class Source:
     notices: tuple[str, ...]
 
     @property
+    def still(self) -> bool | None:
+        """Whether it is a picture rather than a film; None for a GIF and a film of one picture, which may be either."""
+        if self.kind.endswith("_pipe"):
+            return True
+        return None if self.kind == "gif" or len(self.stamps) == 1 else False
+
+    @property
     def slack(self) -> float:
         """Seconds by which a moment may miss a frame's start: Matroska rounds its stamps to milliseconds."""
         return min(1e-3, 0.25 / self.fps)

@@ -12,7 +12,7 @@ from torch import nn
 
 from engine import generate
 from engine.backbones.base import Backbone
-from engine.data.samples import Sample
+from engine.data.samples import Sample, answer_of, thoughts_of
 from engine.insight import spoken
 from engine.methods.method import Method
 
@@ -81,7 +81,7 @@ def respond(
     seconds = (time.perf_counter() - began) / len(part)
     said: list[str | None] = [None] * len(part)
     if how == "explicit":
-        said = [generate.thoughts_of(text, s.dialect) for text, s in zip(written.text, part, strict=True)]
+        said = [thoughts_of(text, s.dialect) for text, s in zip(written.text, part, strict=True)]
     elif speak and thoughts.count and spoken.speaks(method, companions):
         said = list(spoken.aloud(backbone, method, companions, thoughts))
     return [
@@ -104,8 +104,8 @@ def evaluate(
         part = samples[first : first + batch]
         told_each = respond(backbone, part, method, how, slots, companions, speak, longest)
         for sample, told in zip(part, told_each, strict=True):
-            found = generate.answer_of(told.text, sample.dialect)
-            right = found == generate.answer_of(sample.answer, sample.dialect)
+            found = answer_of(told.text, sample.dialect)
+            right = found == answer_of(sample.answer, sample.dialect)
             results.append(Outcome(
                 right, found, told.thoughts, sample.thoughts, told.generated_tokens, told.slots, told.seconds
             ))  # fmt: skip

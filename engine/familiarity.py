@@ -39,10 +39,6 @@ class Familiarity:
     limit: float
     asked: tuple[Asked, ...]
 
-    def distance(self, backbone: Backbone, clip: Frames) -> float:
-        """How far the clip is from those of training; more than `limit` is unlike them."""
-        return float(_distance(feature(backbone, clip), self.mean, self.whiten))
-
     def strange(self, backbone: Backbone, clip: Frames | None, question: str, options: Sequence[str]) -> str:
         """What here is unlike all that was trained on, in a sentence; "" where nothing is."""
         if clip is None:

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from engine.container import VideoError
-from engine.video import Sampling, decode, read
+from engine.video import BUDGET_SECONDS, Asked, Decoded, Sampling, decode, read
 
 BUCKETS = 16  # folders, each with its share of the bound: it is kept without a count that processes would have to share
 FORM = 1  # of an entry; one more whenever the same settings give other frames
@@ -47,13 +47,13 @@ class Footage:
         """Whole, or not at all: -> (uint8 [frames, height, width, 3], seconds from one frame to the next).
 
         sampling: its own, as a model's family wants it. Errors: VideoError for a file that can't be read, or not all
-        that was asked for.
+        that was asked for, or that isn't what it is called.
         """
         small = sampling.size != "stored"  # else kept frames would take many times the file's own room
         place = self._place(sampling) if self.cache and small else None
         if place and (kept := _kept(place)):
             return kept
-        clip = read(self.path, sampling)
+        clip = read(self.path, sampling, decode=self._decoded)
         if len(clip.frames) < clip.asked:
             raise VideoError(clip.notices[-1])
         if place:
@@ -62,9 +62,20 @@ class Footage:
 
     def opened(self) -> Footage:
         """The same, once what the file says of itself, and one picture, were read. Errors: VideoError."""
-        with closing(decode(self.path, self.sampling)) as told:
+        with closing(self._decoded(self.path, self.sampling)) as told:
             next(told)
         return self
+
+    def _decoded(self, path: str | Path, sampling: Sampling, seconds: float = BUDGET_SECONDS) -> Decoded:
+        """As `video.decode`. Raises VideoError for a picture that is called a video too, and for a film called an image."""
+        decoded = decode(path, sampling, seconds)
+        told = next(decoded)
+        assert isinstance(told, Asked)
+        if told.still not in (None, self.still):
+            called, what, right = ("video", "a single picture", "image") if told.still else ("image", "a film", "video")
+            raise VideoError(f"{called} names {what} ({told.name}): give it as {right}.")
+        yield told
+        yield from decoded
 
     def _place(self, sampling: Sampling) -> Path | None:
         """Where its frames are kept; none for a file that isn't there, of which reading knows what to say."""

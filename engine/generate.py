@@ -9,7 +9,6 @@ Knows neither files nor pages.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,18 +20,14 @@ from transformers.cache_utils import Cache
 
 from engine import latents, masks, room
 from engine.backbones.base import Backbone, Sight
-from engine.data.samples import Dialect, Sample, context
+from engine.data.samples import Sample, context
 from engine.latents import Feedback
 from engine.layout import Layout, Packed, Segment, Special, pack
 
-ANSWER = re.compile(r"<(?:answer|CONCLUSION)>\s*(.*?)\s*</(?:answer|CONCLUSION)>", re.DOTALL)
-THOUGHTS = re.compile(r"<think>\s*(.*?)\s*</think>", re.DOTALL)
 ANSWER_TAG = Special("<answer>")
 LONGEST_CHAIN = 320  # tokens of a written chain and its answer
 WORTH_A_GRAPH = 32  # tokens: a capture takes as long as writing a few, which a short answer doesn't earn back
 WARM_UP = 3  # steps before the capture, in which the cache takes its room and libraries choose their kernels
-TAG = re.compile(r"</?(?:think|answer)>")
-MARK = re.compile(r"###|The answer is:")  # of a plain answer: Coconut's, CODI's
 
 
 @dataclass(frozen=True)
@@ -335,24 +330,3 @@ def shares_of(backbone: Backbone, state: Tensor, letters: Sequence[str]) -> Tens
     """Probabilities of the letters among themselves, from the state that predicts one [layers + 1, batch, dim]: [batch, letters]."""
     ids = [backbone.text_ids(text)[0] for text in letters]
     return backbone.logits(state[-1])[:, ids].float().softmax(-1)
-
-
-def answer_of(text: str, dialect: Dialect = "chat") -> str:
-    """What stands between the last answer or conclusion tags, or without tags the whole text; plain: of that, what follows
-    the last mark."""
-    for found in ANSWER.finditer(text):
-        text = found[1]
-    if dialect == "plain":
-        text = MARK.split(text)[-1].rpartition("#")[2].replace(",", "")
-    return text.strip()
-
-
-def thoughts_of(text: str, dialect: Dialect = "chat") -> str:
-    """chat: what stands between the first thinking tags; plain: what stands before the mark. An unfinished chain counts up
-    to where it stops."""
-    if dialect == "plain":
-        return MARK.split(text)[0].strip()
-    found = THOUGHTS.search(text)
-    if found:
-        return found[1]
-    return TAG.split(text.partition("<think>")[2] or text)[0].strip()

@@ -105,6 +105,7 @@ class Asked:
     times: tuple[float, ...]  # seconds at which each of those starts
     spacing: float | None
     notices: tuple[str, ...]
+    still: bool | None  # a picture rather than a film; None: either
 
 
 def decode(path: str | Path, sampling: Sampling, seconds: float = BUDGET_SECONDS) -> Decoded:
@@ -119,6 +120,7 @@ def decode(path: str | Path, sampling: Sampling, seconds: float = BUDGET_SECONDS
     yield Asked(
         source.path.name, source.width, source.height, source.duration, source.fps, tuple(moments.tolist()),
         tuple(shown.tolist()), tuple(source.times[shown].tolist()), spacing, source.notices + notices,
+        source.still,
     )  # fmt: skip
     wanted = np.unique(shown).tolist()
     for name, reader in readers(source):

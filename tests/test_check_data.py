@@ -149,6 +149,13 @@ def test_media_are_read_on_request(capsys, folder):
     assert "broken.mp4" in report["faults"][0]["says"]
 
 
+def test_a_picture_called_a_video_and_a_film_called_an_image_are_said(capsys, folder):
+    image = {"image": "clip.mp4", "question": "What moves?", "steps": ["A ball."], "answer": "a ball"}
+    out = ran(capsys, "check-data", wrote(folder, "swapped.jsonl", [OWN | {"video": "dog.png"}, image]), "--media", "9")[1]  # fmt: skip
+    assert "line 1: media can't be used: video names a single picture (dog.png): give it as image." in out
+    assert "line 2: media can't be used: image names a film (clip.mp4): give it as video." in out
+
+
 def test_a_format_and_a_root_may_be_named(capsys, folder, tmp_path):
     file = wrote(tmp_path, "elsewhere.jsonl", [OWN])
     assert ran(capsys, "check-data", file)[0] == 1

@@ -153,6 +153,17 @@ def picture(tmp_path_factory):
     return path
 
 
+def test_a_file_is_what_it_is_called(clip, picture, tmp_path):
+    for path, still in ((picture, False), (clip, True)):
+        for look in (Footage.opened, lambda footage: footage.frames(SAMPLING)):
+            with pytest.raises(VideoError, match="names a single picture" if path == picture else "names a film"):
+                look(Footage(path, SAMPLING, still))
+    one, *others = (Image.fromarray(np.full((56, 56, 3), grey, np.uint8)) for grey in (0, 90, 200))
+    one.save(tmp_path / "loop.gif", save_all=True, append_images=others)
+    for either in (tmp_path / "loop.gif", write(tmp_path / "one.mp4", count=1)):
+        assert all(len(Footage(either, SAMPLING, still).frames(SAMPLING)[0]) for still in (False, True))
+
+
 def test_tiles_are_cut_from_the_picture_as_it_is_stored(picture, tmp_path):
     """Resized once: the same tiles as from the raw pixels, and others than from a picture that was resized before."""
     pixels = np.array(Image.open(picture))[None]

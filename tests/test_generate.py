@@ -8,7 +8,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from engine import generate, masks
-from engine.data.samples import Sample
+from engine.data.samples import Sample, answer_of, thoughts_of
 from engine.data.worlds import WorldsSource
 from engine.layout import Layout, Segment, Special, marker, pack, slots
 from engine.methods.method import run
@@ -167,15 +167,15 @@ def test_wrong_numbers_are_refused(backbone, samples):
     ],
 )
 def test_the_answer_stands_between_the_last_tags(text, answer):
-    assert generate.answer_of(text) == answer
+    assert answer_of(text) == answer
 
 
 def test_the_thoughts_stand_between_the_thinking_tags():
-    assert generate.thoughts_of("<think>a\nb</think><answer>A</answer>") == "a\nb"
-    assert generate.thoughts_of("<think>a\nb") == "a\nb"
-    assert generate.thoughts_of("") == ""
-    assert generate.thoughts_of("a\nb</think><answer>A</answer>") == "a\nb"  # as a slot alone says it, out of its place
-    assert generate.thoughts_of("a</answer>") == "a"
+    assert thoughts_of("<think>a\nb</think><answer>A</answer>") == "a\nb"
+    assert thoughts_of("<think>a\nb") == "a\nb"
+    assert thoughts_of("") == ""
+    assert thoughts_of("a\nb</think><answer>A</answer>") == "a\nb"  # as a slot alone says it, out of its place
+    assert thoughts_of("a</answer>") == "a"
 
 
 @pytest.mark.parametrize(
@@ -189,8 +189,8 @@ def test_the_thoughts_stand_between_the_thinking_tags():
     ],
 )
 def test_plain_answers_stand_behind_either_mark(text, chain, answer):
-    assert generate.answer_of(text, "plain") == answer
-    assert generate.thoughts_of(text, "plain") == chain
+    assert answer_of(text, "plain") == answer
+    assert thoughts_of(text, "plain") == chain
 
 
 def test_nothing_is_written_past_the_last_position():

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 from PIL import Image
 
-from engine import generate, models, worlds
+from engine import models, worlds
+from engine.data.samples import answer_of
 from engine.evaluation import respond
 from engine.methods.method import META
 from tests.tiny import tiny_backbone
@@ -157,7 +158,7 @@ def test_answers_are_the_engines_own_in_the_order_of_the_requests(harness, folde
         assert (sample.question, sample.visual is None) == (f"What is {i}?", i == 2)
         (alone,) = respond(model.backbone, [sample], model.method, "silent", 5, longest=6)
         assert alone.slots == 5
-        assert answer == generate.answer_of(alone.text)
+        assert answer == answer_of(alone.text)
     assert [told[0] for told in made.cache_hook.told] == ["generate_until"] * 3
     assert (made.batch_size, made.rank, made.world_size) == (2, 0, 1)
 

@@ -13,11 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from engine import generate
 from engine.backbones.base import Backbone, add_tokens
 from engine.config import ConfigError
 from engine.data.llava_cot import sections
-from engine.data.samples import Sample, context
+from engine.data.samples import Sample, answer_of, context
 from engine.data.worlds import WorldsSource
 from engine.evaluation import evaluate
 from engine.layout import Layout, Special, pack
@@ -170,7 +169,7 @@ def test_the_worlds_chains_have_three_sections() -> None:
     ],
 )
 def test_the_conclusion_is_the_answer(text: str, dialect: Any, answer: str) -> None:
-    assert generate.answer_of(text, dialect) == answer
+    assert answer_of(text, dialect) == answer
 
 
 def test_answers_are_decoded_behind_the_thinking_tokens(eyes: Backbone) -> None:

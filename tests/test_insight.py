@@ -121,7 +121,7 @@ def test_what_a_model_has_not_learnt_is_told_apart_from_what_was_not_asked_for(r
 
 
 def test_an_abstention_is_loud(reply: Reply) -> None:
-    strange = replace(reply, familiar=False, notices=("A notice.", f"{UNKNOWN} this clip is unlike."))
+    strange = replace(reply, familiar=False, notices=(f"{UNKNOWN} this clip is unlike.", "A notice."))
     assert cards.notices(strange).index("s-warning") < cards.notices(strange).index("s-note")
     assert "don't trust it" in cards.answers(strange)
     assert "s-muted" in cards.answers(strange)

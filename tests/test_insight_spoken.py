@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine import generate
 from engine.backbones.base import Backbone, add_tokens
-from engine.data.samples import Sample
+from engine.data.samples import Sample, thoughts_of
 from engine.insight import inside, spoken
 from engine.insight.reconstruction import interpreted, on_one_line, unfolded
 from engine.insight.replace import Change, replaced
@@ -49,7 +49,7 @@ def test_a_slot_alone_says_what_it_says_when_the_others_are_wiped_out(backbone: 
                 values[b, :, thoughts.slots[b, others]] = 99.0
         seen = torch.arange(3) == slot
         written = generate.speak(backbone, replaced(backbone, spoiled, [Change("one", seen=seen)]), 6)
-        assert [generate.thoughts_of(text) for text in written.text] == [texts[slot] for texts in said]
+        assert [thoughts_of(text) for text in written.text] == [texts[slot] for texts in said]
     whole = generate.speak(backbone, replaced(backbone, thoughts, [Change("all"), Change("all again")]), 6)
     assert whole.ids[::2] == whole.ids[1::2] == generate.speak(backbone, thoughts, 6).ids
 

@@ -220,6 +220,16 @@ def test_bad_rows_are_named(folder, reader, name, row, says):
     assert len(reader(file, leave_out=1)) == 2
 
 
+def test_rows_that_cannot_be_used_are_counted_over_both_splits(folder):
+    bad = CODI[0] | {"answer": None}
+    file = wrote(folder, "both.jsonl", [CODI[0], bad, bad, CODI[0], CODI[0], bad, CODI[0]])
+    for split in ("validation", "train"):
+        source = CodiSource(file, held_out=2, split=split)
+        with pytest.raises(ConfigError, match=r"line 2: answer .* 3 of its 7 rows can't be used; leave_out: 3 goes on"):
+            source(0)
+        assert len(replace(source, leave_out=3)) == {"validation": 1, "train": 3}[split]
+
+
 @pytest.mark.parametrize(
     ("answer", "says"),
     [

@@ -19,6 +19,7 @@ from engine.__main__ import main
 from engine.adapters import Lora
 from engine.backbones.base import add_tokens
 from engine.config import ConfigError
+from engine.data.samples import thoughts_of
 from engine.insight import reconstruction, spoken
 from engine.methods import described
 from engine.methods.coconut import Coconut
@@ -143,7 +144,7 @@ def test_its_chain_is_what_it_writes_behind_its_own_prompt(folder, clip):
     reply = ask.ask(model, seen, QUESTION, OPTIONS)
     sample = ask.posed(model, ask.frames_of(seen), QUESTION, OPTIONS, "multiple choice", chain=True)
     written = generate.explicit(model.backbone, generate.think(model.backbone, [sample], ()), models.LONGEST_CHAIN)
-    assert reply.explicit.text == generate.thoughts_of(written.text[0])
+    assert reply.explicit.text == thoughts_of(written.text[0])
 
 
 def test_a_model_that_only_writes_answers_by_its_chain(folder, clip, tmp_path, monkeypatch):

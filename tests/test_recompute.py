@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,10 +15,13 @@ from torch import Tensor, nn
 from engine import latents
 from engine.backbones.base import Backbone, add_tokens
 from engine.backbones.mllama import Mllama
+from engine.batches import Batches, batches
 from engine.data.samples import Sample
+from engine.data.worlds import WorldsSource
 from engine.layout import pack
 from engine.methods.coconut import Coconut
 from engine.methods.codi import Codi
+from engine.methods.controls import Explicit
 from engine.methods.method import Method, run
 from engine.methods.pause import PauseDistillation
 from engine.methods.steps import StepSupervision
@@ -102,6 +106,23 @@ def test_less_is_kept(model: Backbone) -> None:
     again = replace(model, model=copy.deepcopy(model.model))
     recompute_layers(again.model)
     assert kept_bytes(lambda: latents.forward(again, packed)) < 0.6 * kept_bytes(lambda: latents.forward(model, packed))
+
+
+def test_workers_that_are_not_forked_are_sent_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spawned(dataset: object, **settings: object) -> list:
+        """A loader whose worker is sent a pickled copy of all that it needs."""
+        sent = pickle.dumps((dataset, settings))
+        assert len(sent) < size
+        return [pickle.loads(sent)[0][0]]
+
+    model = tiny.tiny_backbone(layers=1)
+    size = sum(weight.nbytes for weight in model.model.parameters())
+    recompute_layers(model.model)
+    dataset = Batches(WorldsSource(), Explicit(), model, 2, 1, seed=0)
+    monkeypatch.setattr("engine.batches.DataLoader", spawned)
+    ((packed,),) = batches(dataset, 0, 1, workers=1)
+    assert torch.equal(packed.ids, dataset[0][0].ids)
+    assert torch.equal(packed.patches, dataset[0][0].patches)
 
 
 def test_a_cache_that_is_given_is_filled_all_the_same(model: Backbone) -> None:

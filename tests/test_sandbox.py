@@ -194,7 +194,7 @@ def test_a_worker_goes_when_the_page_does(mp4: Path) -> None:
 
 ASKED = {
     "name": "a.mp4", "width": 4, "height": 4, "duration": 1.0, "fps": 1.0, "moments": [0.0], "shown": [0], "times": [0.0],
-    "spacing": None, "notices": [],
+    "spacing": None, "notices": [], "still": False,
 }  # fmt: skip
 PICTURE = {"reader": "PyAV", "index": 0, "shape": [4, 4]}
 

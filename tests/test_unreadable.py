@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from engine.batches import Batches, Unread, batches, unread_before
-from engine.config import build
+from engine.config import ConfigError, build
 from engine.container import VideoError
 from engine.data.jsonl import JsonlSource
 from engine.methods.controls import Explicit
 from engine.training import Training, train
 from tests.media import write
-from tests.tiny import tiny_backbone
+from tests.tiny import tiny_backbone, tiny_gpt2
 from train.command import Run, held_out, main, validation
 
 CLIPS, BROKEN = 6, (1, 4)
@@ -104,6 +104,11 @@ def test_a_step_has_as_many_samples_as_any_other(partly):
     list(batches(made, 1, 4, 0, lambda step, unread: told.append((step, unread))))
     assert told == [(step, made.made(step)[1]) for step in range(1, 4) if made.made(step)[1]]
     assert told
+
+
+def test_a_clip_for_a_model_without_eyes_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.jsonl, line 1: This is a language model without vision"):
+        Batches(source(data(tmp_path, (), 1)), Explicit(), tiny_gpt2(), 1, 1, seed=0)[0]
 
 
 def test_more_than_the_share_stops_the_run(start, partly, tmp_path):

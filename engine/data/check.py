@@ -155,7 +155,7 @@ def check(source: FileSource, name: str, media: int = 0) -> Report:
             footage.frames(footage.sampling)
         except VideoError as error:
             report.broken_media += 1
-            report.faults.append(Fault(where, f"media can't be read: {error}"))
+            report.faults.append(Fault(where, f"media can't be used: {error}"))
     return report
 
 

@@ -8,6 +8,7 @@ is opened for that. Knows no format: a reader says how a file falls into rows, a
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import re
@@ -141,19 +142,29 @@ class FileSource(ABC):
 
         Errors: ConfigError naming the file and the first row and field that can't be used.
         """
-        good, bad = list[tuple[int, int]](), list[str]()
-        for place, number, where, found in self.each():
+        good, bad = list[tuple[int, int]](), 0
+        for place, number, _, found in self.each():
             if isinstance(found, BadRow):
-                bad.append(f"{self.path}, {where}: {found}.")
+                bad += 1
             else:
                 good.append((place, number))
-        if len(bad) > self.leave_out:
-            whole = len(good) + len(bad)
-            more = f"{len(bad)} of its {whole} rows can't be used; leave_out: {len(bad)} goes on without them."
-            raise ConfigError(f"{bad[0]} {more}")
+        if bad > self.leave_out:
+            raise ConfigError(self._refusal())
         if not good:
             raise ConfigError(f"{self.path} holds nothing to use for {self.split}.")
         return np.array(good, np.int64)
+
+    def _refusal(self) -> str:
+        """The first row of the file that can't be used, and how many can't, so that `leave_out` is right for both its splits."""
+        parts: list[FileSource] = [self]
+        if self.held_out and not self.validation_file and self.split != "test":
+            parts = [replace(self, split="train"), replace(self, split="validation")]
+        found = [(where, each) for part in parts for _, _, where, each in part.each()]
+        bad = [f"{where}: {each}" for where, each in found if isinstance(each, BadRow)]
+        return (
+            f"{self.path}, {bad[0]}. {len(bad)} of its {len(found)} rows can't be used; leave_out: {len(bad)} goes on "
+            "without them."
+        )
 
     def __len__(self) -> int:
         """Samples in one round. Errors: ConfigError for a file that can't be used."""
@@ -319,6 +330,8 @@ def said(value: Any, name: str) -> str:
 
 def answered(value: Any, name: str = "answer") -> str:
     """Text, a number, yes or no (as True or False); thousands are written without commas, as answers are compared."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadRow(f"{name} must be a finite number, not {value}")
     answer = said(str(value) if isinstance(value, bool | int | float) else value, name)
     return answer.replace(",", "") if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", answer) else answer
 

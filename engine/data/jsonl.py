@@ -59,8 +59,10 @@ class JsonlSource(FilmedSource):
         if found := re.search("<(image|video)>", question):
             raise BadRow(f"question has the marker {found[0]}: leave it out, what is shown stands before the question")
         options = listed(raw, "options") if "options" in raw else ()
-        if len(options) == 1 or len(options) > 26 or len(set(options)) < len(options):
+        if len(options) == 1 or len(options) > 26 or len(set(map(answered, options))) < len(options):
             raise BadRow(f"options must be 2 to 26 different texts, not {list(options)!r:.60}")
+        if options and all(re.match(rf"{letter(place)}[.):]\s", each) for place, each in enumerate(options)):
+            raise BadRow(f"options must be texts without their letters, not {list(options)!r:.60}")
         usual = "multiple choice" if options else "numerical" if _number(raw) else "free-form"
         kind = text(raw, "type") if "type" in raw else usual
         if kind not in TYPE_HINTS:

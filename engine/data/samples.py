@@ -1,11 +1,16 @@
-"""One training or test sample, and the chat prompt it becomes. Knows no method, model or file format."""
+"""One training or test sample, the chat prompt it becomes, and its chain and answer found again in a reply.
+
+Knows no method, model or file format.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from engine.config import ConfigError
 from engine.container import VideoError
 from engine.layout import CLOSE, END, REPLY, Opening, Piece, Seen, Segment, Special, target
 
@@ -23,6 +28,12 @@ TYPE_HINTS = {
 
 
 Dialect = Literal["chat", "plain"]
+
+# Where an answer and a chain stand in what was written.
+ANSWER = re.compile(r"<(?:answer|CONCLUSION)>\s*(.*?)\s*</(?:answer|CONCLUSION)>", re.DOTALL)
+THOUGHTS = re.compile(r"<think>\s*(.*?)\s*</think>", re.DOTALL)
+TAG = re.compile(r"</?(?:think|answer)>")
+MARK = re.compile(r"###|The answer is:")  # of a plain answer: Coconut's, CODI's
 
 
 @dataclass(frozen=True)
@@ -55,12 +66,12 @@ class Sample:
 def looked_at(sample: Sample, see: Callable[[Seen], Seen]) -> Sample:
     """The sample with what it shows as `see` gives it back: a backbone's reads and cuts it for the vision encoder.
 
-    Errors: VideoError naming the row whose file can't be read.
+    Errors: VideoError naming the row whose file can't be read, ConfigError naming one that the model has no eyes for.
     """
     try:
         visuals = tuple(see(visual) for visual in sample.visuals)
-    except VideoError as error:
-        raise VideoError(f"{sample.where}: {error}" if sample.where else str(error)) from None
+    except (VideoError, ConfigError) as error:
+        raise type(error)(f"{sample.where}: {error}" if sample.where else str(error)) from None
     return replace(sample, visual=visuals[0] if len(visuals) == 1 else visuals or None)
 
 
@@ -137,3 +148,24 @@ def solution(sample: Sample, prompt: str = "###") -> tuple[Segment, ...]:
 def ending(sample: Sample) -> Segment:
     """What ends the turn; in chat with what the model's format has behind it, such as a line break."""
     return target(END if sample.dialect == "plain" else CLOSE)
+
+
+def answer_of(text: str, dialect: Dialect = "chat") -> str:
+    """What stands between the last answer or conclusion tags, or without tags the whole text; plain: of that, what follows
+    the last mark."""
+    for found in ANSWER.finditer(text):
+        text = found[1]
+    if dialect == "plain":
+        text = MARK.split(text)[-1].rpartition("#")[2].replace(",", "")
+    return text.strip()
+
+
+def thoughts_of(text: str, dialect: Dialect = "chat") -> str:
+    """chat: what stands between the first thinking tags; plain: what stands before the mark. An unfinished chain counts up
+    to where it stops."""
+    if dialect == "plain":
+        return MARK.split(text)[0].strip()
+    found = THOUGHTS.search(text)
+    if found:
+        return found[1]
+    return TAG.split(text.partition("<think>")[2] or text)[0].strip()

@@ -9,8 +9,7 @@ from typing import Any
 
 from engine.data.files import BadRow, Rows, json_rows, said, text
 from engine.data.media import FilmedSource
-from engine.data.samples import Sample
-from engine.generate import ANSWER, THOUGHTS
+from engine.data.samples import ANSWER, THOUGHTS, Sample
 
 TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
 

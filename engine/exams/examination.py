@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from engine import ask, generate, models
+from engine import ask, models
 from engine.config import ConfigError
-from engine.data.samples import Sample
+from engine.data.samples import Sample, answer_of
 from engine.evaluation import mean, respond
 from engine.exams import scores
 from engine.exams.protocols import PROTOCOLS, Graded, Protocol, Question, questions, summary
@@ -240,7 +240,7 @@ def answered(model: models.Model, exam: Examination, part: Ready, judge: Judge |
             yield line | {"problem": given, "score": 0.0}
             continue
         reply = told[question.id]
-        said = generate.answer_of(reply.text, model.dialect)
+        said = answer_of(reply.text, model.dialect)
         yield line | {
             "problem": None, "answer": said, "score": PROTOCOLS[exam.name].score(said, question, judge),
             **asdict(reply),

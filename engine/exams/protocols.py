@@ -22,12 +22,11 @@ from typing import Any
 from engine.config import ConfigError
 from engine.data.files import BadRow, said, text
 from engine.data.files import field as column
-from engine.data.samples import letter
+from engine.data.samples import ANSWER, letter
 from engine.data.video_r1 import posed
 from engine.evaluation import mean, wilson
 from engine.exams import scores
 from engine.exams.scores import Judge
-from engine.generate import ANSWER
 
 Row = Mapping[str, Any]
 Entry = tuple[str, Any]  # where a row stands ("line 3"), and what stands there

@@ -102,11 +102,10 @@ def banner(sentence: str, kind: str = "note", title: str = "") -> str:
 
 def notices(reply: Reply) -> str:
     """The reply's notices; an abstention comes first and loud."""
-    loud = [n for n in reply.notices if n.startswith(UNKNOWN)]
-    quiet = [n for n in reply.notices if not n.startswith(UNKNOWN)]
-    return "".join(
-        [banner(n.removeprefix(UNKNOWN).strip(), "warning", UNKNOWN) for n in loud] + [banner(n) for n in quiet]
-    )
+    if reply.familiar:
+        return "".join(map(banner, reply.notices))
+    abstains, *others = reply.notices
+    return banner(abstains.removeprefix(UNKNOWN).strip(), "warning", UNKNOWN) + "".join(map(banner, others))
 
 
 def progress(stage: str, write_chain: bool) -> str:

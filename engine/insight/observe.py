@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engine import generate
-from engine.data.samples import Sample, letter
+from engine.data.samples import Sample, answer_of, letter, thoughts_of
 from engine.insight import attention, lens, similarity, spoken
 from engine.insight import replace as matter
 from engine.insight.subject import Clips, Subject
@@ -47,7 +47,7 @@ def _observed(subject: Subject, clips: Clips) -> dict[str, Any]:
         chain = generate.explicit(backbone, thoughts, LONGEST)
         said = zip(chain.text, samples, strict=True)
         found["written_tokens"] = np.array(chain.tokens)
-        found["written_right"] = np.array([generate.answer_of(text) == sample.answer for text, sample in said])
+        found["written_right"] = np.array([answer_of(text) == sample.answer for text, sample in said])
         found["towards"] = [
             similarity.between(thoughts.states[:, i].cpu(), spoken.step_states(backbone, chain, i).cpu()).numpy()
             for i in range(len(samples))
@@ -61,7 +61,7 @@ def _observed(subject: Subject, clips: Clips) -> dict[str, Any]:
         found["on_clip"] = torch.stack([frame.sum(-1) for frame in frames]).cpu().numpy()
         found["on_slots"] = torch.stack([look.slots.float().mean((0, 1)).sum(-1) for look in every]).cpu().numpy()
     if subject.method.speaks:
-        found["said"] = [generate.thoughts_of(t) for t in generate.speak(backbone, thoughts, LONGEST).text]
+        found["said"] = [thoughts_of(t) for t in generate.speak(backbone, thoughts, LONGEST).text]
         found["alone"] = spoken.alone(backbone, thoughts, LONGEST)
     taught = [_taught(subject, sample) for sample in samples]
     return found | ({"taught": taught} if any(taught) else {})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from engine import generate
 from engine.backbones.base import Backbone, double
-from engine.data.samples import Dialect
+from engine.data.samples import Dialect, thoughts_of
 from engine.generate import Thoughts, Written
 from engine.insight.replace import each_alone, replaced
 from engine.layout import Layout, pack, slots
@@ -38,7 +38,7 @@ def aloud(
     that taught them."""
     if method.speaks:
         written = generate.speak(backbone, thoughts, heed=heed)
-        return [generate.thoughts_of(text, dialect) for text in written.text]
+        return [thoughts_of(text, dialect) for text in written.text]
     return ["\n".join(lines) for lines in taught(backbone, method, companions, thoughts, thoughts.count, heed=heed)]
 
 
@@ -47,7 +47,7 @@ def alone(
 ) -> list[list[str]]:
     """What every slot says when it is all that is seen: a sample's slots' texts. Few models were trained to."""
     written = generate.speak(backbone, replaced(backbone, thoughts, each_alone(thoughts.count)), limit, heed)
-    said = [generate.thoughts_of(text) for text in written.text]
+    said = [thoughts_of(text) for text in written.text]
     return [said[i : i + thoughts.count] for i in range(0, len(said), thoughts.count)]
 
 

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from lmms_eval.api.model import lmms
 from PIL import Image
 
-from engine import ask, generate, models
-from engine.data.samples import Sample
+from engine import ask, models
+from engine.data.samples import Sample, answer_of
 from engine.evaluation import respond
 from engine.footage import Footage
 
@@ -71,7 +71,7 @@ class Sotto(lmms):
                 )  # fmt: skip
                 for request, reply in zip(part, replies, strict=True):
                     context, settings = request.args[:2]
-                    answers.append(until(generate.answer_of(reply.text, self.sotto.dialect), settings))
+                    answers.append(until(answer_of(reply.text, self.sotto.dialect), settings))
                     self.cache_hook.add_partial("generate_until", (context, settings), answers[-1])
         return answers
 
