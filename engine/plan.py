@@ -31,6 +31,7 @@ from engine.backbones.load import around, family, family_of
 from engine.config import ConfigError
 from engine.latents import segments_of
 from engine.layout import Packed
+from engine.loop import looped
 from engine.methods.method import Method
 from engine.muon import Muon
 from engine.training import Training, companions_alone, optimizers
@@ -338,6 +339,8 @@ def plan(
 ) -> Plan:
     """A run with a model, companions and one pass. The model, which has no weights, is changed as training would."""
     frozen = companions_alone(config, method)
+    if config.looped != (0, 0):
+        looped(backbone, *config.looped)
     with torch.device("meta"):
         adapters.for_training(backbone, companions, lora, frozen, "", method.tokens)
     return Plan(config, backbone, companions, passed, frozen)
@@ -368,7 +371,7 @@ def table(made: Plan, card: str, share: float, counts: Sequence[int] = (1, 4, 8)
         f"{'memory a GPU':28}" + "".join(f"{name:>18}" for name in (*made.memory(1, False), "together")),
     ]
     for gpus in counts:
-        for how in ("ddp", "fsdp2, zero3")[: 1 if gpus == 1 else 2]:
+        for how in ("ddp", "fsdp2, zero3")[: 1 if gpus == 1 or config.looped != (0, 0) else 2]:
             parts = made.memory(gpus, how != "ddp")
             needed = sum(parts.values())
             told = "fits" if needed < 0.92 * chosen.memory else "too much"

@@ -139,6 +139,7 @@ def test_mistakes_give_one_sentence_and_exit_2(capsys, model, clip, change, sent
         (["evaluate", "--steps", "5:2"], "5:2"),
         (["evaluate", "--seeds", "a:b"], "a:b"),
         (["evaluate", "--seeds", "5:5"], "FIRST < LAST"),
+        (["evaluate", "--limit", "0"], "limit 0: take at least one clip."),
     ],
 )
 def test_other_verbs_mistakes(capsys, words, sentence):
@@ -146,6 +147,30 @@ def test_other_verbs_mistakes(capsys, words, sentence):
     assert code == 2
     assert out == ""
     assert sentence in err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["evaluate", "--methods", "magic"], "no method 'magic'"),
+        (["evaluate", "--methods", ","], "no method ''"),
+        (["evaluate", "--pauses", "-1"], "-1 pauses"),
+        (["evaluate", "--pauses", "400"], "400 pauses"),
+        (["insight", "--out", "nowhere", "--methods", ","], "no model ''"),
+        (["insight", "--out", "nowhere", "--pauses", "400"], "at most 256"),
+    ],
+)
+def test_names_and_pauses_are_checked_before_clips_are_made(capsys, monkeypatch, words, sentence):
+    monkeypatch.setattr("engine.benchmark.Benchmark.records", lambda _: pytest.fail("clips are made"))
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (2, "")
+    assert sentence in err
+
+
+def test_of_a_runs_folder_the_best_is_to_be_named(capsys, model, tmp_path):
+    shutil.copytree(model, tmp_path / "best")
+    code, _, err = run(capsys, "answer", "-", "Q?", "--model", str(tmp_path))
+    assert (code, err) == (2, f"Can't load {tmp_path}: {tmp_path} is a run's folder: name {tmp_path / 'best'}.\n")
 
 
 def test_a_broken_checkpoint_is_refused_with_the_reason(capsys, model, clip, tmp_path):

@@ -43,6 +43,8 @@ def test_nested_values_are_converted():
         ({"name": "x", "count": True}, "count = True: expected int"),
         ({"name": "x", "kind": "c"}, "one of 'a', 'b'"),
         ({"name": "x", "span": [1]}, "span"),
+        ({"name": "x", "span": "4"}, "span = '4': expected 2 values, such as 4,4."),
+        ({"name": "x", "words": 4}, "words = 4: expected a list of values."),
         ({"name": 3}, "name = 3: expected str"),
         ({}, "Missing: name"),
     ],
@@ -73,6 +75,12 @@ def test_files_that_are_no_configuration(tmp_path, text, words):
         read_yaml(path)
     with pytest.raises(ConfigError, match="Can't read"):
         read_yaml(tmp_path / "none.yaml")
+
+
+def test_whole_numbers_keep_every_digit():
+    for value in (2**53 + 1, str(2**53 + 1)):
+        assert convert(value, int, "n") == 2**53 + 1
+    assert convert("1e3", int, "n") == convert(1000.0, int, "n") == 1000
 
 
 def test_numbers_must_be_finite_where_they_count():

@@ -86,6 +86,14 @@ def test_another_model_of_the_same_name_or_another_judge_starts_anew(model, medi
             examine(other, given, out, resume=True)
 
 
+def test_the_same_weights_elsewhere_go_on(model, media, tmp_path):
+    """In a shard's own file, and beside other shards."""
+    examine(model, exam(media, limit=2), tmp_path, (1, 2))
+    moved = exam(media, limit=2, model="/elsewhere", adapter="/beside")
+    examine(model, moved, tmp_path, (1, 2), resume=True)
+    assert examine(model, moved, tmp_path, (2, 2))["complete"]
+
+
 def test_who_cannot_sit_it_says_so_before_the_first_question(model, media, tmp_path):
     blind = replace(model, backbone=tiny_llama())
     with pytest.raises(ConfigError, match="without vision"):

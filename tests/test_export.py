@@ -12,7 +12,7 @@ from engine import adapters, ask, generate, models
 from engine.__main__ import main
 from engine.adapters import Lora
 from engine.data.video_r1 import VideoR1Source
-from engine.exchange.export import export, push
+from engine.exchange.export import PROCESSOR, export, push
 from engine.exchange.prompt import AFTER_VIDEO, NOT_TEXT, prompt
 from engine.layout import Frames
 from engine.methods import described
@@ -113,6 +113,8 @@ def test_other_families(tmp_path, made):
     for visual in [None] if made is tiny_llama else VISUALS.values():
         given = prompt(model, visual, QUESTION, OPTIONS, 5)
         assert served(kind, out, given) == emitted(model, visual, 5, "silent")
+    card, blind = (out / "README.md").read_text(), made is tiny_llama
+    assert ("text-generation" in card, "answer - QUESTION" in card, "CLIP" in card) == (blind, blind, not blind)
 
 
 def test_the_text_is_what_the_ids_say(tmp_path):
@@ -183,6 +185,27 @@ def test_adapter_and_merged_forms_answer_alike(tmp_path):
     assert emitted(two, VISUALS["an image"], 4, "silent") == emitted(one, VISUALS["an image"], 4, "silent")
     changed = replace(plain, method=one.method)
     assert emitted(changed, VISUALS["an image"], 4, "silent") != emitted(one, VISUALS["an image"], 4, "silent")
+
+
+def test_an_adapter_names_its_model_as_others_may_read_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    _, run = run_folder(tmp_path, lora=True)
+    for base, named in (("", "base"), ("some/model", "some/model")):
+        out = export(run, tmp_path / "out" / named, base=base)
+        assert json.loads((out / adapters.CONFIG).read_text())["base_model_name_or_path"] == named
+        assert f"--merge --base {named}`" in (out / "README.md").read_text()
+
+
+def test_of_a_hub_model_only_the_processors_files_are_fetched(tmp_path, monkeypatch):
+    hub, asked = tmp_path / "hub", []
+    hub.mkdir()
+    (hub / "preprocessor_config.json").write_text("{}")
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda *given, **named: asked.append((given, named)) or hub
+    )
+    out = export(saved(tmp_path / "model", PauseDistillation()), tmp_path / "out", base="some/model")
+    assert (out / "preprocessor_config.json").is_file()
+    assert asked == [(("some/model",), {"allow_patterns": list(PROCESSOR)})]
 
 
 def test_the_card_says_what_the_model_is(tmp_path):

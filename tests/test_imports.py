@@ -17,7 +17,8 @@ from engine.adapters import load_companions
 from engine.backbones.base import Backbone
 from engine.backbones.load import load
 from engine.config import ConfigError
-from engine.exchange.imports import imported, in_halves, stored
+from engine.exchange import imports
+from engine.exchange.imports import imported, in_halves, merged, stored
 from engine.methods import from_description
 from engine.methods.coconut import LATENT, START, STOP
 from engine.methods.codi import PROJECTOR
@@ -256,6 +257,27 @@ def test_what_does_not_fit_is_refused(base: tuple[Path, Backbone], tmp_path: Pat
     with pytest.raises(ConfigError, match="can't be read as weights"):
         imported("codi", tmp_path / "model.safetensors", tmp_path / "out", str(folder))
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_another_kinds_or_half_is_refused(
+    base: tuple[Path, Backbone], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, made = base
+    torch.save(torch.zeros(2), tmp_path / "one.pt")
+    with pytest.raises(ConfigError, match="holds a Tensor"):
+        stored(tmp_path / "one.pt")
+    with pytest.raises(ConfigError, match="layer lacks its lora_B"):
+        merged({"layer.lora_A.weight": torch.zeros(2, 4)}, 1.0)
+    loaded = []
+    monkeypatch.setattr(imports, "load", lambda *given, **named: loaded.append(given) or load(*given, **named))
+    torch.save(prefixed(made.model, "codi.") | {"prj.1.weight": torch.zeros(8, 64)}, tmp_path / "plain.pt")
+    with pytest.raises(ConfigError, match="too few for the method's tokens"):
+        imported("codi", tmp_path / "plain.pt", tmp_path / "out", str(folder))
+    assert len(loaded) == 1
+    adapter = {"model.layers.0.self_attn.q_proj.change": torch.zeros(2, 5)}
+    if "llama" in made.model.config.model_type:
+        with pytest.raises(ConfigError, match=r"adapter of model\.layers\.0\.self_attn\.q_proj\.weight has the shape"):
+            imports.filled(made.model, adapter, (0, 0), {})
 
 
 def test_halves_and_pairs() -> None:

@@ -20,6 +20,7 @@ from engine.backbones.load import load
 from engine.config import ConfigError
 from engine.data.samples import Sample
 from engine.layout import Frames, pack
+from engine.loop import looped
 from engine.methods.codi import Codi
 from engine.methods.method import Method, run
 from engine.methods.pause import PauseDistillation
@@ -80,6 +81,7 @@ CASES = {
     "pause": (PauseDistillation(pauses=(2, 2), steps=StepSupervision(layers=1)), tiny.tiny_backbone, None),
     "lora": (PauseDistillation(pauses=(2, 2)), tiny.tiny_backbone, Lora(r=2)),
     "codi": (Codi(num_latent=3, prj_dim=16), tiny.tiny_gpt2, None),
+    "looped": (PauseDistillation(pauses=(2, 2)), tiny.tiny_llama, None),
 }
 
 
@@ -88,7 +90,8 @@ def planned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     method, made, lora = CASES[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     made().save(folder)
-    config = Training(init=str(folder), batch=2, accumulate=1)
+    shared = (2, 3) if request.param == "looped" else (0, 0)
+    config = Training(init=str(folder), batch=2, accumulate=1, looped=shared)
     backbone = outline(str(folder), method)
     assert all(parameter.device.type == "meta" for parameter in backbone.model.parameters())
     layouts = [method.layout(sample, np.random.default_rng(0)) for sample in tiny.chains(made())[2:4]]
@@ -101,6 +104,8 @@ def real(planned: tuple[Plan, Method, Lora]) -> tuple[Plan, Method]:
     made, method, lora = planned
     backbone = load(made.config.init, tokens=method.tokens)
     companions = method.companions(backbone)
+    if made.config.looped != (0, 0):
+        looped(backbone, *made.config.looped)
     adapters.for_training(backbone, companions, lora, method.frozen, "", method.tokens)
     backbone.model.train()
     return replace(made, backbone=backbone, companions=companions.train()), method
@@ -193,3 +198,26 @@ def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture) -> None:
     assert "H200" in capsys.readouterr().err
     assert main("", PauseDistillation, [*config, "--shape", "nobody/nothing"]) == 2
     assert main("", PauseDistillation, [*config, "--peak-share", "40"]) == 2
+
+
+def test_data_that_is_not_there_is_assumed_and_a_faulty_row_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A language model's without a clip; clips may be downloaded later, too."""
+    (tmp_path / "run.yaml").write_text(
+        "method: {}\ntraining: {init: meta-llama/Llama-3.2-1B-Instruct, out: x, batch: 1, accumulate: 1}"
+    )
+    config = ["--config", str(tmp_path / "run.yaml"), "--plan", "--set", f"jsonl.file={tmp_path / 'rows.jsonl'}"]
+    row = {"question": "Which?", "answer": "3", "steps": ["1 + 2 = 3"]}
+    for rows, code, told in (
+        (None, 0, "4 of answer\n"),
+        ([row | {"video": "later.mp4"}], 0, "4 of answer\n"),
+        ([row], 0, "1 of the data"),
+        ([row | {"answer": ""}, row | {"video": "later.mp4"}], 2, "line 1: answer is empty"),
+        ([], 2, "holds nothing"),
+    ):
+        if rows is not None:
+            (tmp_path / "rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+        assert main("", PauseDistillation, config) == code
+        said = capsys.readouterr()
+        assert told in (said.err if code else said.out)

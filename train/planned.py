@@ -16,6 +16,7 @@ import numpy as np
 from engine.config import ConfigError
 from engine.container import VideoError
 from engine.curriculum import LAST
+from engine.data.files import FileSource, NoFile
 from engine.data.media import FilmedSource, PicturedSource
 from engine.data.samples import Dialect, Sample, looked_at
 from engine.footage import Footage
@@ -26,7 +27,7 @@ from engine.plan import CARDS, CHARACTERS, largest_frames, outline, outlined_com
 from engine.training import divided
 
 if TYPE_CHECKING:
-    from train.command import Asked, Run
+    from train.command import Asked, Run, Source
 
 QUESTION, CHAIN, ANSWER, STEPS = 60, 240, 4, 4  # tokens of the assumed sample, and its steps
 TRIED = 32  # samples of the data
@@ -37,10 +38,11 @@ def words(tokens: int) -> str:
     return "x" * (CHARACTERS * tokens)
 
 
-def assumed(run: Run, method: Method) -> Sample:
-    """A sample that is as large as the configuration lets it be, with texts of an assumed length."""
+def assumed(run: Run, method: Method, sighted: bool) -> Sample:
+    """A sample that is as large as the configuration lets it be, with texts of an assumed length. sighted: the model takes
+    clips."""
     source, visual = run.source, None
-    if isinstance(source, FilmedSource | PicturedSource):
+    if sighted and isinstance(source, FilmedSource | PicturedSource):
         count = source.frames[1] if isinstance(source, FilmedSource) else 1
         height, width = largest_frames(source.pixels, SIDE)
         pixels = np.zeros((count, height, width, 3), np.uint8)
@@ -53,14 +55,26 @@ def assumed(run: Run, method: Method) -> Sample:
 
 
 def found(run: Run) -> list[Sample]:
-    """Samples of the data, fewer or none where it isn't there."""
+    """Samples of the data, fewer or none where it isn't there. Errors: ConfigError for a row that can't be used."""
     samples: list[Sample] = []
     try:
         for index in range(min(TRIED, run.training.batch)):
             samples.append(looked_at(run.source(index), opened))
-    except (ConfigError, VideoError, OSError):
+    except ConfigError:
+        if not absent(run.source):
+            raise
+        return []
+    except (VideoError, OSError):
         return []
     return samples
+
+
+def absent(source: Source) -> bool:
+    """Whether the data's file isn't there, or else clips and images that it names, and nothing else is wrong with it."""
+    if not isinstance(source, FileSource) or not source.path.is_file():
+        return isinstance(source, FileSource)
+    kinds = {type(each) for *_, each in source.each()}
+    return NoFile in kinds and kinds <= {NoFile, Sample}
 
 
 def opened(shown: Seen) -> Seen:
@@ -68,7 +82,7 @@ def opened(shown: Seen) -> Seen:
 
 
 def show(run: Run, method: Method, asked: Asked, say: Callable[[str], None] = print) -> None:
-    """Errors: ConfigError for a model whose shape isn't known, or a card."""
+    """Errors: ConfigError for a model whose shape isn't known, for a card, and for data that is there and can't be used."""
     if asked.card not in CARDS:
         raise ConfigError(f"card {asked.card}: choose one of {', '.join(CARDS)}.")
     config = replace(run.training, init=asked.shape or run.training.init)
@@ -76,11 +90,11 @@ def show(run: Run, method: Method, asked: Asked, say: Callable[[str], None] = pr
         method = replace(method, interpreter="")
     backbone = outline(config.init, method)
     samples = found(run)
-    told = f"samples      {len(samples)} of the data" if samples else (
-        f"samples      assumed: {QUESTION} tokens asked, {CHAIN} of chain, {ANSWER} of answer, the largest clip allowed"
-    )  # fmt: skip
+    told = f"samples      {len(samples)} of the data"
     if not samples:
-        samples = [assumed(run, method)]
+        samples = [assumed(run, method, backbone.sighted)]
+        told = f"samples      assumed: {QUESTION} tokens asked, {CHAIN} of chain, {ANSWER} of answer"
+        told += ", the largest clip allowed" * bool(samples[0].visuals)
     samples = [looked_at(sample, backbone.see) for sample in samples]
     size = divided(config)
     chosen = (samples * math.ceil(size / len(samples)))[:size]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.evaluation import mean, wilson
+from engine.evaluation import Z, mean, wilson
 from engine.folders import write_whole
 
 Cell = Mapping[str, Any]
@@ -66,7 +66,7 @@ def over_seeds(runs: Sequence[Mapping[str, float | None]]) -> dict[str, float | 
 
 def lead(differences: np.ndarray) -> list[float]:
     """Mean difference over problems, and its 95 % interval."""
-    spread = 1.959964 * differences.std() / len(differences) ** 0.5
+    spread = Z * differences.std() / len(differences) ** 0.5
     return [differences.mean(), differences.mean() - spread, differences.mean() + spread]
 
 

@@ -77,7 +77,10 @@ def load(
 
 
 def family_of(path: str | Path) -> type[Backbone]:
-    """By a folder's or a Hub id's config. Errors: as `family`."""
+    """By a folder's or a Hub id's config. Errors: as `family`; ConfigError for a run's folder, whose model is in `best`."""
+    whole, best = (Path(path) / "config.json").is_file(), Path(path) / "best"
+    if not whole and any((best / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise ConfigError(f"{path} is a run's folder: name {best}.")
     return family(path, PreTrainedConfig.get_config_dict(path)[0].get("model_type", "nameless"))
 
 

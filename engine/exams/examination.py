@@ -27,7 +27,7 @@ from engine.evaluation import mean, respond
 from engine.exams import scores
 from engine.exams.protocols import PROTOCOLS, Graded, Protocol, Question, questions, summary
 from engine.exams.scores import Judge
-from engine.folders import fingerprint
+from engine.folders import fingerprint, write_whole
 from engine.footage import Footage
 from engine.insight import spoken
 from engine.layout import Frames
@@ -143,6 +143,11 @@ def described(exam: Examination, model: models.Model) -> dict[str, Any]:
     return json.loads(json.dumps({name: value for name, value in told.items() if name != "media"}))
 
 
+def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """The settings that decide the answers and aren't the same; where the weights lie doesn't decide them."""
+    return [name for name in ours if name not in ("model", "adapter") and ours[name] != theirs.get(name)]
+
+
 @dataclass(frozen=True)
 class Answers:
     """A shard's file. settings: None where its head isn't whole. lines: by question; of two the later. length: in bytes,
@@ -176,7 +181,7 @@ def begin(place: Path, settings: Mapping[str, Any]) -> Mapping[str, Line]:
     if found.settings is None:
         place.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
         return {}
-    if other := [name for name in settings if settings[name] != found.settings.get(name)]:
+    if other := differing(settings, found.settings):
         theirs, ours = (repr(each.get(other[0]))[:60] for each in (found.settings, settings))
         raise ConfigError(
             f"{place} was answered with another {other[0]} ({theirs}, not {ours}): set it back, or choose another --out."
@@ -258,7 +263,7 @@ def merged(
     lines: dict[str, Line] = {}
     for number in range(1, parts + 1):
         found = kept(path(out, number, parts))
-        if found.settings not in (None, settings):
+        if found.settings is not None and differing(settings, found.settings):
             raise ConfigError(f"{path(out, number, parts)} was answered with other settings: choose another --out.")
         lines |= found.lines
     complete = all(question.id in lines for question in asked)
@@ -272,7 +277,5 @@ def merged(
         "settings": dict(settings),
     }
     if complete:
-        made = out / f"summary.json.{part}"
-        made.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-        os.replace(made, out / "summary.json")
+        write_whole(out / "summary.json", json.dumps(told, indent=1) + "\n")
     return told

@@ -24,7 +24,7 @@ from engine.data.files import BadRow, said, text
 from engine.data.files import field as column
 from engine.data.samples import ANSWER, letter
 from engine.data.video_r1 import posed
-from engine.evaluation import mean, wilson
+from engine.evaluation import Z, mean, wilson
 from engine.exams import scores
 from engine.exams.scores import Judge
 
@@ -421,7 +421,7 @@ def figures(found: Sequence[float]) -> dict[str, Any]:
         low, high = wilson(round(sum(found)), len(found))
     else:
         spread = math.sqrt(sum((score - share) ** 2 for score in found) / max(1, len(found) - 1) / len(found))
-        low, high = max(0.0, share - 1.959964 * spread), min(1.0, share + 1.959964 * spread)
+        low, high = max(0.0, share - Z * spread), min(1.0, share + Z * spread)
     return {"score": share, "interval": [low, high], "n": len(found)}
 
 

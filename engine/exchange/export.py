@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 
 from engine import adapters, models
 from engine.backbones.base import Backbone
-from engine.backbones.load import load
+from engine.backbones.load import family_of, load
 from engine.exchange.prompt import SERVED, How, prompt
 from engine.folders import SETTINGS, as_a_whole
 from engine.methods import from_description
@@ -118,7 +118,7 @@ def export(
             made.mkdir(parents=True)
             shutil.copy2(found.folder / adapters.WEIGHTS, made / adapters.WEIGHTS)
             told = _json(found.folder / adapters.CONFIG)
-            told["base_model_name_or_path"] = found.base  # as seen from anywhere
+            told["base_model_name_or_path"] = _public(found.base)
             (made / adapters.CONFIG).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
         beside(found, made, merged)
         (made / META).write_text(json.dumps(found.meta, indent=1) + "\n", encoding="utf-8")
@@ -150,12 +150,13 @@ def beside(found: Trained, target: Path, whole: bool) -> None:
         elif file.is_file() and not weights and file.name not in UNKEPT and not (target / file.name).exists():
             shutil.copy2(file, target / file.name)
     if whole and found.base:
+        from huggingface_hub import snapshot_download
+
         try:
-            original = models.local(found.base)
-        except (
-            OSError,
-            ValueError,
-        ):  # a hub that can't be reached: the weights are here, and the card says what is missing
+            original = Path(found.base)
+            if not original.is_dir():
+                original = Path(snapshot_download(found.base, allow_patterns=list(PROCESSOR)))
+        except (OSError, ValueError):  # a hub that can't be reached: the weights are here, and the card says what is missing  # fmt: skip
             return
         for name in PROCESSOR:
             if (original / name).is_file() and not (target / name).exists():
@@ -189,7 +190,9 @@ def card(found: Trained, whole: bool, text: str, summaries: Sequence[Mapping[str
     method = dict(found.meta.get("method") or {})
     name = str(method.pop("name", ""))
     base = found.base if found.base and not Path(found.base).exists() else ""
-    head = ["---", f"library_name: {'transformers' if whole else 'peft'}", "pipeline_tag: image-text-to-text"]
+    sees = sighted(found)
+    task = "image-text-to-text" if sees else "text-generation"
+    head = ["---", f"library_name: {'transformers' if whole else 'peft'}", f"pipeline_tag: {task}"]
     head += [f"base_model: {base}"] * bool(base) + ["tags: [latent-reasoning, chain-of-thought, sotto]", "---", ""]
     training = found.settings.get("training", {})
     origin = _public(found.base)
@@ -221,10 +224,18 @@ def card(found: Trained, whole: bool, text: str, summaries: Sequence[Mapping[str
         "",
         "## Use",
         "",
-        *_use(found, whole, text),
+        *_use(found, whole, text, "CLIP" if sees else "-"),
         "",
     ]
     return "\n".join(lines)
+
+
+def sighted(found: Trained) -> bool:
+    """Whether the model takes clips or images; one whose config can't be reached is taken to."""
+    try:
+        return family_of(found.base if found.adapter else found.folder).sighted
+    except (OSError, ValueError):
+        return True
 
 
 def _listed(settings: Mapping[str, Any]) -> list[str]:
@@ -259,13 +270,15 @@ def _scores(own: Mapping[str, Any], summaries: Sequence[Mapping[str, Any]]) -> l
     return lines or ["None were measured."]
 
 
-def _use(found: Trained, whole: bool, text: str) -> list[str]:
+def _use(found: Trained, whole: bool, text: str, clip: str) -> list[str]:
+    """clip: what stands for one on the command line."""
     if not whole:
+        base = _public(found.base)
         return [
-            f"An adapter for `{_public(found.base)}`, with this folder's tokenizer: `python -m engine answer CLIP QUESTION "
-            f"--model {_public(found.base)} --adapter FOLDER`. `python -m engine export FOLDER OUT --merge` makes a plain checkpoint of it."
+            f"An adapter for `{base}`, with this folder's tokenizer: `python -m engine answer {clip} QUESTION --model {base} "
+            f"--adapter FOLDER`. `python -m engine export FOLDER OUT --merge --base {base}` makes a plain checkpoint of it."
         ]
-    own = ["With Sotto: `python -m engine answer CLIP QUESTION --model FOLDER`, or `python app.py --model FOLDER`."]
+    own = [f"With Sotto: `python -m engine answer {clip} QUESTION --model FOLDER`, or `python app.py --model FOLDER`."]
     if not text:
         return [
             *own,
@@ -276,8 +289,8 @@ def _use(found: Trained, whole: bool, text: str) -> list[str]:
         *own,
         "",
         "With transformers' own `generate`, or vLLM: a plain checkpoint, whose answer is what greedy decoding writes "
-        "behind this prompt (here without a clip; `python -m engine prompt CLIP QUESTION --model FOLDER` gives the one "
-        f"about a clip). {SERVED}",
+        f"behind this prompt ({'here without a clip; ' * (clip != '-')}`python -m engine prompt {clip} QUESTION --model FOLDER` "
+        f"gives that of another question). {SERVED}",
         "",
         "```text",
         text,

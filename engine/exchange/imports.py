@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from engine import adapters
-from engine.backbones.base import Backbone
+from engine.backbones.base import Backbone, add_tokens
 from engine.backbones.load import load
 from engine.config import ConfigError
 from engine.folders import as_a_whole
@@ -71,6 +71,8 @@ def stored(source: Path) -> Weights:
         except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ConfigError(f"{path} can't be read as weights alone, and nothing else is read: {reason}") from None
+        if not isinstance(whole, Mapping):
+            raise ConfigError(f"{path} holds a {type(whole).__name__}, where weights stand under their names.")
         for name in ("state_dict", "model", "model_state_dict"):
             whole = whole[name] if isinstance(whole.get(name), Mapping) else whole
         found |= {name: tensor for name, tensor in whole.items() if isinstance(tensor, Tensor)}
@@ -90,7 +92,7 @@ def under(weights: Weights, *prefixes: str) -> Weights:
 def merged(weights: Weights, alpha: float) -> Weights:
     """LoRA's pairs added to their matrices: W + alpha / r x B A. Those whose matrix isn't there stay, under its name.
 
-    Conv1D's matrices (GPT-2's) are stored transposed.
+    Conv1D's matrices (GPT-2's) are stored transposed. Errors: ConfigError for half a pair.
     """
     pair = re.compile(r"^(.*)\.lora_([AaBb])(?:\.default)?\.weight$")
     found = {name.replace(".base_layer.", "."): t for name, t in weights.items() if not pair.match(name)}
@@ -98,9 +100,9 @@ def merged(weights: Weights, alpha: float) -> Weights:
         name.replace(".modules_to_save.default.", "."): t for name, t in found.items() if "original_module" not in name
     }
     parts = {(m[1], m[2].upper()): t.float() for name, t in weights.items() if (m := pair.match(name))}
-    for module, which in parts:
-        if which == "B":
-            continue
+    for module in dict.fromkeys(module for module, _ in parts):
+        if lacking := [which for which in "AB" if (module, which) not in parts]:
+            raise ConfigError(f"The checkpoint's adapter isn't whole: {module} lacks its lora_{lacking[0]}.")
         down, up = parts[module, "A"], parts[module, "B"]
         change = (alpha / len(down)) * (up @ down)
         change = change.T if module.rpartition(".")[2] in CONV else change
@@ -149,10 +151,11 @@ class Based:
 
 
 def based(base: str, tokens: Iterable[str]) -> Based:
-    plain = load(base, tokens=())
-    rows = plain.model.get_input_embeddings().num_embeddings
-    predicted, known = plain.model.get_output_embeddings().weight.shape[0], len(plain.tokenizer)
-    return Based(load(base, tokens=tuple(tokens)), (min(known, rows), min(known, predicted)), rows)
+    backbone = load(base, tokens=())
+    rows = backbone.model.get_input_embeddings().num_embeddings
+    predicted, known = backbone.model.get_output_embeddings().weight.shape[0], len(backbone.tokenizer)
+    add_tokens(backbone.model, backbone.tokenizer, tuple(tokens))
+    return Based(backbone, (min(known, rows), min(known, predicted)), rows)
 
 
 def filled(model: nn.Module, weights: Weights, tokens: tuple[int, int], places: Mapping[int, int]) -> None:
@@ -179,6 +182,8 @@ def filled(model: nn.Module, weights: Weights, tokens: tuple[int, int], places: 
                 if len(given) < first or given.shape[1:] != weight.shape[1:]:
                     wanted = (first, *weight.shape[1:])
                     raise ConfigError(f"{name} has the shape {tuple(given.shape)}, the base model {wanted} without its spare rows.")  # fmt: skip
+                if (last := max(places.values(), default=-1)) >= len(given):
+                    raise ConfigError(f"{name} has {len(given)} rows, too few for the method's tokens (up to row {last}): it is of another kind, or another base model's.")  # fmt: skip
                 weight[:first] = given[:first].to(weight)
                 for here, row in places.items():
                     weight[here] = given[row].to(weight)
@@ -187,6 +192,8 @@ def filled(model: nn.Module, weights: Weights, tokens: tuple[int, int], places: 
                     raise ConfigError(f"{name} has the shape {tuple(given.shape)}, the base model's {tuple(weight.shape)}.")  # fmt: skip
                 weight.copy_(given)
             if change is not None:
+                if change.shape[1:] != weight.shape[1:] or len(change) > len(weight):
+                    raise ConfigError(f"The adapter of {name} has the shape {tuple(change.shape)}, the base model's {tuple(weight.shape)}.")  # fmt: skip
                 weight[: len(change)] += change.to(weight)
     if left:
         raise ConfigError(f"The checkpoint isn't one of this base model's: it has {min(left)}, which that hasn't.")
@@ -194,11 +201,6 @@ def filled(model: nn.Module, weights: Weights, tokens: tuple[int, int], places: 
 
 def codi(weights: Weights, base: str, alpha: float, latents: int) -> tuple[Backbone, nn.ModuleDict, Method]:
     """CODI, and SIM-CoT on it."""
-    start = based(base, Codi.tokens)
-    backbone, rows = start.backbone, start.rows
-    language = merged(under(weights, "codi.", "base_model.model."), alpha)
-    language = {name: tensor for name, tensor in language.items() if not name.startswith(("prj.", "decoder."))}
-    filled(backbone.model, language, start.tokens, {backbone.token(START): rows + 1, backbone.token(STOP): rows + 2})
     parts = {
         new + name.removeprefix(old): t
         for name, t in weights.items()
@@ -207,6 +209,11 @@ def codi(weights: Weights, base: str, alpha: float, latents: int) -> tuple[Backb
     }
     if "up.weight" not in parts:
         raise ConfigError("The checkpoint has no projector (prj.1, prj.3, prj.ln): it isn't CODI's.")
+    start = based(base, Codi.tokens)
+    backbone, rows = start.backbone, start.rows
+    language = merged(under(weights, "codi.", "base_model.model."), alpha)
+    language = {name: tensor for name, tensor in language.items() if not name.startswith(("prj.", "decoder."))}
+    filled(backbone.model, language, start.tokens, {backbone.token(START): rows + 1, backbone.token(STOP): rows + 2})
     inner, dim = parts["up.weight"].shape
     companions = nn.ModuleDict({PROJECTOR: projector(dim, inner, 0.0)})
     if lacking := sorted(companions[PROJECTOR].state_dict().keys() ^ parts.keys()):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from engine import models, worlds
+from engine.ask import MOST_PAUSES
 from engine.benchmark import RANGES, Benchmark, shipped
 from engine.data.samples import Sample
 from engine.data.worlds import WorldsSource, frames, sample
@@ -43,28 +44,32 @@ def clips_of(records: Sequence[worlds.Record], words: Mapping[str, Sequence[str]
     return Clips(samples, families, moments, donors, words)
 
 
-def subjects(names: Sequence[str], pauses: int | None, device: str) -> Iterator[tuple[str, Subject]]:
-    """The models by name (shipped ones, or folders), the first with its twin whose slots were never trained behind it.
+def folders(names: Sequence[str]) -> dict[str, Path]:
+    """The models' folders by name (shipped ones, or folders); without names, of all shipped ones. Errors: ValueError."""
+    known = shipped()
+    for name in names:
+        if name not in known and not (name and Path(name).is_dir()):
+            raise ValueError(f"There is no model {name!r}: choose among {', '.join(known)}, or name a folder.")
+    return {name: models.SMALL / name if name in known else Path(name) for name in names or known}
 
-    Without names, all shipped models that have learnt to think in slots: the embedded one first, controls last.
+
+def subjects(
+    places: Mapping[str, Path], chosen: bool, pauses: int | None, device: str
+) -> Iterator[tuple[str, Subject]]:
+    """The models by name, the first with its twin whose slots were never trained behind it.
+
+    Unless they were chosen, those that have learnt to think in slots: the embedded one first, controls last.
     Errors: ValueError for one that doesn't.
     """
-    known = shipped()
-    places = {name: models.SMALL / name if name in known else Path(name) for name in names or known}
-    for name, place in places.items():
-        if not place.is_dir():
-            raise ValueError(f"There is no model {name!r}: choose among {', '.join(known)}, or name a folder.")
     loaded = {name: models.load(place, device=device) for name, place in places.items()}
-    if not names:
+    if not chosen:
         able = [name for name, model in loaded.items() if model.method.trained_slots]
         order = {name: (isinstance(loaded[name].method, Silent), name != models.EMBEDDED.name) for name in able}
         loaded = {name: loaded[name] for name in sorted(able, key=order.__getitem__)}
     for number, (name, model) in enumerate(loaded.items()):
         slots = pauses if pauses is not None else model.method.trained_slots or USUAL
-        if slots < 1 or not model.method.thinking(slots):
-            raise ValueError(
-                f"{name} can't be studied with {slots} slots: choose at least one, and a model that has them."
-            )
+        if not model.method.thinking(slots):
+            raise ValueError(f"{name} can't be studied with {slots} slots: choose a model that has them.")
         subject = Subject(model.backbone, model.method, slots, model.companions, model.tuned)
         yield name, subject
         if not number and model.method.trained_slots and any(s.role == "slots" for s in model.method.thinking(1)):
@@ -81,6 +86,9 @@ def report(
     """
     if batch < 1:
         raise ValueError(f"--batch {batch}: take at least one clip at a time.")
+    if pauses is not None and not 1 <= pauses <= MOST_PAUSES:
+        raise ValueError(f"--pauses {pauses}: choose at least one, and at most {MOST_PAUSES}.")
+    places = folders(methods)
     records = Benchmark(split, limit=limit).records()
     out.mkdir(parents=True, exist_ok=True)
     source = WorldsSource(difficulties=RANGES[split])
@@ -88,7 +96,7 @@ def report(
     lessons = [sample(record, frames(record)) for record in drawn]
     clips = clips_of(records, words_of([*drawn, *records]))
     studied, used = {}, device
-    for name, subject in subjects(methods, pauses, device):
+    for name, subject in subjects(places, bool(methods), pauses, device):
         used = str(subject.backbone.device)
         seen = observe(subject, clips, batch, lambda line, name=name: say(f"{name}: {line}"))  # type: ignore[misc]
         states = [subject.think(lessons[i : i + batch]).states for i in range(0, limit, batch)]

@@ -1,6 +1,6 @@
 """lmms-eval's plugin: any model of this project under the name `sotto`. Imports lmms-eval only when that asks for it.
 
-Installed (pip install .), lmms-eval finds it by its entry point; from a checkout, LMMS_EVAL_PLUGINS=engine.exams.harness names it:
+Installed (pip install -e . in a checkout), lmms-eval finds it by its entry point; from a checkout, LMMS_EVAL_PLUGINS=engine.exams.harness names it:
 
     LMMS_EVAL_PLUGINS=engine.exams.harness python -m lmms_eval --model sotto --tasks mmstar \\
         --model_args pretrained=FOLDER,adapter=FOLDER,mode=silent,pauses=8 --batch_size 4
