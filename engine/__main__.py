@@ -311,6 +311,7 @@ def insight_options(verbs: Any) -> None:
     verb.add_argument("--pauses", type=int, help="default: the trained number")
     verb.add_argument("--batch", type=int, default=32, help="clips at a time")
     verb.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    verb.add_argument("--json", action="store_true", help="print JSON (the default, and the only form)")
     verb.set_defaults(run=insight)
 
 

@@ -9,6 +9,7 @@ import json
 import math
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -123,9 +124,7 @@ def load(path: str | Path | None = None, adapter: str | Path | None = None, devi
     try:
         place, adapter = with_base(local(place), local(adapter) if adapter else None)
         meta = {key: value for folder in (place, adapter) if folder for key, value in told_by(folder).items()}
-        method: Method = PauseDistillation() if meta.get("pauses") else Untaught()
-        if "method" in meta:
-            method = from_description(meta["method"])
+        method = method_of(meta)
         backbone = load_backbone(str(place), device, precision(device, place), method.tokens)
         if adapter:
             adapters.merge(backbone.model, adapter)
@@ -144,6 +143,11 @@ def load(path: str | Path | None = None, adapter: str | Path | None = None, devi
         backbone, meta.get("name", str(path)), pauses, sampling, familiarity, method, companions, tuned,
         meta.get("dialect", "chat"), meta.get("image_pixels"), (place, adapter) if adapter else (place,),
     )  # fmt: skip
+
+
+def method_of(meta: Mapping[str, Any]) -> Method:
+    """By what a folder says of its model. Errors: ConfigError for a method that isn't known."""
+    return from_description(meta["method"]) if "method" in meta else Untaught()
 
 
 def local(place: str | Path) -> Path:

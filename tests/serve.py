@@ -55,7 +55,8 @@ def untrained(folder: Path) -> Path:
 
     backbone = small.fresh(small.tokenizer(texts(200), 400), layers=3)
     backbone.save(folder)
-    meta = {"name": "untrained", "pauses": [4, 12], "sampling": {"fps": 4.0, "pixels": 84 * 56}}
+    method = {"name": "pause", "pauses": [4, 12]}
+    meta = {"name": "untrained", "method": method, "pauses": [4, 12], "sampling": {"fps": 4.0, "pixels": 84 * 56}}
     (folder / META).write_text(json.dumps(meta), encoding="utf-8")
     bounds(backbone, 24, 24).save(folder)
     return folder

@@ -20,6 +20,7 @@ def model(tmp_path_factory) -> str:
     meta = {
         "name": "tiny",
         "pauses": [4, 8],
+        "method": {"name": "pause", "pauses": [4, 8]},
         "sampling": {"fps": 4.0, "min_frames": 4, "max_frames": 64, "pixels": 4704},
     }
     (folder / META).write_text(json.dumps(meta))

@@ -101,6 +101,7 @@ def folder(tmp_path_factory):
     meta = {
         "name": "tiny",
         "pauses": [4, 8],
+        "method": {"name": "pause", "pauses": [4, 8]},
         "sampling": {"fps": 2.0, "min_frames": 2, "max_frames": 4, "pixels": 3136},
     }
     (made / META).write_text(json.dumps(meta))

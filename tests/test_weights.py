@@ -25,7 +25,8 @@ WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     tiny_backbone().save(folder)
-    meta = {"name": "tiny", "pauses": [4, 8], "sampling": {"fps": 4.0, "pixels": 4704}}
+    method = {"name": "pause", "pauses": [4, 8]}
+    meta = {"name": "tiny", "method": method, "pauses": [4, 8], "sampling": {"fps": 4.0, "pixels": 4704}}
     (folder / META).write_text(json.dumps(meta))
     return folder
 

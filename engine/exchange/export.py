@@ -21,9 +21,7 @@ from engine.backbones.base import Backbone
 from engine.backbones.load import family_of, load
 from engine.exchange.prompt import SERVED, How, prompt
 from engine.folders import SETTINGS, as_a_whole
-from engine.methods import from_description
 from engine.methods.method import COMPANIONS, META, Method
-from engine.methods.pause import PauseDistillation
 
 Form = Literal["merged", "adapter"]
 PROCESSOR = (
@@ -49,9 +47,7 @@ class Trained:
 
     @property
     def method(self) -> Method:
-        if "method" in self.meta:
-            return from_description(dict(self.meta["method"]))
-        return PauseDistillation() if self.meta.get("pauses") else models.Untaught()
+        return models.method_of(self.meta)
 
     @property
     def data(self) -> dict[str, Any]:
