@@ -23,7 +23,7 @@ from engine.layout import Frames, Seen, pack
 from engine.methods.heima import Heima, Interpreters
 from engine.methods.method import Method
 from engine.plan import CARDS, CHARACTERS, largest_frames, outline, outlined_companions, plan, table
-from engine.training import divided
+from engine.training import expect_sound
 
 if TYPE_CHECKING:
     from train.command import Asked, Run
@@ -82,7 +82,8 @@ def show(run: Run, method: Method, asked: Asked, say: Callable[[str], None] = pr
     if not samples:
         samples = [assumed(run, method)]
     samples = [looked_at(sample, backbone.see) for sample in samples]
-    size = divided(config)
+    expect_sound(config)
+    size = config.batch // config.accumulate
     chosen = (samples * math.ceil(size / len(samples)))[:size]
     layouts = [method.layout(sample, np.random.default_rng(i), LAST) for i, sample in enumerate(chosen)]
     passed = pack(layouts, backbone.encode, backbone.pad)
