@@ -139,6 +139,7 @@ def for_training(
 ) -> dict[str, PeftModel]:
     """Adapters in what is trained: the model (going on with the adapter in `folder`, if one is named), or, where that is
     frozen, its companions that are language models. -> by companion; the model's own under MAIN.
+    Errors: ConfigError for an adapter to go on with that was made with other settings than `lora`.
     """
     if frozen:
         backbone.model.requires_grad_(False)
@@ -147,7 +148,29 @@ def for_training(
     if frozen:
         readers = {name: around(companion, backbone.tokenizer) for name, companion in companions.items()}
         return {name: attach(reader, lora) for name, reader in readers.items()}
-    return {MAIN: attach_saved(backbone.model, folder) if folder else attach(backbone, lora, tokens)}
+    if not folder:
+        return {MAIN: attach(backbone, lora, tokens)}
+    chosen = modules(backbone, lora)
+    return {MAIN: _as_asked(attach_saved(backbone.model, folder), lora, chosen, folder)}
+
+
+def _as_asked(adapter: PeftModel, lora: Lora, chosen: Sequence[str], folder: str) -> PeftModel:
+    """A saved adapter. chosen: the matrices that `lora` means. Errors: ConfigError for one that was made with other settings."""
+    from peft.tuners.lora import LoraLayer
+
+    made = adapter.peft_config["default"]
+    placed = [name for name, module in adapter.get_base_model().named_modules() if isinstance(module, LoraLayer)]
+    held = {
+        "r": made.r, "alpha": made.lora_alpha, "dropout": made.lora_dropout,
+        "train_embeddings": bool(made.trainable_token_indices),
+        "targets": lora.targets if set(placed) == set(chosen) else sorted({name.rpartition(".")[2] for name in placed}),
+    }  # fmt: skip
+    for name, value in held.items():
+        if value != getattr(lora, name):
+            raise ConfigError(
+                f"lora.{name} is {getattr(lora, name)}, and the adapter in {folder} was made with {value}: go on with that."
+            )
+    return adapter
 
 
 def only_trained(models: Sequence[nn.Module], states: Sequence[dict[str, Any]], _: str) -> None:
@@ -195,6 +218,11 @@ def save(
                 for key, tensor in (under(f"companions.{name}.") or {}).items()
             }
             save_file(own, folder / COMPANIONS)
+
+
+def hold_companions(folder: Path, companions: nn.ModuleDict) -> bool:
+    """Whether `save` has left companions in a folder, whole or as adapters."""
+    return (folder / COMPANIONS).is_file() or any((folder / name / CONFIG).is_file() for name in companions)
 
 
 def load_companions(folder: Path, companions: nn.ModuleDict) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
@@ -20,7 +20,7 @@ from engine.config import ConfigError
 from engine.parallel import Replicas
 
 P = ParamSpec("P")
-MEBIBYTE = 2**20
+EDGE = 2**16  # bytes
 SETTINGS = "settings.json"  # in a run's folder: what made it
 UNFINISHED, OLD = ".unfinished", ".old"  # behind the name of what is being written, and of what gives way to it
 # Weights whose files' names begin so; others, such as a lens, only look on.
@@ -74,12 +74,49 @@ def restore(out: Path) -> None:
         os.replace(old, place)
     for left in (old, out / f"best{UNFINISHED}", out / "checkpoints" / "unfinished"):
         shutil.rmtree(left, ignore_errors=True)
+    for torn in out.glob(f"{SETTINGS}.*{UNFINISHED}"):
+        torn.unlink()
 
 
 def checkpoints(out: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
     found = [p for p in (out / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
     return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
+def begun(out: Path) -> bool:
+    """Whether a folder holds a run, or what one has left, which another would overwrite."""
+    log = out / "log.jsonl"
+    held = bool(checkpoints(out)) or any((out / name).exists() for name in ("best", SETTINGS))
+    return held or (log.is_file() and b'"step"' in log.read_bytes())
+
+
+def first_difference(
+    saved: Mapping[str, Any], wanted: Mapping[str, Any], indifferent: Collection[str]
+) -> tuple[str, Any, Any] | None:
+    """Of two runs' settings by section, the first that both know and that isn't the same: (SECTION.KEY, the one, the other);
+    for data or an adapter that only one has, its section. indifferent: such names that don't count."""
+    if sections := sorted(_chosen(saved) ^ _chosen(wanted)):
+        was, asked = ("one" if sections[0] in _chosen(each) else "none" for each in (saved, wanted))
+        return sections[0], was, asked
+    for section, settings in wanted.items():
+        for key, value in saved.get(section, {}).items():
+            if key in settings and value != settings[key] and f"{section}.{key}" not in indifferent:
+                return f"{section}.{key}", value, settings[key]
+    return None
+
+
+def _chosen(settings: Mapping[str, Any]) -> set[str]:
+    """The sections that a run may have or not: its data, and an adapter."""
+    return {name for name, held in settings.items() if held and (name.endswith("Source") or name == "lora")}
+
+
+def same_weights(one: str, other: str) -> bool:
+    """Whether two names are of the same weights, so far as can be seen: those of a folder that is gone are taken to be those
+    of one that is there."""
+    if not (one and other and Path(other).is_dir()):
+        return one == other
+    return not Path(one).is_dir() or fingerprint(Path(one)) == fingerprint(Path(other))
 
 
 def mended(path: Path) -> BinaryIO:
@@ -163,14 +200,23 @@ class Journal:
 
 def fingerprint(*folders: Path) -> str:
     """What tells the weights that answer in these folders, models' and adapters' and their companions', from others: the files'
-    names, sizes, first and last mebibytes, hashed."""
+    names, headers, and every tensor's first and last 64 KiB, hashed. Errors: ConfigError for a file that holds no such weights."""
     read = hashlib.sha256()
     found = (file for folder in folders for kind in ANSWERING for file in folder.glob(f"{kind}*.safetensors"))
     for file in sorted(found):
         size = file.stat().st_size
         read.update(f"{file.name} {size} ".encode())
         with file.open("rb") as stored:
-            read.update(stored.read(MEBIBYTE))
-            stored.seek(max(size - MEBIBYTE, 0))
-            read.update(stored.read(MEBIBYTE))
+            try:
+                length = int.from_bytes(stored.read(8), "little")
+                header = stored.read(min(length, size))
+                told = json.loads(header)
+                spans = sorted(told[name]["data_offsets"] for name in told if name != "__metadata__")
+                read.update(header)
+                for begin, end in spans:
+                    for first in (begin, max(begin, end - EDGE)):
+                        stored.seek(8 + length + first)
+                        read.update(stored.read(min(EDGE, end - first)))
+            except (ValueError, KeyError, TypeError):
+                raise ConfigError(f"{file} is damaged: it holds no weights.") from None
     return read.hexdigest()[:16]

@@ -103,7 +103,10 @@ class Replicas:
         self.accelerator.save_state(str(folder))
 
     def load(self, folder: Path) -> None:
-        self.accelerator.load_state(str(folder), strict=not self.together.partly)
+        if sharded(folder):
+            load_shards(folder, self.together, [optimizer.optimizer for optimizer in self.optimizers])
+        else:
+            self.accelerator.load_state(str(folder), strict=not self.together.partly)
 
     def weights(self) -> dict[str, Tensor] | None:
         """All weights on the first process, by their names in `Together`; None where every process has them anyway."""
@@ -152,43 +155,63 @@ class Shards(Replicas):
         self.root.reshard()
         return found
 
-    def _weights(self) -> dict[str, Any]:
-        return get_model_state_dict(self.together, options=self._options)
-
-    @property
-    def _options(self) -> StateDictOptions:
-        return StateDictOptions(ignore_frozen_params=self.together.partly, strict=not self.together.partly)
-
-    def _owned(self) -> dict[str, tuple[nn.Parameter, torch.optim.Optimizer]]:
-        """The weights that are trained, by name, each with its optimizer."""
-        owner = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
-        return {name: (p, owner[id(p)]) for name, p in self.together.named_parameters() if p.requires_grad}
-
     def save(self, folder: Path) -> None:
         """A weight that had no gradient yet has no state, and gets none: it is to start anew when it has one."""
-        learning = {name: dict(o.state[p]) for name, (p, o) in self._owned().items() if o.state.get(p)}
-        dcp.save({"weights": self._weights(), "optimizers": learning}, checkpoint_id=folder)
+        owned = _owned(self.together, self.optimizers)
+        learning = {name: dict(o.state[p]) for name, (p, o) in owned.items() if o.state.get(p)}
+        dcp.save({"weights": _weights(self.together), "optimizers": learning}, checkpoint_id=folder)
 
     def load(self, folder: Path) -> None:
-        held = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
-        owned = self._owned()
-        learning = {
-            name: {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-            for name, (p, _) in owned.items()
-            if f"optimizers.{name}.step" in held
-        }
-        state: dict[str, Any] = {"weights": self._weights(), "optimizers": learning}
-        dcp.load(state, checkpoint_id=folder)
-        set_model_state_dict(self.together, state["weights"], options=self._options)
-        for name, loaded in learning.items():
-            parameter, optimizer = owned[name]
-            optimizer.state[parameter] = loaded
+        """Errors: ConfigError for a checkpoint of whole models."""
+        if not sharded(folder):
+            raise ConfigError(
+                f"The checkpoint {folder} is of whole models, not of one that is shared: choose --parallel ddp."
+            )
+        load_shards(folder, self.together, self.optimizers)
 
     def weights(self) -> dict[str, Tensor] | None:
         whole: Any = get_model_state_dict(
             self.together, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
         )
         return whole
+
+
+def sharded(folder: Path) -> bool:
+    """Whether a checkpoint is of a model that is shared."""
+    return (folder / ".metadata").is_file()
+
+
+def load_shards(folder: Path, together: Together, optimizers: list[torch.optim.Optimizer]) -> None:
+    """What `Shards` have saved, into as many processes as there are now, whether they share the model or each has a whole one."""
+    held = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    owned = _owned(together, optimizers)
+    learning = {
+        name: {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        for name, (p, _) in owned.items()
+        if f"optimizers.{name}.step" in held
+    }
+    state: dict[str, Any] = {"weights": _weights(together), "optimizers": learning}
+    dcp.load(state, checkpoint_id=folder)
+    set_model_state_dict(together, state["weights"], options=_options(together))
+    for name, loaded in learning.items():
+        parameter, optimizer = owned[name]
+        optimizer.state[parameter] = loaded
+
+
+def _weights(together: Together) -> dict[str, Any]:
+    return get_model_state_dict(together, options=_options(together))
+
+
+def _options(together: Together) -> StateDictOptions:
+    return StateDictOptions(ignore_frozen_params=together.partly, strict=not together.partly)
+
+
+def _owned(
+    together: Together, optimizers: list[torch.optim.Optimizer]
+) -> dict[str, tuple[nn.Parameter, torch.optim.Optimizer]]:
+    """The weights that are trained, by name, each with its optimizer."""
+    owner = {id(p): o for o in optimizers for group in o.param_groups for p in group["params"]}
+    return {name: (p, owner[id(p)]) for name, p in together.named_parameters() if p.requires_grad}
 
 
 class Zero(Replicas):

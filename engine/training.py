@@ -12,14 +12,18 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping, Sized
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from engine import adapters
 from engine.adapters import Lora
@@ -30,12 +34,25 @@ from engine.config import ConfigError, at_least
 from engine.container import VideoError
 from engine.curriculum import LAST
 from engine.data.samples import Sample
-from engine.folders import SETTINGS, Journal, as_a_whole, checkpoints, jot, restore, save, tells_its_end
+from engine.folders import (
+    SETTINGS,
+    Journal,
+    as_a_whole,
+    begun,
+    checkpoints,
+    first_difference,
+    jot,
+    restore,
+    same_weights,
+    save,
+    tells_its_end,
+    write_whole,
+)  # fmt: skip
 from engine.latents import segments_of
 from engine.layout import Packed
 from engine.loop import looped, unrolled
 from engine.methods import described
-from engine.methods.method import COMPANIONS, META, Method, Tokens, run, shared, tokens_of
+from engine.methods.method import META, Method, Tokens, run, shared, tokens_of
 from engine.muon import Muon
 from engine.parallel import Learnt, Replicas, Together, gathered, spread, way
 from engine.recompute import recompute_layers
@@ -53,6 +70,17 @@ def setting(default: Any, text: str) -> Any:
 COUNTED = ("steps", "batch", "accumulate", "log_every", "validate_every", "save_every", "keep")  # 1 or more
 FROM_NONE = ("warmup", "epoch", "seed", "workers", "final_lr", "weight_decay")  # 0 or more
 ABOVE_NONE = ("lr", "clip")  # more than 0
+FINITE = ("lr", "final_lr", "weight_decay")
+# What may be changed where a run goes on: it has no effect on what is learnt from a sample, or more steps are wanted. Of
+# `batch`, only how many processes share the samples of a step.
+MAY_CHANGE = (
+    "out", "steps", "batch", "accumulate", "gradient_checkpointing", "parallel", "device", "workers", "unreadable",
+    "log_every", "validate_every", "save_every", "only_eval", "keep",
+)  # fmt: skip
+# What reading a damaged checkpoint raises, one of other shapes, or of other parts.
+UNREADABLE = (
+    OSError, RuntimeError, ValueError, LookupError, EOFError, UnpicklingError, SafetensorError, CheckpointException,
+)  # fmt: skip
 Validate = Callable[[Backbone, nn.ModuleDict, int], dict[str, float]]  # in an epoch
 
 
@@ -177,7 +205,7 @@ def train(
     Resuming a finished run changes nothing. The first log line after a resume averages the steps since the resume alone, which
     are fewer than `log_every` where `save_every` is no multiple of it.
 
-    Errors: ConfigError for settings that can't work; VideoError for more clips that can't be read than `unreadable` allows;
+    Errors: ConfigError for settings that can't work, or aren't those that the run was begun with; VideoError for more clips that can't be read than `unreadable` allows;
     FloatingPointError when the loss is no number (the last good checkpoint stays).
     """
     from accelerate import Accelerator
@@ -196,13 +224,17 @@ def train(
         AcceleratorState._reset_state()  # an earlier run's in this process, a table's row or a stage, which would be refused
     accelerator = Accelerator(cpu=here(config.device) == "cpu", mixed_precision=config.precision)
     rank, ranks, leads = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
+    settings = {"training": asdict(config), "processes": ranks, "hardware": hardware(accelerator.device)}
+    settings |= {"method": described(method), **(note or {})}
+    settings |= {"lora": asdict(lora)} if lora else {}
     found = checkpoints(out) if resume else []
-    state: dict[str, Any] = {"step": 0, "best": -1.0}
-    if found:
-        state = json.loads((found[-1] / "progress.json").read_text())
-    if state["step"] >= config.steps:
+    if found or (out / "best").exists():
+        _expect_same(out, json.loads(json.dumps(settings, default=str)))
+    start, best = _progress(found) if found else (0, -1.0)
+    if start >= config.steps:
         if leads:
             restore(out)
+            print(f"{out} is finished, and there is nothing to do: its best model is in {out / 'best'}.")
         return out / "best"
     _possible(config, accelerator, bool(method.renewed(LAST)))
     backbone, companions, added = made_ready(config, method, lora)
@@ -211,89 +243,87 @@ def train(
     together = Together(backbone.model, companions)
     team = spread(accelerator, together, partial(optimizers, config), config.parallel, config.clip)
 
-    start, best = state["step"], state["best"]
     if leads:
         restore(out)
     if found:
-        team.load(found[-1])
+        _load(team, found)
         if leads:
             jot(out, {"resumed": start})
     out.mkdir(parents=True, exist_ok=True)
-    journal = Journal(out, rank)
     if leads:
-        settings = {"training": asdict(config), "processes": ranks, "hardware": hardware(accelerator.device)}
-        settings |= {"method": described(method), **(note or {})}
-        settings |= {"lora": asdict(lora)} if lora else {}
-        (out / SETTINGS).write_text(json.dumps(settings, indent=1, default=str))
+        write_whole(out / SETTINGS, json.dumps(settings, indent=1, default=str))
 
     spares = SPARES if config.unreadable else 0
     dataset = Batches(
         source, method, backbone, config.batch, config.accumulate, config.seed, config.epoch, rank, ranks, spares
     )
-    missed = unread_before(journal.path, start)
+    drawn = tqdm(total=config.steps, initial=start, desc=out.name, dynamic_ncols=True, disable=None if leads else True)
+    with drawn as bar, closing(Journal(out, rank)) as journal:
+        missed = unread_before(journal.path, start)
 
-    def left_out(step: int, unread: list[Unread]) -> None:
-        for each in unread:
-            missed.add((step + 1, each))
-            journal.write({"step": step + 1, "unreadable": each.why, "sample": each.sample})
-            bar.write(f"{out.name} step {step + 1}: another takes the place of {each.why}")
-        if len(missed) > config.unreadable * config.steps * config.batch:
-            raise VideoError(
-                f"{len(missed)} clips couldn't be read, more than the {config.unreadable:g} of all samples that may be "
-                f"(unreadable). The last: {unread[-1].why}"
-            )
+        def left_out(step: int, unread: list[Unread]) -> None:
+            for each in unread:
+                missed.add((step + 1, each))
+                journal.write({"step": step + 1, "unreadable": each.why, "sample": each.sample})
+                bar.write(f"{out.name} step {step + 1}: another takes the place of {each.why}")
+            if len(missed) > config.unreadable * config.steps * config.batch:
+                raise VideoError(
+                    f"{len(missed)} clips couldn't be read, more than the {config.unreadable:g} of all samples that may be "
+                    f"(unreadable). The last: {unread[-1].why}"
+                )
 
-    feed = batches(dataset, start, config.steps, config.workers, left_out)
-    bar = tqdm(total=config.steps, initial=start, desc=out.name, dynamic_ncols=True, disable=None if leads else True)
-    if leads:
-        bar.write(f"{out.name}: {seen_in_all(config, ranks, source)}")
-    if accelerator.device.type == "cpu" and config.precision == "bf16" and without_bf16():
-        bar.write("This processor has no bfloat16 arithmetic: with --precision no, small models learn some three times as fast.")  # fmt: skip
-    began, seen = time.perf_counter(), 0
-    window: list[dict[str, float]] = []  # the losses since the last log line
-    before = epoch_of(max(start - 1, 0), config.batch * ranks, config.epoch)
-    for step in range(start, config.steps):
-        epoch = epoch_of(step, config.batch * ranks, config.epoch)
-        if method.renewed(epoch) != method.renewed(before):
-            team.forget()
-        if method.stage(epoch) != method.stage(before):
-            best = -1.0
-        before = epoch
-        for group in (group for optimizer in team.optimizers for group in optimizer.param_groups):
-            group["lr"] = learning_rate(config, step)
-        passes = next(feed)  # the first of which draws from torch's generator
-        torch.manual_seed(config.seed + 1_000_003 * (step * ranks + rank))  # dropout is decided by the step too
-        terms = _learn(passes, method, backbone, companions, team)
-        if not math.isfinite(terms["loss"]):
-            raise FloatingPointError(_lost("loss", terms["loss"], step, out))
-        norm = team.update(config.clip)
-        if not math.isfinite(norm):  # it has spoilt the weights, so nothing is saved of them
-            raise FloatingPointError(_lost("gradient's norm", norm, step, out))
-        seen += config.batch * ranks
-        bar.update()
-        done = step + 1
-        window.append(terms)
-        if done % config.log_every == 0 or done == config.steps:
-            rate = seen / (time.perf_counter() - began)
-            logged = {name: sum(each[name] for each in window) / len(window) for name in terms}
-            window.clear()
-            logged |= {"lr": learning_rate(config, step), "gradient_norm": norm, "samples_per_second": rate}
-            if missed:
-                logged["unreadable_clips"] = len(missed)
-            journal.record(done, logged)
-            bar.set_postfix({name: f"{value:.3g}" for name, value in logged.items() if name in terms})
-        if done % config.validate_every == 0 or done == config.steps:
-            scores = _validated(backbone, companions, validate, epoch, team)
-            journal.record(done, {f"validation_{name}": value for name, value in scores.items()})
-            bar.write(f"{out.name} step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
-            if scores["accuracy"] >= best:  # of equals the last, which has learnt longest
-                best = scores["accuracy"]
-                weights = team.weights()
+        feed = batches(dataset, start, config.steps, config.workers, left_out)
+        if leads:
+            bar.write(f"{out.name}: {seen_in_all(config, ranks, source)}")
+        if leads and accelerator.device.type == "cpu" and config.precision == "bf16" and without_bf16():
+            bar.write("This processor has no bfloat16 arithmetic: with --precision no, small models learn some three times as fast.")  # fmt: skip
+        began, seen = time.perf_counter(), 0
+        window: list[dict[str, float]] = []  # the losses since the last log line
+        before = epoch_of(max(start - 1, 0), config.batch * ranks, config.epoch)
+        for step in range(start, config.steps):
+            epoch = epoch_of(step, config.batch * ranks, config.epoch)
+            if method.renewed(epoch) != method.renewed(before):
+                team.forget()
+            if method.stage(epoch) != method.stage(before):
+                best = -1.0
+            before = epoch
+            for group in (group for optimizer in team.optimizers for group in optimizer.param_groups):
+                group["lr"] = learning_rate(config, step)
+            passes = next(feed)  # the first of which draws from torch's generator
+            torch.manual_seed(config.seed + 1_000_003 * (step * ranks + rank))  # dropout is decided by the step too
+            terms = _learn(passes, method, backbone, companions, team)
+            if not math.isfinite(terms["loss"]):
+                raise FloatingPointError(_lost("loss", terms["loss"], step, out))
+            norm = team.update(config.clip)
+            if not math.isfinite(norm):  # it has spoilt the weights, so nothing is saved of them
+                raise FloatingPointError(_lost("gradient's norm", norm, step, out))
+            seen += config.batch * ranks
+            bar.update()
+            done = step + 1
+            window.append(terms)
+            if done % config.log_every == 0 or done == config.steps:
+                rate = seen / (time.perf_counter() - began)
+                logged = {name: sum(each[name] for each in window) / len(window) for name in terms}
+                window.clear()
+                logged |= {"lr": learning_rate(config, step), "gradient_norm": norm, "samples_per_second": rate}
+                if missed:
+                    logged["unreadable_clips"] = len(missed)
+                journal.record(done, logged)
+                bar.set_postfix({name: f"{value:.3g}" for name, value in logged.items() if name in terms})
+            if done % config.validate_every == 0 or done == config.steps:
+                scores = _validated(backbone, companions, validate, epoch, team)
+                journal.record(done, {f"validation_{name}": value for name, value in scores.items()})
                 if leads:
-                    _keep_best(out, method, told or {}, {"step": done, **scores}, backbone, companions, added, weights)
-        if done % config.save_every == 0 or done == config.steps:
-            save(out, {"step": done, "best": best}, config.keep, team)
-    journal.close()
+                    bar.write(f"{out.name} step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+                if scores["accuracy"] >= best:  # of equals the last, which has learnt longest
+                    best = scores["accuracy"]
+                    weights = team.weights()
+                    if leads:
+                        _keep_best(
+                            out, method, told or {}, {"step": done, **scores}, backbone, companions, added, weights
+                        )
+            if done % config.save_every == 0 or done == config.steps:
+                save(out, {"step": done, "best": best}, config.keep, team)
     return out / "best"
 
 
@@ -305,28 +335,82 @@ def _checked(config: Training, resume: bool) -> Path:
     """The folder to write to. Errors: ConfigError for settings that can't work."""
     if not config.init or not config.out:
         raise ConfigError("Say what to start from (init) and where to write (out).")
-    divided(config)
-    if config.init.count("/") > 1 and not Path(config.init).is_dir():  # else it may be a Hub id
+    expect_sound(config)
+    path = config.init.startswith(("/", ".", "~")) or config.init.count("/") > 1  # else it may be a Hub id
+    if path and not Path(config.init).is_dir():
         raise ConfigError(f"There is no folder {config.init} to start from (init).")
     out = Path(config.out)
-    if checkpoints(out) and not resume:
+    if begun(out) and not resume:
         raise ConfigError(f"{out} holds a run already: add --resume to go on with it, or choose another folder.")
     return out
 
 
-def divided(config: Training) -> int:
-    """Samples a pass. Errors: ConfigError for counts, rates and shares that there can't be."""
+def _expect_same(out: Path, wanted: Mapping[str, Any]) -> None:
+    """wanted: the settings of a run that goes on, as JSON holds them. Errors: ConfigError for the first that isn't as it was
+    begun."""
+    if not (out / SETTINGS).exists():
+        return
+    try:
+        saved = json.loads((out / SETTINGS).read_text())
+        training = saved["training"]
+        batches = [training["batch"] * saved["processes"], wanted["training"]["batch"] * wanted["processes"]]
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{out / SETTINGS} is damaged: remove it, and the run goes on as it is asked to.") from None
+    if batches[0] != batches[1]:
+        raise ConfigError(_begun_otherwise(out, "number of samples a step", *batches))
+    moved = [name for name in ("init", "adapter") if same_weights(training.get(name, ""), wanted["training"][name])]
+    indifferent = {f"training.{name}" for name in (*MAY_CHANGE, *moved)}
+    compared = {name: held for name, held in wanted.items() if name not in ("processes", "hardware", "validation")}
+    if other := first_difference(saved, compared, indifferent):
+        raise ConfigError(_begun_otherwise(out, *other))
+
+
+def _begun_otherwise(out: Path, name: str, was: Any, asked: Any) -> str:
+    name = name.removeprefix("training.")
+    return f"{out} was begun with another {name} ({was}, not {asked}): set that back, or choose another folder."
+
+
+def _progress(found: list[Path]) -> tuple[int, float]:
+    """The last checkpoint's step, and the best score until then. Errors: ConfigError."""
+    try:
+        told = json.loads((found[-1] / "progress.json").read_text())
+        return int(told["step"]), float(told["best"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(_damaged(found)) from None
+
+
+def _load(team: Replicas, found: list[Path]) -> None:
+    """Errors: ConfigError, in every process, for a last checkpoint that one of them can't read."""
+    why = None
+    try:
+        team.load(found[-1])
+    except torch.OutOfMemoryError:
+        raise
+    except UNREADABLE as error:
+        why = str(error) if isinstance(error, ConfigError) else _damaged(found)
+    if reasons := [each for each in gathered(why, team.accelerator) if each]:
+        raise ConfigError(reasons[0])
+
+
+def _damaged(found: list[Path]) -> str:
+    then = f"goes on from {found[-2]}" if len(found) > 1 else "begins anew"
+    return f"The checkpoint {found[-1]} is damaged, or of another model: remove it, and --resume {then}."
+
+
+def expect_sound(config: Training) -> None:
+    """Errors: ConfigError for counts, rates and shares that there can't be."""
     at_least(1, config, *COUNTED)
     at_least(0, config, *FROM_NONE)
     if wrong := [name for name in ABOVE_NONE if not getattr(config, name) > 0]:
         raise ConfigError(f"{wrong[0]} is {getattr(config, wrong[0])}: it must be above 0.")
+    if endless := [name for name in FINITE if math.isinf(getattr(config, name))]:
+        raise ConfigError(f"{endless[0]} is {getattr(config, endless[0])}: it must be a finite number.")
     if not 0 <= config.unreadable <= 1:
         raise ConfigError(f"unreadable is {config.unreadable}: it is a share, from 0 to 1.")
     if not 0 <= config.beta2 < 1:
         raise ConfigError(f"beta2 is {config.beta2}: it must be 0 or more, and below 1.")
     if config.batch % config.accumulate:
         raise ConfigError(f"batch {config.batch} can't be divided among {config.accumulate} passes.")
-    return config.batch // config.accumulate
 
 
 def _possible(config: Training, accelerator: Accelerator, staged: bool) -> None:
@@ -364,7 +448,7 @@ def made_ready(
     companions = method.companions(backbone)
     own = described(method)["name"]
     places = [local(place) for place in (config.adapter, config.init) if place and len(companions)]
-    place = next((each for each in places if (each / COMPANIONS).is_file()), None)
+    place = next((each for each in places if adapters.hold_companions(each, companions)), None)
     if place and told_by(place).get("method", {}).get("name", own) == own:
         adapters.load_companions(place, companions)
     companions.train()

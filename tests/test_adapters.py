@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from engine.data.worlds import WorldsSource
 from engine.folders import checkpoints
 from engine.methods.codi import PROJECTOR, Codi
 from engine.methods.heima import Heima, Interpreters
-from engine.training import Training, train
+from engine.training import Training, made_ready, train
 from engine.video import Sampling, read
 from tests import tiny
 
@@ -190,6 +191,31 @@ def test_a_run_goes_on_with_the_adapter_of_another(start: str, tmp_path: Path) -
     told = json.loads((tmp_path / "two" / "settings.json").read_text())
     assert told["lora"]["r"] == 4
     assert told["training"]["adapter"] == str(first)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"r": 2}, "lora.r is 2, .* was made with 4: "),
+        ({"alpha": 8}, "lora.alpha is 8"),
+        ({"train_embeddings": True}, "lora.train_embeddings is True"),
+        ({"targets": ("mlp",)}, r"lora.targets is .* was made with \['k_proj', 'o_proj', 'q_proj', 'v_proj'\]"),
+    ],
+)
+def test_an_adapter_is_gone_on_with_as_it_was_made(start: str, tmp_path: Path, change: dict, words: str) -> None:
+    lora, model = Lora(r=4, targets=("attention",)), load(start, tokens=HEIMA.tokens)
+    adapters.attach(model, lora, HEIMA.tokens).save_pretrained(tmp_path, save_embedding_layers=False)
+    for asked in (lora, replace(lora, **change)):
+        fresh = load(start, tokens=HEIMA.tokens)
+        with pytest.raises(ConfigError, match=words) if asked != lora else nullcontext():
+            adapters.for_training(fresh, nn.ModuleDict(), asked, False, str(tmp_path), HEIMA.tokens)
+
+
+def test_companions_go_on_from_those_kept_as_adapters() -> None:
+    shipped, model = models.load(models.SMALL / "heima", device="cpu"), str(models.SMALL / "pause")
+    _, companions, _ = made_ready(Training(init=model, adapter=str(models.SMALL / "heima")), shipped.method, None)
+    for name, tensor in shipped.companions.state_dict().items():
+        torch.testing.assert_close(companions.state_dict()[name], tensor.float(), rtol=0.01, atol=1e-3)
 
 
 def test_companions_go_on_from_those_beside_the_adapter(start: str, tmp_path: Path) -> None:

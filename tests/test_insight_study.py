@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from html import escape
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -500,6 +501,21 @@ def test_the_lens_is_trained_and_found_beside_its_model(capsys: pytest.CaptureFi
     assert far["tuned"][-1] == pytest.approx(0, abs=1e-5)
     assert TunedLens.load(model, load(model)) is not None
     assert lens.main(["./nowhere"]) == 2
+
+
+def test_the_lens_learns_from_pauses_that_do_not_follow_the_number_of_steps() -> None:
+    """Which the worlds draw with [seed, index]."""
+    from train import lens
+
+    class Drew(Exception):
+        pass
+
+    def layout(sample: object, rng: np.random.Generator, epoch: int) -> None:
+        raise Drew(rng.random())
+
+    with pytest.raises(Drew) as drew:
+        lens.states(SimpleNamespace(method=SimpleNamespace(layout=layout), backbone=None), 0, 1, 8, 3)
+    assert drew.value.args[0] != np.random.default_rng([3, 0]).random()
 
 
 def test_names_are_escaped_on_the_page() -> None:

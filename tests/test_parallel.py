@@ -62,6 +62,29 @@ def test_a_model_that_is_shared_needs_several_processes(tmp_path: Path) -> None:
         )
 
 
+def test_one_process_goes_on_with_what_several_shared(tmp_path: Path) -> None:
+    model = tiny.tiny_gpt2()
+    model.save(tmp_path / "start")
+    values = {"init": str(tmp_path / "start"), "batch": 4, "accumulate": 2, "schedule": "constant", "device": "cpu"}
+    values |= {"workers": 0, "log_every": 1, "save_every": 2}
+
+    def losses(out: str, steps: int, how: How) -> list[float]:
+        config = Training(**values, out=str(tmp_path / out), steps=steps, parallel=how)
+        train(config, Explicit(), lambda index: tiny.chains(model)[index % 3], lambda *_: {"accuracy": 0.0}, True)
+        told = [json.loads(line) for line in (tmp_path / out / "log.jsonl").read_text().splitlines()]
+        return [line["loss"] for line in told if "loss" in line]
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        losses("parts", 2, "fsdp2")
+        losses("other", 2, "ddp")
+        with pytest.raises(ConfigError, match=r"is of whole models, .*: choose --parallel ddp"):
+            losses("other", 4, "fsdp2")
+    finally:
+        torch.distributed.destroy_process_group()
+    assert losses("parts", 4, "auto") == pytest.approx(losses("other", 4, "ddp"), rel=1e-5)
+
+
 @pytest.mark.parametrize(("kind", "way"), [("FSDP", "fsdp2"), ("DEEPSPEED", "zero3")])
 @pytest.mark.parametrize("change", [{"optimizer": "muon"}, {"looped": (1, 2)}], ids=["muon", "looped"])
 def test_what_a_launch_file_cannot_share_is_refused(

@@ -11,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from engine.backbones.load import load
 from engine.config import ConfigError, read_yaml
 from engine.data.worlds import WorldsSource
 from engine.folders import checkpoints
@@ -170,10 +171,24 @@ def test_a_stage_may_have_clips_of_its_own(start: str, tmp_path: Path) -> None:
     assert second.run.source == WorldsSource(difficulties=(1, 2), sections=True, ramp=9)
 
 
+def test_how_likely_a_text_is_doesnt_depend_on_the_batch(start: str, tmp_path: Path) -> None:
+    """Every token counts the same, whatever stands beside it."""
+    stages, found = [{"name": "a", "kind": "interpreters"}], []
+    for batch in (1, 3):
+        values = config(start, tmp_path, stages=stages, validation={"samples": 3, "batch": batch})
+        (stage,) = plan(values | {"worlds": {"sections": True, "difficulties": [1, 5]}})
+        backbone = load(start, tokens=stage.method.tokens)
+        found.append(stage.validate(backbone, stage.method.companions(backbone), 0))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
 def test_what_is_given_holds_for_every_stage(start: str, tmp_path: Path) -> None:
     given = {"training": {"steps": 7, "lr": 0.5, "init": "elsewhere", "out": "elsewhere"}, "method": {"per_section": 2}}
-    for stage in plan(config(start, tmp_path), given):
+    given["worlds"] = {"ramp": 0}
+    stages = [STAGES[0] | {"worlds": {"ramp": 9}}, *STAGES[1:]]
+    for stage in plan(config(start, tmp_path, stages=stages), given):
         assert (stage.run.training.steps, stage.run.training.lr, stage.method.per_section) == (7, 0.5, 2)
+        assert stage.run.source.ramp == 0
         assert Path(stage.run.training.out).parent == tmp_path
 
 
@@ -225,5 +240,5 @@ def test_a_file_without_good_stages_is_refused(start: str, tmp_path: Path) -> No
             plan(config(start, tmp_path, stages=stages))
     with pytest.raises(ConfigError, match="Did you mean 'method'"):
         plan(config(start, tmp_path, stages=[{"name": "a", "methods": {}}]))
-    with pytest.raises(ConfigError, match="stages"):
+    with pytest.raises(ConfigError, match="a name of its own"):
         plan({key: value for key, value in config(start, tmp_path).items() if key != "stages"})

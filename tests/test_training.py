@@ -1,7 +1,8 @@
 """The training loop: exact resume, steps decided by (seed, step) alone, safe checkpoints, clear refusals."""
 
 import json
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import huggingface_hub
@@ -17,7 +18,7 @@ from engine.batches import Batches
 from engine.config import ConfigError
 from engine.data.samples import Sample
 from engine.data.worlds import WorldsSource
-from engine.folders import checkpoints
+from engine.folders import Journal, checkpoints
 from engine.methods.coconut import Coconut
 from engine.methods.codi import Codi
 from engine.methods.controls import Explicit, Silent
@@ -190,13 +191,60 @@ def test_a_run_is_not_overwritten(start, tmp_path):
         train(settings(start, tmp_path, 2), Explicit(), SOURCE, accuracy)
 
 
-def test_a_finished_run_is_left_as_it_is(start, tmp_path):
+def test_what_a_run_without_checkpoints_has_left_is_not_overwritten(start, tmp_path):
+    train(settings(start, tmp_path, 2), Explicit(), SOURCE, accuracy)
+    for gone in (tmp_path / "checkpoints", tmp_path / "best"):
+        shutil.rmtree(gone)
+        with pytest.raises(ConfigError, match="--resume"):
+            train(settings(start, tmp_path, 2), Explicit(), SOURCE, accuracy)
+    train(settings(start, tmp_path, 2, lr=0.1), Explicit(), SOURCE, accuracy, resume=True)  # it begins anew
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_a_run_goes_on_with_its_own_settings_alone(start, tmp_path, steps):
+    note = {"WorldsSource": asdict(SOURCE), "validation": {"samples": 2}}
+    train(settings(start, tmp_path, 2), Explicit(), SOURCE, accuracy, note=note)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    data = note | {"WorldsSource": asdict(replace(SOURCE, ramp=9))}
+    for changes, method, source, lora, words in (
+        (
+            {"lr": 0.5},
+            Explicit(),
+            note,
+            None,
+            r"another lr \(0.003, not 0.5\): set that back, or choose another folder",
+        ),
+        ({"batch": 2}, Explicit(), note, None, r"another number of samples a step \(4, not 2\)"),
+        ({}, Silent(pauses=2), note, None, r"another method.name \(controls.Explicit, not controls.Silent\)"),
+        ({}, Explicit(), data, None, r"another WorldsSource.ramp \(0, not 9\)"),
+        ({}, Explicit(), note, Lora(r=2), r"another lora \(none, not one\)"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            train(settings(start, tmp_path, steps, **changes), method, SOURCE, accuracy, True, source, lora)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_damaged_checkpoint_is_named(start, tmp_path):
+    train(settings(start, tmp_path, 4), Explicit(), SOURCE, accuracy)
+    first, last = checkpoints(tmp_path)
+    for name in ("optimizer.bin", "model.safetensors", "progress.json"):
+        (last / name).write_bytes((last / name).read_bytes()[:9])
+        with pytest.raises(ConfigError, match=f"{last} is damaged, or of another model: remove it, .* from {first}"):
+            train(settings(start, tmp_path, 6), Explicit(), SOURCE, accuracy, resume=True)
+    shutil.rmtree(first)
+    with pytest.raises(ConfigError, match="remove it, and --resume begins anew"):
+        train(settings(start, tmp_path, 6), Explicit(), SOURCE, accuracy, resume=True)
+
+
+def test_a_finished_run_is_left_as_it_is(start, tmp_path, capsys):
     best = train(settings(start, tmp_path, 2), Explicit(), SOURCE, accuracy)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     best.rename(tmp_path / "best.old")  # as a kill may leave it
-    for steps in (2, 1):
-        again = settings(start, tmp_path, steps, lr=1.0)
-        assert train(again, Silent(pauses=2), SOURCE, accuracy, resume=True) == best
+    copy = shutil.copytree(start, tmp_path.parent / "moved")
+    for place, steps in ((start, 2), (start, 1), (copy, 2)):
+        again = settings(str(place), tmp_path, steps, keep=1, parallel="ddp", validate_every=1)
+        assert train(again, Explicit(), SOURCE, accuracy, resume=True) == best
+        assert f"its best model is in {best}" in capsys.readouterr().out
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -205,7 +253,10 @@ def test_a_finished_run_is_left_as_it_is(start, tmp_path):
     [(lambda loss: loss * float("nan"), "loss is nan at step 2"), (lambda loss: loss + (loss - loss).sqrt(), "norm is nan at step 2")],
     ids=["loss", "gradient alone"],
 )  # fmt: skip
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(start, tmp_path, broken, words):
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(start, tmp_path, broken, words, monkeypatch):
+    closed, close = [], Journal.close
+    monkeypatch.setattr(Journal, "close", lambda self: closed.append(close(self)))
+
     class Breaking(Explicit):
         def loss(self, out):
             total, terms = super().loss(out)
@@ -213,6 +264,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(start, 
 
     with pytest.raises(FloatingPointError, match=words):
         train(settings(start, tmp_path, 4), Breaking(), SOURCE, accuracy)
+    assert closed == [None]
     assert [p.name for p in checkpoints(tmp_path)] == ["step-0000002"]
 
 
@@ -251,6 +303,8 @@ def test_the_learning_rate_rises_and_falls():
         ({"batch": 3}, "divided"),
         ({"init": ""}, "start from"),
         ({"init": "no/such/folder"}, "no folder"),
+        *(({"init": name}, f"no folder {name} ") for name in ("/nope", "./nope", "~/nope")),
+        ({"lr": float("inf")}, "^lr is inf"),
         *(({name: 0}, f"^{name} is 0: it must be 1 or more") for name in training.COUNTED),
         *(({name: -1}, f"^{name} is -1: it must be 0 or more") for name in training.FROM_NONE),
         *(({name: 0}, f"^{name} is 0: it must be above 0") for name in training.ABOVE_NONE),

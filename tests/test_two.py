@@ -17,5 +17,6 @@ def test_two_processes_killed_and_resumed_have_the_losses_of_one() -> None:
     for out, found in told.items():
         assert found["loss"] < 1e-5
         assert found["best"] < 1e-3
+        assert found["told"] == 1
         parts = {"__0_0.distcp", "__1_0.distcp"}  # each process's own
         assert (parts <= set(found["files"])) == out.endswith("fsdp2")

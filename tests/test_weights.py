@@ -15,6 +15,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from engine import models
+from engine.config import ConfigError
+from engine.folders import fingerprint
 from engine.methods.method import META
 from tests.tiny import tiny_backbone, tiny_gpt2, tiny_internvl, tiny_llama, words
 
@@ -173,3 +175,15 @@ def test_whole_models_of_every_family_load(whole: Path, adapter: Path, tmp_path:
         made().save(tmp_path / made.__name__)
         assert models.load(tmp_path / made.__name__, device="cpu").layers == 3
     assert models.load(whole, adapter, "cpu").trained_pauses == (4, 8)
+
+
+def test_any_tensor_tells_weights_from_others(tmp_path: Path) -> None:
+    """The middle one too, of a file of three mebibytes."""
+    tensors, seen = {name: torch.zeros(2**18) for name in "abc"}, set()
+    for name in ("", "a", "b", "c"):
+        save_file(tensors | ({name: torch.ones(2**18)} if name else {}), tmp_path / WEIGHTS)
+        seen.add(fingerprint(tmp_path))
+    assert len(seen) == 4
+    (tmp_path / WEIGHTS).write_bytes(b"no weights")
+    with pytest.raises(ConfigError, match="is damaged"):
+        fingerprint(tmp_path)

@@ -165,6 +165,7 @@ def compare(folder: Path, chance: random.Random, cases: list[str]) -> dict[str, 
                 "loss": apart(losses(folder / whole), losses(folder / out)),
                 "best": unlike(folder / whole / "best", folder / out / "best"),
                 "killed": kills,
+                "told": log.read_text().count(f"{out} step {STEPS}: "),
                 "checkpoints then": stood,
                 "files": sorted(path.name for path in checkpoints(folder / out)[-1].iterdir()),
             }

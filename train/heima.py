@@ -79,10 +79,10 @@ def plan(values: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> l
     """The stages of a file, in their order. given: settings by section, which hold for every stage whatever the file says
     of it. Errors: ConfigError for what can't be run."""
     shared = {key: value for key, value in values.items() if key != "stages"}
-    stages = convert(values.get("stages"), tuple[Stage, ...], "stages")
+    stages = convert(values.get("stages") or (), tuple[Stage, ...], "stages")
     if not stages or len({stage.name for stage in stages}) < len(stages):
         raise ConfigError("A file for Heima lists its stages, each with a name of its own.")
-    own = {name: section(dict(given or {}), name) for name in ("training", "method")}
+    own = {name: section(dict(given or {}), name) for name in ("training", "method", "worlds")}
     own["training"] = {name: value for name, value in own["training"].items() if name not in ("init", "adapter", "out")}
     start: dict[str, str] = {}  # what the stage before left
     planned = []
@@ -92,7 +92,7 @@ def plan(values: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> l
             raise ConfigError("Say what to start from (init) and where to write (out).")
         training["out"] = str(Path(training["out"]) / stage.name)
         method = {**section(shared, "method"), **stage.method, **own["method"]}
-        worlds = {"worlds": {**section(shared, "worlds"), **stage.worlds}} if stage.worlds else {}
+        worlds = {"worlds": {**section(shared, "worlds"), **stage.worlds, **own["worlds"]}} if stage.worlds else {}
         run = build(Run, {**shared, **worlds, "method": method, "training": training})
         planned.append(Planned(run, build(KINDS[stage.kind], run.method, "method.")))
         if stage.kind == "heima":
@@ -109,13 +109,16 @@ def readable(run: Run, method: Interpreters) -> Validate:
 
     @torch.no_grad()
     def validate(backbone: Backbone, companions: nn.ModuleDict, epoch: int) -> dict[str, float]:
-        losses: dict[str, list[float]] = {name: [] for name in method.names}
+        nats, tokens = dict.fromkeys(method.names, 0.0), dict.fromkeys(method.names, 0)
         for first in range(0, len(layouts), size):
             packed = pack(layouts[first : first + size], backbone.encode, backbone.pad).to(backbone.device)
             out = run_forward(backbone, packed, companions=companions)
-            for name in packed.readings:
-                losses[name].append(float(method.section_loss(out, name, TEXT)))
-        scores = {name: math.exp(-mean(each)) for name, each in losses.items() if each}
+            for name, readings in packed.readings.items():
+                rows = readings.packed.branches["read"]
+                count = int((rows.name == rows.names.index(TEXT)).sum())
+                nats[name] += count * float(method.section_loss(out, name, TEXT))
+                tokens[name] += count
+        scores = {name: math.exp(-nats[name] / count) for name, count in tokens.items() if count}
         return {**scores, "accuracy": mean(list(scores.values()))}
 
     return validate

@@ -30,7 +30,7 @@ def states(model: Model, step: int, clips: int, rows: int, seed: int) -> Tensor:
     """Of a step's clips, at `rows` tokens drawn among those that show no picture: [layers + 1, rows, dim]."""
     source, backbone = WorldsSource(seed=seed), model.backbone
     layouts = [
-        model.method.layout(source(i), np.random.default_rng([seed, i]), LAST)
+        model.method.layout(source(i), np.random.default_rng([seed, i, 1]), LAST)
         for i in range(step * clips, (step + 1) * clips)
     ]
     packed = pack(layouts, backbone.encode, backbone.pad).to(backbone.device)

@@ -16,7 +16,7 @@ from engine.config import ConfigError, at_least, build, read_yaml
 from engine.data.gsm8k_icot import Gsm8kIcotSource
 from engine.data.text_worlds import TextWorldsSource
 from engine.data.worlds import WorldsSource
-from engine.folders import SETTINGS, checkpoints, fingerprint
+from engine.folders import SETTINGS, checkpoints, fingerprint, first_difference
 from engine.methods import described, find
 from train.command import Run, over, section
 from train.heima import Planned, plan
@@ -216,17 +216,6 @@ def settings_of(stage: Planned) -> dict[str, dict[str, Any]]:
 def differing(saved: Mapping[str, Any], stage: Planned, *indifferent: str) -> str:
     """The first section of a run's settings that isn't this stage's, or setting, as SECTION.KEY, that both know and that isn't;
     "" where all are. Where weights lie doesn't matter, if they are here, since they are told by `start_of`."""
-    wanted = settings_of(stage)
     indifferent += (*INDIFFERENT, *(("init", "adapter") if Path(stage.run.training.init).is_dir() else ()))
-    if sections := sorted(chosen(saved) ^ chosen(wanted)):
-        return sections[0]
-    for name, settings in wanted.items():
-        for key, value in saved.get(name, {}).items():
-            if key in settings and value != settings[key] and key not in indifferent:
-                return f"{name}.{key}"
-    return ""
-
-
-def chosen(settings: Mapping[str, Any]) -> set[str]:
-    """The sections that a run may have or not: its data, and an adapter."""
-    return {name for name, held in settings.items() if held and (name.endswith("Source") or name == "lora")}
+    other = first_difference(saved, settings_of(stage), {f"training.{name}" for name in indifferent})
+    return other[0] if other else ""
