@@ -205,20 +205,15 @@ def train(
     Resuming a finished run changes nothing. The first log line after a resume averages the steps since the resume alone, which
     are fewer than `log_every` where `save_every` is no multiple of it.
 
-    Errors: ConfigError for settings that can't work, or aren't those that the run was begun with; VideoError for more clips that can't be read than `unreadable` allows;
-    FloatingPointError when the loss is no number (the last good checkpoint stays).
+    Errors: ConfigError for settings that can't work, or aren't those that the run was begun with; VideoError for more clips
+    that can't be read than `unreadable` allows; FloatingPointError when the loss is no number (the last good checkpoint stays).
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from tqdm import tqdm
 
     out = _checked(config, resume)
-    if not config.epoch and method.renewed(LAST):
-        raise ConfigError("The method has a curriculum of epochs: say how many samples one has (epoch).")
-    if config.frozen and lora:
-        raise ConfigError("frozen: the model stays as it is, and lora trains an adapter of it: choose one of them.")
-    if config.looped != (0, 0) and (lora or companions_alone(config, method)):
-        raise ConfigError("looped layers share weights that are trained, and here the model's own stay as they are.")
+    expect_fitting(config, method, lora)
     seed_everything(config.seed)
     if AcceleratorState._shared_state.get("_mixed_precision", config.precision) != config.precision:
         AcceleratorState._reset_state()  # an earlier run's in this process, a table's row or a stage, which would be refused
@@ -411,6 +406,20 @@ def expect_sound(config: Training) -> None:
         raise ConfigError(f"beta2 is {config.beta2}: it must be 0 or more, and below 1.")
     if config.batch % config.accumulate:
         raise ConfigError(f"batch {config.batch} can't be divided among {config.accumulate} passes.")
+
+
+def expect_fitting(config: Training, method: Method, lora: Lora | None) -> None:
+    """Errors: ConfigError for settings that can't go together, or not with this method."""
+    if not config.epoch and method.renewed(LAST):
+        raise ConfigError("The method has a curriculum of epochs: say how many samples one has (epoch).")
+    if config.frozen and lora:
+        raise ConfigError("frozen: the model stays as it is, and lora trains an adapter of it: choose one of them.")
+    if config.frozen and method.renewed(LAST) and not method.slots_at(0):
+        raise ConfigError(
+            "frozen: nothing would learn while the curriculum has no slots yet: begin behind that (method.first_epoch)."
+        )
+    if config.looped != (0, 0) and (lora or companions_alone(config, method)):
+        raise ConfigError("looped layers share weights that are trained, and here the model's own stay as they are.")
 
 
 def _possible(config: Training, accelerator: Accelerator, staged: bool) -> None:

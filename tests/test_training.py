@@ -345,6 +345,12 @@ def test_layers_that_stay_as_they_are_are_not_looped(start, tmp_path):
         train(replace(looped, frozen=True), PauseDistillation(steps=StepSupervision()), SOURCE, accuracy)
 
 
+def test_nothing_learns_in_epochs_without_slots_beside_a_frozen_model(start, tmp_path):
+    taught = Coconut(steps=StepSupervision())
+    with pytest.raises(ConfigError, match=r"begin behind that \(method.first_epoch\)"):
+        train(settings(start, tmp_path, 2, frozen=True, epoch=4), taught, SOURCE, accuracy)
+
+
 def test_a_curriculum_is_refused_under_zero3_before_it_starts(start, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "way", lambda *_: "zero3")
     staged = Coconut(c_thought=1, epochs_per_stage=1, max_latent_stage=1)

@@ -24,7 +24,7 @@ from engine.layout import Frames, Seen, pack
 from engine.methods.heima import Heima, Interpreters
 from engine.methods.method import Method
 from engine.plan import CARDS, CHARACTERS, largest_frames, outline, outlined_companions, plan, table
-from engine.training import expect_sound
+from engine.training import expect_fitting, expect_sound
 
 if TYPE_CHECKING:
     from train.command import Asked, Run, Source
@@ -97,6 +97,7 @@ def show(run: Run, method: Method, asked: Asked, say: Callable[[str], None] = pr
         told += ", the largest clip allowed" * bool(samples[0].visuals)
     samples = [looked_at(sample, backbone.see) for sample in samples]
     expect_sound(config)
+    expect_fitting(config, method, run.lora)
     size = config.batch // config.accumulate
     chosen = (samples * math.ceil(size / len(samples)))[:size]
     layouts = [method.layout(sample, np.random.default_rng(i), LAST) for i, sample in enumerate(chosen)]
