@@ -191,7 +191,7 @@ def load_shards(folder: Path, together: Together, optimizers: list[torch.optim.O
         if f"optimizers.{name}.step" in held
     }
     state: dict[str, Any] = {"weights": _weights(together), "optimizers": learning}
-    dcp.load(state, checkpoint_id=folder)
+    dcp.load(state, checkpoint_id=folder, no_dist=not distributed.is_initialized())
     set_model_state_dict(together, state["weights"], options=_options(together))
     for name, loaded in learning.items():
         parameter, optimizer = owned[name]
