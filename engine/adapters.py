@@ -158,7 +158,7 @@ def _as_asked(adapter: PeftModel, lora: Lora, chosen: Sequence[str], folder: str
     """A saved adapter. chosen: the matrices that `lora` means. Errors: ConfigError for one that was made with other settings."""
     from peft.tuners.lora import LoraLayer
 
-    made = adapter.peft_config["default"]
+    made: Any = adapter.peft_config["default"]
     placed = [name for name, module in adapter.get_base_model().named_modules() if isinstance(module, LoraLayer)]
     held = {
         "r": made.r, "alpha": made.lora_alpha, "dropout": made.lora_dropout,
