@@ -22,6 +22,7 @@ from engine.insight.inside import Inside
 from engine.insight.subject import Subject
 from engine.layout import Frames
 from engine.methods.heima import Interpreters
+from engine.methods.method import expect_slots
 from engine.models import Model
 from engine.video import Clip
 
@@ -32,7 +33,6 @@ UNTAUGHT = (
 )
 UNKNOWN = "The small model abstains:"
 REAL = "For clips of your own, choose a real model with --model."
-MOST_PAUSES = 256
 LONGEST_QUESTION = 4000  # characters, options included
 
 
@@ -82,8 +82,7 @@ def check(question: str, options: Sequence[str], pauses: int) -> None:
         raise ValueError("Two options are the same.")
     if len(options) == 1 or len(options) > 26:
         raise ValueError(f"{len(options)} option{'s' * (len(options) > 1)}: give none, or 2 to 26.")
-    if not 0 <= pauses <= MOST_PAUSES:
-        raise ValueError(f"{pauses} pauses: choose 0 to {MOST_PAUSES}.")
+    expect_slots(pauses)
 
 
 def posed(

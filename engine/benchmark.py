@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from engine import worlds
-from engine.ask import MOST_PAUSES
 from engine.data.samples import Sample
 from engine.data.worlds import Corruption, shown
 from engine.evaluation import How, evaluate, summary
 from engine.folders import OLD, UNFINISHED
-from engine.methods.method import META
+from engine.methods.method import META, expect_slots
 from engine.models import SMALL, load
 
 RANGES = {"validation": (1, 6), "test": (1, 6), "longer": (7, 10)}
@@ -76,15 +75,21 @@ def shipped() -> list[str]:
     return sorted(place.name for place in folders if place.suffix not in (UNFINISHED, OLD))
 
 
-def place(name: str, known: Sequence[str]) -> Path:
-    """The folder of a shipped model, or of any other. Errors: ValueError where there is neither."""
+def folder_of(name: str, known: Sequence[str]) -> Path | None:
+    """The folder of a shipped model, or of any other; None where there is neither."""
     if name in known:
         return SMALL / name
-    if not (name and Path(name).is_dir()):
+    return Path(name) if name and Path(name).is_dir() else None
+
+
+def place(name: str, known: Sequence[str]) -> Path:
+    """The folder of a shipped model, or of any other. Errors: ValueError where there is neither."""
+    folder = folder_of(name, known)
+    if folder is None:
         raise ValueError(
             f"There is no method {name!r}: choose among {', '.join(known)}, or name a folder; NAME{WRITTEN} is a model's written chain."
         )
-    return Path(name)
+    return folder
 
 
 def measure(
@@ -95,8 +100,7 @@ def measure(
     any clip is made."""
     known = shipped()
     places = {name: place(name.removesuffix(WRITTEN), known) for name in methods}
-    if pauses is not None and not 0 <= pauses <= MOST_PAUSES:
-        raise ValueError(f"{pauses} pauses: choose 0 to {MOST_PAUSES}.")
+    expect_slots(pauses or 0)
     records = benchmark.records()
     samples = benchmark.samples(records)
     families, difficulties = [r.family for r in records], [r.difficulty for r in records]

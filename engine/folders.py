@@ -198,6 +198,12 @@ class Journal:
             self.board.close()
 
 
+def header(stored: BinaryIO) -> bytes:
+    """A safetensors file's header, JSON of its tensors' shapes and places; of another file, whatever stands there."""
+    length = int.from_bytes(stored.read(8), "little")
+    return stored.read(min(length, os.fstat(stored.fileno()).st_size))
+
+
 def fingerprint(*folders: Path) -> str:
     """What tells the weights that answer in these folders, models' and adapters' and their companions', from others: the files'
     names, headers, and every tensor's first and last 64 KiB, hashed. Errors: ConfigError for a file that holds no such weights."""
@@ -208,14 +214,13 @@ def fingerprint(*folders: Path) -> str:
         read.update(f"{file.name} {size} ".encode())
         with file.open("rb") as stored:
             try:
-                length = int.from_bytes(stored.read(8), "little")
-                header = stored.read(min(length, size))
-                told = json.loads(header)
+                head = header(stored)
+                told, start = json.loads(head), stored.tell()
                 spans = sorted(told[name]["data_offsets"] for name in told if name != "__metadata__")
-                read.update(header)
+                read.update(head)
                 for begin, end in spans:
                     for first in (begin, max(begin, end - EDGE)):
-                        stored.seek(8 + length + first)
+                        stored.seek(start + first)
                         read.update(stored.read(min(EDGE, end - first)))
             except (ValueError, KeyError, TypeError):
                 raise ConfigError(f"{file} is damaged: it holds no weights.") from None

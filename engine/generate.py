@@ -190,13 +190,13 @@ def _write(
     a large model are gigabytes.
     """
     end = backbone.end
-    room = torch.full_like(fork.position.flatten(), limit)  # tokens for each turn, where positions are learnt
+    longest = torch.full_like(fork.position.flatten(), limit)  # tokens of each turn, fewer where positions are learnt
     if backbone.most_positions:
-        room = room.minimum((backbone.most_positions - fork.position.flatten()).clamp(min=1))
+        longest = longest.minimum((backbone.most_positions - fork.position.flatten()).clamp(min=1))
     done = torch.zeros(state.shape[1], dtype=torch.bool, device=state.device)
     token = torch.zeros_like(done, dtype=torch.long)
     _choose(backbone, state, token, done)
-    done |= room == 1
+    done |= longest == 1
     emitted, states = [token.clone()], [state] if keep else []
     step = partial(_step, backbone, fork, token, done)
     if state.is_cuda and limit > WORTH_A_GRAPH and not backbone.waits:
@@ -209,8 +209,8 @@ def _write(
         state = next(steps)
         states += [state] if keep else []
         emitted.append(token.clone())
-        done |= room == len(emitted)
-    table = [row[:own] for row, own in zip(torch.stack(emitted, dim=1).tolist(), room.tolist(), strict=True)]
+        done |= longest == len(emitted)
+    table = [row[:own] for row, own in zip(torch.stack(emitted, dim=1).tolist(), longest.tolist(), strict=True)]
     ids = [row[: row.index(end) + 1] if end in row else row for row in table]
     text = [backbone.decode([token for token in row if token != end]) for row in ids]
     kept = torch.stack(states) if keep else state.new_zeros(0, *state.shape)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,12 +21,12 @@ from torch import nn
 
 from engine import adapters, generate
 from engine.backbones.base import Backbone
-from engine.backbones.load import here
+from engine.backbones.load import here, only_a_folder
 from engine.backbones.load import load as load_backbone
 from engine.config import ConfigError, build
 from engine.data.samples import Dialect, Sample
 from engine.familiarity import Familiarity
-from engine.folders import fingerprint
+from engine.folders import fingerprint, header
 from engine.insight.lens import TunedLens
 from engine.layout import Layout, Segment, slots
 from engine.methods import from_description
@@ -116,9 +115,7 @@ def load(path: str | Path | None = None, adapter: str | Path | None = None, devi
     Errors: ValueError with one sentence for a folder that is no model, another family, or a broken file.
     """
     place = Path(path) if path else EMBEDDED
-    if not place.is_dir() and (
-        path is None or place.is_absolute() or str(path).startswith((".", "~")) or str(path).count("/") > 1
-    ):
+    if not place.is_dir() and (path is None or only_a_folder(path)):
         raise ValueError(f"There is no folder {place}: name one that holds a model, or a Hub id.")
     device = here(device)
     try:
@@ -212,10 +209,9 @@ def parameters(folder: Path) -> int:
     for file in folder.glob("*.safetensors"):
         try:
             with file.open("rb") as stored:
-                (length,) = struct.unpack("<Q", stored.read(8))
-                header = json.loads(stored.read(min(length, file.stat().st_size)))
-            count += sum(math.prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
-        except (ValueError, struct.error, KeyError, TypeError, AttributeError):
+                told = json.loads(header(stored))
+            count += sum(math.prod(each["shape"]) for name, each in told.items() if name != "__metadata__")
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue
     return count
 

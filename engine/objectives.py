@@ -57,6 +57,8 @@ def hidden_distance(
     released trainer computes it.
     Samples without rows are left out. The teacher is not trained by this.
     """
+    if form not in ("paper", "coded"):
+        raise ValueError(f"unknown form of distillation {form!r}: use 'paper' or 'coded'")
     s = torch.stack(list(student)).float()  # [layers, rows, dim]
     t = torch.stack(list(teacher)).float().detach()
     if s.shape[1] == 0:

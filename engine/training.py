@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from engine import adapters
 from engine.adapters import Lora
 from engine.backbones.base import Backbone
-from engine.backbones.load import here, load
+from engine.backbones.load import here, load, only_a_folder
 from engine.batches import SPARES, Batches, Unread, batches, epoch_of, unread_before
 from engine.config import ConfigError, at_least
 from engine.container import VideoError
@@ -71,11 +71,11 @@ COUNTED = ("steps", "batch", "accumulate", "log_every", "validate_every", "save_
 FROM_NONE = ("warmup", "epoch", "seed", "workers", "final_lr", "weight_decay")  # 0 or more
 ABOVE_NONE = ("lr", "clip")  # more than 0
 FINITE = ("lr", "final_lr", "weight_decay")
-# What may be changed where a run goes on: it has no effect on what is learnt from a sample, or more steps are wanted. Of
+INDIFFERENT = ("device", "workers", "log_every", "save_every", "keep", "only_eval", "out")  # of no effect on a run
+# What else may be changed where a run goes on: it has no effect on what is learnt from a sample, or more steps are wanted. Of
 # `batch`, only how many processes share the samples of a step.
 MAY_CHANGE = (
-    "out", "steps", "batch", "accumulate", "gradient_checkpointing", "parallel", "device", "workers", "unreadable",
-    "log_every", "validate_every", "save_every", "only_eval", "keep",
+    *INDIFFERENT, "steps", "batch", "accumulate", "gradient_checkpointing", "parallel", "unreadable", "validate_every",
 )  # fmt: skip
 # What reading a damaged checkpoint raises, one of other shapes, or of other parts.
 UNREADABLE = (
@@ -331,8 +331,7 @@ def _checked(config: Training, resume: bool) -> Path:
     if not config.init or not config.out:
         raise ConfigError("Say what to start from (init) and where to write (out).")
     expect_sound(config)
-    path = config.init.startswith(("/", ".", "~")) or config.init.count("/") > 1  # else it may be a Hub id
-    if path and not Path(config.init).is_dir():
+    if only_a_folder(config.init) and not Path(config.init).is_dir():
         raise ConfigError(f"There is no folder {config.init} to start from (init).")
     out = Path(config.out)
     if begun(out) and not resume:

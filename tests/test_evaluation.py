@@ -181,6 +181,7 @@ def test_familiarity_passes_its_share_and_turns_noise_away(tmp_path):
     found.save(tmp_path)
     again = Familiarity.load(tmp_path)
     assert again is not None
+    assert again.mean.numpy() == pytest.approx(found.mean.numpy(), rel=1e-5)
     assert again.whiten.numpy() == pytest.approx(found.whiten.numpy(), rel=1e-5)
     assert again.limit == found.limit
     assert again.asked == (Asked("Q?", ("A", "B")),)

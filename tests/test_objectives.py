@@ -134,6 +134,11 @@ def test_without_rows_the_distance_is_zero(form: str) -> None:
     assert loss.item() == 0
 
 
+def test_unknown_form() -> None:
+    with pytest.raises(ValueError, match="'l2': use 'paper' or 'coded'"):
+        hidden_distance(states(0), states(1), SAMPLE, BATCH, "l2")
+
+
 class Head(nn.Linear):
     """Notes how many logits it makes at a time."""
 

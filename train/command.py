@@ -17,7 +17,6 @@ from torch import nn
 
 from engine import adapters
 from engine.adapters import Lora
-from engine.ask import MOST_PAUSES
 from engine.backbones.base import Backbone
 from engine.backbones.load import here, load
 from engine.config import ConfigError, build, read_yaml
@@ -35,9 +34,8 @@ from engine.data.text_worlds import TextWorldsSource
 from engine.data.video_r1 import VideoR1Source
 from engine.data.worlds import WorldsSource
 from engine.evaluation import Outcome, evaluate, mean
-from engine.footage import Footage
 from engine.layout import Layout, pack
-from engine.methods.method import Method
+from engine.methods.method import MOST_SLOTS, Method
 from engine.methods.method import run as run_forward
 from engine.training import Training, Validate, train
 from train import planned
@@ -204,8 +202,8 @@ def main(
         asked = arguments(description, argv, translate)
         run = build(Run, asked.values)
         chosen: Method = build(method, run.method, "method.")
-        if (most := chosen.slot_range[1]) > MOST_PAUSES:
-            raise ConfigError(f"{most:,} slots: train with {MOST_PAUSES} at most, more can't be asked for.")
+        if (most := chosen.slot_range[1]) > MOST_SLOTS:
+            raise ConfigError(f"{most:,} slots: train with {MOST_SLOTS} at most, more can't be asked for.")
         if asked.plan:
             planned.show(run, chosen, asked)
         elif run.training.only_eval:
@@ -253,9 +251,7 @@ def held_out(run: Run) -> list[Sample]:
     if isinstance(source, FileSource):  # worlds have no end
         count = min(count, len(source))
     samples = [source(i) for i in range(count)]
-    return [
-        looked_at(sample, lambda shown: shown.opened() if isinstance(shown, Footage) else shown) for sample in samples
-    ]
+    return [looked_at(sample, planned.opened) for sample in samples]
 
 
 def validation(run: Run, method: Method) -> Validate:

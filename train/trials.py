@@ -18,12 +18,12 @@ from engine.data.text_worlds import TextWorldsSource
 from engine.data.worlds import WorldsSource
 from engine.folders import SETTINGS, checkpoints, fingerprint, first_difference
 from engine.methods import described, find
+from engine.training import INDIFFERENT
 from train.command import Run, over, section
 from train.heima import Planned, plan
 
 START = "start.txt"  # in a run's folder: what tells the weights that it was started from
 OWN = {"method", "training", "lora", "validation", "worlds", "text_worlds"}  # a run's sections without a file of data
-INDIFFERENT = ("device", "workers", "log_every", "save_every", "keep", "only_eval", "out")  # of no effect on a run
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,11 @@ def load(
     return backbone
 
 
+def only_a_folder(path: str | Path) -> bool:
+    """Whether it can name nothing else: a Hub id has one slash at most, and doesn't begin like a path."""
+    return Path(path).is_absolute() or str(path).startswith(("/", ".", "~")) or str(path).count("/") > 1
+
+
 def family_of(path: str | Path) -> type[Backbone]:
     """By a folder's or a Hub id's config. Errors: as `family`; ConfigError for a run's folder, whose model is in `best`."""
     whole, best = (Path(path) / "config.json").is_file(), Path(path) / "best"

@@ -31,6 +31,7 @@ from engine.folders import fingerprint, write_whole
 from engine.footage import Footage
 from engine.insight import spoken
 from engine.layout import Frames
+from engine.methods.method import expect_slots
 from engine.video import Sampling
 
 IMAGE_PIXELS = 1024 * 28 * 28
@@ -66,8 +67,7 @@ class Examination:
             raise ConfigError(f"limit {self.limit}: ask at least one question.")
         if self.longest < 1:
             raise ConfigError(f"longest {self.longest}: let at least one token be written.")
-        if not 0 <= self.pauses <= ask.MOST_PAUSES:
-            raise ConfigError(f"{self.pauses} pauses: choose 0 to {ask.MOST_PAUSES}.")
+        expect_slots(self.pauses)
 
 
 def protocol_of(name: str, judge: Judge | None) -> Protocol:

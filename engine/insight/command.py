@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from engine import models, worlds
-from engine.ask import MOST_PAUSES
-from engine.benchmark import RANGES, Benchmark, shipped
+from engine.benchmark import RANGES, Benchmark, folder_of, shipped
 from engine.data.samples import Sample
 from engine.data.worlds import WorldsSource, frames, sample
 from engine.evaluation import neighbours
@@ -24,6 +23,7 @@ from engine.insight.similarity import vocabulary
 from engine.insight.study import beside_controls, study
 from engine.insight.subject import Clips, Subject, untrained, words_of
 from engine.methods.controls import Silent
+from engine.methods.method import MOST_SLOTS
 
 UNTRAINED = "untrained slots"
 USUAL = 8  # slots for a model that was never trained with any
@@ -47,10 +47,12 @@ def clips_of(records: Sequence[worlds.Record], words: Mapping[str, Sequence[str]
 def folders(names: Sequence[str]) -> dict[str, Path]:
     """The models' folders by name (shipped ones, or folders); without names, of all shipped ones. Errors: ValueError."""
     known = shipped()
-    for name in names:
-        if name not in known and not (name and Path(name).is_dir()):
+    places = {}
+    for name in names or known:
+        if (folder := folder_of(name, known)) is None:
             raise ValueError(f"There is no model {name!r}: choose among {', '.join(known)}, or name a folder.")
-    return {name: models.SMALL / name if name in known else Path(name) for name in names or known}
+        places[name] = folder
+    return places
 
 
 def subjects(
@@ -86,8 +88,8 @@ def report(
     """
     if batch < 1:
         raise ValueError(f"--batch {batch}: take at least one clip at a time.")
-    if pauses is not None and not 1 <= pauses <= MOST_PAUSES:
-        raise ValueError(f"--pauses {pauses}: choose at least one, and at most {MOST_PAUSES}.")
+    if pauses is not None and not 1 <= pauses <= MOST_SLOTS:
+        raise ValueError(f"--pauses {pauses}: choose at least one, and at most {MOST_SLOTS}.")
     places = folders(methods)
     records = Benchmark(split, limit=limit).records()
     out.mkdir(parents=True, exist_ok=True)

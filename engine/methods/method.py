@@ -21,10 +21,17 @@ from engine.layout import Layout, Packed, Readings, Rows, Segment
 COMPANIONS = "companions.safetensors"  # beside a model: what its method trains with it
 META = "sotto.json"  # beside a model or an adapter: its method, its pauses, in what form and how large its data was; a name
 
+MOST_SLOTS = 256  # that a sample may have
 # Slots that ride the prefill, slots that are fed back one by one, tokens that it writes itself, or nothing.
 Thinking = Literal["slots", "fed back", "tokens", ""]
 # Supervised tokens by branch, (name, -1), or by kind and group of readings.
 Tokens = Mapping[tuple[str, int], float]
+
+
+def expect_slots(count: int) -> None:
+    """Errors: ConfigError for a number of slots that nobody is to think in."""
+    if not 0 <= count <= MOST_SLOTS:
+        raise ConfigError(f"{count} pauses: choose 0 to {MOST_SLOTS}.")
 
 
 def tokens_of(packed: Packed) -> Counter[tuple[str, int]]:
