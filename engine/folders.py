@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
@@ -82,41 +82,6 @@ def checkpoints(out: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
     found = [p for p in (out / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
     return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
-
-
-def begun(out: Path) -> bool:
-    """Whether a folder holds a run, or what one has left, which another would overwrite."""
-    log = out / "log.jsonl"
-    held = bool(checkpoints(out)) or any((out / name).exists() for name in ("best", SETTINGS))
-    return held or (log.is_file() and b'"step"' in log.read_bytes())
-
-
-def first_difference(
-    saved: Mapping[str, Any], wanted: Mapping[str, Any], indifferent: Collection[str]
-) -> tuple[str, Any, Any] | None:
-    """Of two runs' settings by section, the first that both know and that isn't the same: (SECTION.KEY, the one, the other);
-    for data or an adapter that only one has, its section. indifferent: such names that don't count."""
-    if sections := sorted(_chosen(saved) ^ _chosen(wanted)):
-        was, asked = ("one" if sections[0] in _chosen(each) else "none" for each in (saved, wanted))
-        return sections[0], was, asked
-    for section, settings in wanted.items():
-        for key, value in saved.get(section, {}).items():
-            if key in settings and value != settings[key] and f"{section}.{key}" not in indifferent:
-                return f"{section}.{key}", value, settings[key]
-    return None
-
-
-def _chosen(settings: Mapping[str, Any]) -> set[str]:
-    """The sections that a run may have or not: its data, and an adapter."""
-    return {name for name, held in settings.items() if held and (name.endswith("Source") or name == "lora")}
-
-
-def same_weights(one: str, other: str) -> bool:
-    """Whether two names are of the same weights, so far as can be seen: those of a folder that is gone are taken to be those
-    of one that is there."""
-    if not (one and other and Path(other).is_dir()):
-        return one == other
-    return not Path(one).is_dir() or fingerprint(Path(one)) == fingerprint(Path(other))
 
 
 def mended(path: Path) -> BinaryIO:

@@ -16,14 +16,11 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
 
 from engine import adapters
 from engine.adapters import Lora
@@ -34,20 +31,7 @@ from engine.config import ConfigError, at_least
 from engine.container import VideoError
 from engine.curriculum import LAST
 from engine.data.samples import Sample
-from engine.folders import (
-    SETTINGS,
-    Journal,
-    as_a_whole,
-    begun,
-    checkpoints,
-    first_difference,
-    jot,
-    restore,
-    same_weights,
-    save,
-    tells_its_end,
-    write_whole,
-)  # fmt: skip
+from engine.folders import SETTINGS, Journal, as_a_whole, checkpoints, jot, restore, save, tells_its_end, write_whole
 from engine.latents import segments_of
 from engine.layout import Packed
 from engine.loop import looped, unrolled
@@ -56,6 +40,7 @@ from engine.methods.method import META, Method, Tokens, run, shared, tokens_of
 from engine.muon import Muon
 from engine.parallel import Learnt, Replicas, Together, gathered, spread, way
 from engine.recompute import recompute_layers
+from engine.resume import begun, expect_same, progress, take_up
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -71,16 +56,6 @@ COUNTED = ("steps", "batch", "accumulate", "log_every", "validate_every", "save_
 FROM_NONE = ("warmup", "epoch", "seed", "workers", "final_lr", "weight_decay")  # 0 or more
 ABOVE_NONE = ("lr", "clip")  # more than 0
 FINITE = ("lr", "final_lr", "weight_decay")
-INDIFFERENT = ("device", "workers", "log_every", "save_every", "keep", "only_eval", "out")  # of no effect on a run
-# What else may be changed where a run goes on: it has no effect on what is learnt from a sample, or more steps are wanted. Of
-# `batch`, only how many processes share the samples of a step.
-MAY_CHANGE = (
-    *INDIFFERENT, "steps", "batch", "accumulate", "gradient_checkpointing", "parallel", "unreadable", "validate_every",
-)  # fmt: skip
-# What reading a damaged checkpoint raises, one of other shapes, or of other parts.
-UNREADABLE = (
-    OSError, RuntimeError, ValueError, LookupError, EOFError, UnpicklingError, SafetensorError, CheckpointException,
-)  # fmt: skip
 Validate = Callable[[Backbone, nn.ModuleDict, int], dict[str, float]]  # in an epoch
 
 
@@ -224,8 +199,8 @@ def train(
     settings |= {"lora": asdict(lora)} if lora else {}
     found = checkpoints(out) if resume else []
     if found or (out / "best").exists():
-        _expect_same(out, json.loads(json.dumps(settings, default=str)))
-    start, best = _progress(found) if found else (0, -1.0)
+        expect_same(out, json.loads(json.dumps(settings, default=str)))
+    start, best = progress(found) if found else (0, -1.0)
     if start >= config.steps:
         if leads:
             restore(out)
@@ -241,7 +216,7 @@ def train(
     if leads:
         restore(out)
     if found:
-        _load(team, found)
+        take_up(team, found)
         if leads:
             jot(out, {"resumed": start})
     out.mkdir(parents=True, exist_ok=True)
@@ -337,58 +312,6 @@ def _checked(config: Training, resume: bool) -> Path:
     if begun(out) and not resume:
         raise ConfigError(f"{out} holds a run already: add --resume to go on with it, or choose another folder.")
     return out
-
-
-def _expect_same(out: Path, wanted: Mapping[str, Any]) -> None:
-    """wanted: the settings of a run that goes on, as JSON holds them. Errors: ConfigError for the first that isn't as it was
-    begun."""
-    if not (out / SETTINGS).exists():
-        return
-    try:
-        saved = json.loads((out / SETTINGS).read_text())
-        training = saved["training"]
-        batches = [training["batch"] * saved["processes"], wanted["training"]["batch"] * wanted["processes"]]
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{out / SETTINGS} is damaged: remove it, and the run goes on as it is asked to.") from None
-    if batches[0] != batches[1]:
-        raise ConfigError(_begun_otherwise(out, "number of samples a step", *batches))
-    moved = [name for name in ("init", "adapter") if same_weights(training.get(name, ""), wanted["training"][name])]
-    indifferent = {f"training.{name}" for name in (*MAY_CHANGE, *moved)}
-    compared = {name: held for name, held in wanted.items() if name not in ("processes", "hardware", "validation")}
-    if other := first_difference(saved, compared, indifferent):
-        raise ConfigError(_begun_otherwise(out, *other))
-
-
-def _begun_otherwise(out: Path, name: str, was: Any, asked: Any) -> str:
-    name = name.removeprefix("training.")
-    return f"{out} was begun with another {name} ({was}, not {asked}): set that back, or choose another folder."
-
-
-def _progress(found: list[Path]) -> tuple[int, float]:
-    """The last checkpoint's step, and the best score until then. Errors: ConfigError."""
-    try:
-        told = json.loads((found[-1] / "progress.json").read_text())
-        return int(told["step"]), float(told["best"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ConfigError(_damaged(found)) from None
-
-
-def _load(team: Replicas, found: list[Path]) -> None:
-    """Errors: ConfigError, in every process, for a last checkpoint that one of them can't read."""
-    why = None
-    try:
-        team.load(found[-1])
-    except torch.OutOfMemoryError:
-        raise
-    except UNREADABLE as error:
-        why = str(error) if isinstance(error, ConfigError) else _damaged(found)
-    if reasons := [each for each in gathered(why, team.accelerator) if each]:
-        raise ConfigError(reasons[0])
-
-
-def _damaged(found: list[Path]) -> str:
-    then = f"goes on from {found[-2]}" if len(found) > 1 else "begins anew"
-    return f"The checkpoint {found[-1]} is damaged, or of another model: remove it, and --resume {then}."
 
 
 def expect_sound(config: Training) -> None:

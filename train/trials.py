@@ -16,9 +16,9 @@ from engine.config import ConfigError, at_least, build, read_yaml
 from engine.data.gsm8k_icot import Gsm8kIcotSource
 from engine.data.text_worlds import TextWorldsSource
 from engine.data.worlds import WorldsSource
-from engine.folders import SETTINGS, checkpoints, fingerprint, first_difference
+from engine.folders import SETTINGS, checkpoints, fingerprint
 from engine.methods import described, find
-from engine.training import INDIFFERENT
+from engine.resume import INDIFFERENT, first_difference
 from train.command import Run, over, section
 from train.heima import Planned, plan
 
