@@ -295,7 +295,7 @@ def test_a_section_that_no_sample_of_a_pass_has_costs_nothing(eyes: Backbone) ->
     loss, _ = method.loss(run(eyes, packed, companions=companions))
     loss.backward()
     assert loss.item() == 0
-    assert all(p.grad is not None and not p.grad.any() for p in companions.parameters())
+    assert all(p.grad is None for p in companions.parameters())
 
 
 def test_an_interpreter_may_be_another_language_model(eyes: Backbone, tmp_path: Path) -> None:

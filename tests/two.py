@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from engine.data.samples import Sample
 from engine.data.worlds import WorldsSource
 from engine.folders import checkpoints
 from engine.methods.coconut import Coconut
+from engine.methods.heima import Interpreters
 from engine.methods.method import Method
 from engine.methods.pause import PauseDistillation
 from engine.methods.steps import StepSupervision
@@ -48,6 +49,16 @@ class Chains:
 
     def __call__(self, index: int) -> Sample:
         return chains(tiny_gpt2())[(0, 2, 3, 2)[index % 4]]
+
+
+@dataclass(frozen=True)
+class Sections:
+    """Chains in sections, of which whole batches lack the last."""
+
+    def __call__(self, index: int) -> Sample:
+        full = chains(tiny_llama())[2]
+        kept = 1 if index // BATCH % 2 else 2
+        return replace(full, steps=full.steps[:kept], sections=("A", "B")[:kept])
 
 
 def undropped_gpt2() -> Backbone:
@@ -74,6 +85,7 @@ CASES = (
     # Different numbers of latents and of tokens in every pass and process, some without any.
     Case("coconut", Coconut(c_thought=2, epochs_per_stage=1, max_latent_stage=3, steps=DECODER), Chains(), tiny_llama),
     Case("tied", Coconut(c_thought=1, epochs_per_stage=1, max_latent_stage=2), Chains(), undropped_gpt2),
+    Case("interpreters", Interpreters(compressed=2, sections=("A", "B")), Sections(), tiny_llama),
     Case("pause", PauseDistillation(pauses=(2, 4), steps=DECODER), WorldsSource(difficulties=(1, 2))),
     Case("lora", PauseDistillation(pauses=(2, 4)), WorldsSource(difficulties=(1, 2)), tiny_backbone, Lora(r=2, train_embeddings=True), ("fsdp2",)),
 )  # fmt: skip
@@ -169,7 +181,7 @@ def compare(folder: Path, chance: random.Random, cases: list[str]) -> dict[str, 
                 "checkpoints then": stood,
                 "files": sorted(path.name for path in checkpoints(folder / out)[-1].iterdir()),
             }
-            if case.lora is None:
+            if case.lora is None and not case.method.frozen:
                 load(folder / out / "best")
     return told
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from engine.backbones.base import SPECIAL_TOKENS, Backbone
@@ -198,10 +197,9 @@ class Interpreters(Heima):
         return weighted({name: (1.0, self.section_loss(out, name)) for name in self.names})
 
     def section_loss(self, out: Outcome, name: str, of: str | None = None) -> Tensor:
-        """Mean over tokens, of the target called `of` alone if it is given; 0 for a section that no sample has, with gradients
-        of 0 for its interpreter."""
+        """Mean over tokens, of the target called `of` alone if it is given; 0 for a section that no sample has."""
         if name not in out.packed.readings:
-            return torch.stack([weight.sum() * 0.0 for weight in out.companions[name].parameters()]).sum()
+            return out.hidden[-1].new_zeros(()).requires_grad_()  # a pass without any section can be learnt from too
         each, _, _ = read(out, self.reader(out.backbone, out.companions, name), name)
         rows = out.packed.readings[name].packed.branches["read"]
         if of is not None:
