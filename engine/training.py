@@ -11,7 +11,7 @@ import math
 import random
 import re
 import time
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -160,6 +160,17 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+@dataclass(frozen=True)
+class Learner:
+    """What learns, by what, in how many processes."""
+
+    method: Method
+    backbone: Backbone
+    companions: nn.ModuleDict
+    added: dict[str, PeftModel]  # adapters that learn, by companion; the model's own under adapters.MAIN
+    team: Replicas
+
+
 @tells_its_end
 def train(
     config: Training,
@@ -183,19 +194,13 @@ def train(
     Errors: ConfigError for settings that can't work, or aren't those that the run was begun with; VideoError for more clips
     that can't be read than `unreadable` allows; FloatingPointError when the loss is no number (the last good checkpoint stays).
     """
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-    from tqdm import tqdm
-
     out = _checked(config, resume)
     expect_fitting(config, method, lora)
     seed_everything(config.seed)
-    if AcceleratorState._shared_state.get("_mixed_precision", config.precision) != config.precision:
-        AcceleratorState._reset_state()  # an earlier run's in this process, a table's row or a stage, which would be refused
-    accelerator = Accelerator(cpu=here(config.device) == "cpu", mixed_precision=config.precision)
-    rank, ranks, leads = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
-    settings = {"training": asdict(config), "processes": ranks, "hardware": hardware(accelerator.device)}
-    settings |= {"method": described(method), **(note or {})}
+    accelerator = _accelerator(config)
+    leads = accelerator.is_main_process
+    settings = {"training": asdict(config), "processes": accelerator.num_processes}
+    settings |= {"hardware": hardware(accelerator.device), "method": described(method), **(note or {})}
     settings |= {"lora": asdict(lora)} if lora else {}
     found = checkpoints(out) if resume else []
     if found or (out / "best").exists():
@@ -222,10 +227,42 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     if leads:
         write_whole(out / SETTINGS, json.dumps(settings, indent=1, default=str))
+    _take_steps(config, Learner(method, backbone, companions, added, team), source, validate, start, best, told or {})
+    return out / "best"
 
+
+def _accelerator(config: Training) -> Accelerator:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    if AcceleratorState._shared_state.get("_mixed_precision", config.precision) != config.precision:
+        AcceleratorState._reset_state()  # an earlier run's in this process, a table's row or a stage, which would be refused
+    return Accelerator(cpu=here(config.device) == "cpu", mixed_precision=config.precision)
+
+
+def _take_steps(
+    config: Training, learner: Learner, source: Callable[[int], Sample], validate: Validate, start: int, best: float,
+    told: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """From `start` on, with logs, validations, the best model and checkpoints. best: the highest accuracy so far. told: as in
+    `train`."""
+    from tqdm import tqdm
+
+    method, team, out = learner.method, learner.team, Path(config.out)
+    rank, ranks = team.accelerator.process_index, team.accelerator.num_processes
+    leads = team.accelerator.is_main_process
     spares = SPARES if config.unreadable else 0
     dataset = Batches(
-        source, method, backbone, config.batch, config.accumulate, config.seed, config.epoch, rank, ranks, spares
+        source,
+        method,
+        learner.backbone,
+        config.batch,
+        config.accumulate,
+        config.seed,
+        config.epoch,
+        rank,
+        ranks,
+        spares,
     )
     drawn = tqdm(total=config.steps, initial=start, desc=out.name, dynamic_ncols=True, disable=None if leads else True)
     with drawn as bar, closing(Journal(out, rank)) as journal:
@@ -245,56 +282,57 @@ def train(
         feed = batches(dataset, start, config.steps, config.workers, left_out)
         if leads:
             bar.write(f"{out.name}: {seen_in_all(config, ranks, source)}")
-        if leads and accelerator.device.type == "cpu" and config.precision == "bf16" and without_bf16():
+        if leads and team.accelerator.device.type == "cpu" and config.precision == "bf16" and without_bf16():
             bar.write("This processor has no bfloat16 arithmetic: with --precision no, small models learn some three times as fast.")  # fmt: skip
-        began, seen = time.perf_counter(), 0
+        began = time.perf_counter()
         window: list[dict[str, float]] = []  # the losses since the last log line
-        before = epoch_of(max(start - 1, 0), config.batch * ranks, config.epoch)
         for step in range(start, config.steps):
-            epoch = epoch_of(step, config.batch * ranks, config.epoch)
+            before, epoch = (epoch_of(max(s, 0), config.batch * ranks, config.epoch) for s in (step - 1, step))
             if method.renewed(epoch) != method.renewed(before):
                 team.forget()
             if method.stage(epoch) != method.stage(before):
                 best = -1.0
-            before = epoch
-            for group in (group for optimizer in team.optimizers for group in optimizer.param_groups):
-                group["lr"] = learning_rate(config, step)
-            passes = next(feed)  # the first of which draws from torch's generator
-            torch.manual_seed(config.seed + 1_000_003 * (step * ranks + rank))  # dropout is decided by the step too
-            terms = _learn(passes, method, backbone, companions, team)
-            if not math.isfinite(terms["loss"]):
-                raise FloatingPointError(_lost("loss", terms["loss"], step, out))
-            norm = team.update(config.clip)
-            if not math.isfinite(norm):  # it has spoilt the weights, so nothing is saved of them
-                raise FloatingPointError(_lost("gradient's norm", norm, step, out))
-            seen += config.batch * ranks
-            bar.update()
-            done = step + 1
+            terms, norm = _step(config, learner, feed, step)
             window.append(terms)
-            if done % config.log_every == 0 or done == config.steps:
-                rate = seen / (time.perf_counter() - began)
+            bar.update()
+            done, last = step + 1, step + 1 == config.steps
+            if done % config.log_every == 0 or last:
+                rate = (done - start) * config.batch * ranks / (time.perf_counter() - began)
                 logged = {name: sum(each[name] for each in window) / len(window) for name in terms}
                 window.clear()
+                bar.set_postfix({name: f"{value:.3g}" for name, value in logged.items()})
                 logged |= {"lr": learning_rate(config, step), "gradient_norm": norm, "samples_per_second": rate}
-                if missed:
-                    logged["unreadable_clips"] = len(missed)
+                logged |= {"unreadable_clips": len(missed)} if missed else {}
                 journal.record(done, logged)
-                bar.set_postfix({name: f"{value:.3g}" for name, value in logged.items() if name in terms})
-            if done % config.validate_every == 0 or done == config.steps:
-                scores = _validated(backbone, companions, validate, epoch, team)
+            if done % config.validate_every == 0 or last:
+                scores = _validated(learner, validate, epoch)
                 journal.record(done, {f"validation_{name}": value for name, value in scores.items()})
                 if leads:
                     bar.write(f"{out.name} step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
                 if scores["accuracy"] >= best:  # of equals the last, which has learnt longest
                     best = scores["accuracy"]
-                    weights = team.weights()
-                    if leads:
-                        _keep_best(
-                            out, method, told or {}, {"step": done, **scores}, backbone, companions, added, weights
-                        )
-            if done % config.save_every == 0 or done == config.steps:
+                    _keep_best(out, learner, told, {"step": done, **scores})
+            if done % config.save_every == 0 or last:
                 save(out, {"step": done, "best": best}, config.keep, team)
-    return out / "best"
+
+
+def _step(
+    config: Training, learner: Learner, feed: Iterator[list[Packed]], step: int
+) -> tuple[dict[str, float], float]:
+    """One step of the optimizers -> the loss and its terms, and the gradient's norm. Errors: FloatingPointError."""
+    team, accelerator = learner.team, learner.team.accelerator
+    for group in (group for optimizer in team.optimizers for group in optimizer.param_groups):
+        group["lr"] = learning_rate(config, step)
+    passes = next(feed)  # the first of which draws from torch's generator
+    dropped = step * accelerator.num_processes + accelerator.process_index
+    torch.manual_seed(config.seed + 1_000_003 * dropped)  # dropout is decided by the step too
+    terms = _learn(passes, learner)
+    if not math.isfinite(terms["loss"]):
+        raise FloatingPointError(_lost("loss", terms["loss"], step, Path(config.out)))
+    norm = team.update(config.clip)
+    if not math.isfinite(norm):  # it has spoilt the weights, so nothing is saved of them
+        raise FloatingPointError(_lost("gradient's norm", norm, step, Path(config.out)))
+    return terms, norm
 
 
 def _lost(what: str, value: float, step: int, out: Path) -> str:
@@ -394,10 +432,9 @@ def made_ready(
     return backbone, companions, added
 
 
-def _learn(
-    passes: list[Packed], method: Method, backbone: Backbone, companions: nn.ModuleDict, team: Replicas
-) -> dict[str, float]:
+def _learn(passes: list[Packed], learner: Learner) -> dict[str, float]:
     """The gradients of one step -> its loss and terms: means over all its passes, in all processes."""
+    method, companions, team = learner.method, learner.companions, learner.team
     tokens, segments = agreed(passes, team)
     accelerator = team.accelerator
     summed, names = torch.zeros(1, device=accelerator.device), ["loss"]
@@ -406,7 +443,9 @@ def _learn(
 
         def compute(packed: Packed = placed, calls: int = segments[index]) -> Learnt:
             with accelerator.autocast():
-                return method.loss(run(backbone, packed, method.feedback(companions), companions, tokens, calls))
+                return method.loss(
+                    run(learner.backbone, packed, method.feedback(companions), companions, tokens, calls)
+                )
 
         total, terms = team.learn(compute, 1 / len(passes), last=index == len(passes) - 1)
         names = ["loss", *terms]
@@ -436,10 +475,9 @@ def agreed(passes: list[Packed], team: Replicas) -> tuple[Tokens, list[int]]:
     return tokens, [max(process[index][1] for process in every) for index in range(len(passes))]
 
 
-def _validated(
-    backbone: Backbone, companions: nn.ModuleDict, validate: Validate, epoch: int, team: Replicas
-) -> dict[str, float]:
+def _validated(learner: Learner, validate: Validate, epoch: int) -> dict[str, float]:
     """The first process's scores, so that all agree on what is best."""
+    backbone, companions, team = learner.backbone, learner.companions, learner.team
     learns = backbone.model.training
     backbone.model.eval()
     companions.eval()
@@ -449,12 +487,12 @@ def _validated(
     return gathered(scores, team.accelerator)[0]
 
 
-def _keep_best(
-    out: Path, method: Method, told: Mapping[str, Any], scores: dict[str, float], backbone: Backbone,
-    companions: nn.ModuleDict, added: dict[str, PeftModel], weights: dict[str, torch.Tensor] | None,
-) -> None:  # fmt: skip
+def _keep_best(out: Path, learner: Learner, told: Mapping[str, Any], scores: dict[str, float]) -> None:
+    method, weights = learner.method, learner.team.weights()  # which every process takes part in
+    if not learner.team.accelerator.is_main_process:
+        return
     pauses = list(method.slot_range) if method.silent else None
     with as_a_whole(out / "best") as made:
-        adapters.save(made, unrolled(backbone), companions, added, method.frozen, weights)
+        adapters.save(made, unrolled(learner.backbone), learner.companions, learner.added, method.frozen, weights)
         (made / META).write_text(json.dumps({"method": described(method), "pauses": pauses, **told}))
         (made / "scores.json").write_text(json.dumps(scores, indent=1))
