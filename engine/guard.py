@@ -22,6 +22,8 @@ REFUSED = re.compile(
 )
 LARGEST_CALL = 2**20  # bytes of a request that is no upload
 FORM = 2**16  # bytes that a form may put around its file
+UPLOADS = ("/upload", "/gradio_api/upload")
+FULL = "The page holds as many clips as it can for now: try again in an hour, or use an example."
 LENGTH = "Say how long the request is (Content-Length)."
 LINGER = 5.0  # seconds for which a refused upload may go on
 # A page may run its own scripts (Gradio's need eval), ask nothing of other hosts, and be framed by its Space alone.
@@ -48,6 +50,7 @@ class Guard:
     def __init__(self, app: Callable[..., Any], folder: Path, largest: int, most: int) -> None:
         """folder: where uploads go; largest: bytes of one upload; most: bytes of the whole folder."""
         self.app, self.folder, self.largest, self.most = app, folder, largest, most
+        self.coming = 0  # bytes of uploads that were let in and aren't finished
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -60,8 +63,11 @@ class Guard:
                 message["headers"] = [*message.get("headers", []), *own]
             await send(message)
 
-        status, sentence = await self.refusal(scope)
-        if not status and scope["method"] == "POST" and not uploads(scope):
+        status, sentence = self.refusal(scope)
+        if not status and uploads(scope):
+            await self.upload(scope, receive, guarded)
+            return
+        if not status and scope["method"] == "POST":
             receive, body = await heard(receive)
             if body is None:
                 status, sentence = 413, too_large(LARGEST_CALL)
@@ -72,7 +78,20 @@ class Guard:
         else:
             await self.app(scope, receive, guarded)
 
-    async def refusal(self, scope: dict[str, Any]) -> tuple[int, str]:
+    async def upload(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Lets an upload in if there is room for it beside those that are still coming."""
+        length = int(dict(scope["headers"])[b"content-length"])
+        taken = await asyncio.to_thread(lambda: sum(size for _, size, _ in held(self.folder)))
+        if taken + self.coming + length > self.most:
+            await refuse(507, FULL.encode(), receive, send)
+            return
+        self.coming += length
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.coming -= length
+
+    def refusal(self, scope: dict[str, Any]) -> tuple[int, str]:
         """Status and sentence for a request that doesn't get in; status 0 for one that does."""
         path = scope["path"]
         if REFUSED.search(path):
@@ -88,10 +107,6 @@ class Guard:
         largest, form = (self.largest, FORM) if uploads(scope) else (LARGEST_CALL, 0)
         if int(length) > largest + form:
             return 413, too_large(largest)
-        if uploads(scope):
-            taken = await asyncio.to_thread(lambda: sum(size for _, size, _ in held(self.folder)))
-            if taken + int(length) > self.most:
-                return 507, "The page holds as many clips as it can for now: try again in an hour, or use an example."
         return 0, ""
 
 
@@ -114,7 +129,7 @@ async def refuse(status: int, sentence: bytes, receive: Receive, send: Send) -> 
 
 
 def uploads(scope: dict[str, Any]) -> bool:
-    return scope["path"].rstrip("/").endswith("/upload")
+    return scope["method"] == "POST" and scope["path"].removeprefix(scope.get("root_path", "")) in UPLOADS
 
 
 def too_large(largest: int) -> str:

@@ -52,7 +52,9 @@ def test_old_files_go_and_then_the_oldest(tmp_path: Path, monkeypatch: pytest.Mo
     assert sweep(tmp_path / "none", 1, 1) == 0
 
 
-def asked(folder: Path, headers: dict[str, str], parts: Iterable[bytes], method: str = "POST") -> tuple[int, bytes]:
+def asked(
+    folder: Path, headers: dict[str, str], parts: Iterable[bytes], method: str = "POST", path: str = "queue/join"
+) -> tuple[int, bytes]:
     """A call through the guard, its body in parts -> the answer's status, and all that the page got to read of it."""
     waiting = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
     waiting.append({"type": "http.request", "body": b"", "more_body": False})
@@ -73,7 +75,7 @@ def asked(folder: Path, headers: dict[str, str], parts: Iterable[bytes], method:
         await send({"type": "http.response.start", "status": 200})
 
     scope = {
-        "type": "http", "method": method, "path": "/gradio_api/queue/join",
+        "type": "http", "method": method, "path": f"/gradio_api/{path}",
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
     }  # fmt: skip
     asyncio.run(Guard(page, folder, 2**20, 2**30)(scope, receive, send))
@@ -93,6 +95,45 @@ def test_a_call_is_counted_as_it_comes(tmp_path: Path) -> None:
     assert asked(tmp_path, declared, [part] * 4) == (200, part * 4)
     assert asked(tmp_path, declared, [*[part] * 4, b"x"]) == (413, b"")
     assert asked(tmp_path, {"content-length": str(2**20 + 1)}, []) == (413, b"")
+
+
+@pytest.mark.parametrize("path", ["queue/join", "run/upload", "call/upload", "upload/x"])
+def test_no_other_address_passes_for_that_of_uploads(tmp_path: Path, path: str) -> None:
+    fetched = json.dumps({"data": [{"path": "http://example.com/a.mp4"}]}).encode()
+    assert asked(tmp_path, {"content-length": str(len(fetched))}, [fetched], path=path) == (403, b"")
+    assert asked(tmp_path, {"content-length": str(2**20 + 1)}, [], path=path) == (413, b"")
+
+
+def test_uploads_that_come_together_share_the_room(tmp_path: Path) -> None:
+    """What is still coming counts, until it has come or was broken off."""
+    let_in = 0
+    told: list[int | None] = []
+    scope = {
+        "type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": [(b"content-length", b"200")],
+    }  # fmt: skip
+
+    async def page(scope: dict[str, Any], receive: guard.Receive, send: guard.Send) -> None:
+        nonlocal let_in
+        let_in += 1
+        await asyncio.sleep(0.2)
+        raise ConnectionError("broken off")
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        told.append(message.get("status"))
+
+    async def scene() -> None:
+        guarded = Guard(page, tmp_path, 2**20, 300)
+        for _ in range(2):
+            calls = (guarded(scope, receive, send) for _ in range(5))
+            found = await asyncio.gather(*calls, return_exceptions=True)
+            assert sum(isinstance(each, ConnectionError) for each in found) == 1
+
+    asyncio.run(scene())
+    assert let_in == 2
+    assert told.count(507) == 8
 
 
 def test_a_folder_that_vanishes_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,6 +169,7 @@ def test_no_clip_is_fetched(server: Server, clip: dict) -> None:
         ("call/think", {"data": data}),
         ("call/v2/think", {"clip": data[0]}),
         ("run/think", {"data": data}),
+        ("run/upload", {"data": data[:1], "fn_index": 1}),
     ):
         answer = httpx.post(f"{server.url}/gradio_api/{path}", json=body)
         assert answer.status_code == 403
