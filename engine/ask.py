@@ -6,6 +6,7 @@ reply.answer, reply.thoughts, reply.states.shape
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from engine import generate
-from engine.data.samples import TYPE_HINTS, Sample, answer_of, letter, thoughts_of, with_options
+from engine.data.samples import MARK, TYPE_HINTS, Sample, answer_of, letter, thoughts_of, with_options
 from engine.exams.scores import option_letter
 from engine.insight import inside, reconstruction, spoken
 from engine.insight.inside import Inside
@@ -152,15 +153,18 @@ def ask(
     picked = meant(answer, options)
     if options and model.dialect == "chat":  # in plain text an answer has no place where a letter must stand
         if model.taught:
-            before = _before_answer(model, written)
-            shares = generate.shares_of(backbone, before, [model.method.space + each for each in letters])
+            shares = generate.shares_of(
+                backbone, _first(model, written), [model.method.space + each for each in letters]
+            )
         else:
             shares = generate.option_probabilities(backbone, thoughts, letters, [generate.ANSWER_TAG.name])
         chances = tuple(Option(text, share) for text, share in zip(options, shares[0].tolist(), strict=True))
     if picked:
         answer = options[letters.index(picked)]
     elif chances:
-        notices.append(f"The model wrote {answer[:60]!r}, which is no option's letter; its likeliest option is given.")
+        notices.append(
+            f"The model wrote {answer[:60]!r}, which isn't an option's letter; its likeliest option is shown."
+        )
         answer = max(chances, key=lambda option: option.probability).text
     elif options:
         notices.append(f"The model wrote {answer[:60]!r}, which is none of the options.")
@@ -168,18 +172,21 @@ def ask(
         notices.append(f"The answer is cut off after {written.tokens[0]} tokens.")
     said_aloud = timed("speak", "Saying the thoughts", lambda: _aloud(model, sample, thoughts, heed))
     explicit, chain, teacher_state = None, None, None
-    asked_for_chain = None if model.taught else posed(model, visual, question, options, kind, chain=True)
+    # What the chain's prefill is, where it isn't the silent answer's: that of another prompt, or one without fed-back slots.
+    other = sample if thoughts.serial else None
+    other = other if model.taught else posed(model, visual, question, options, kind, chain=True)
     if not silent:
         chain = written
     elif write_chain and model.method.writes:
-        chain = timed("explicit", "Writing the chain out", lambda: _chain(model, thoughts, asked_for_chain, heed))  # fmt: skip
-        teacher_state = _answer_state(model, chain)
+        chain = timed("explicit", "Writing the chain out", lambda: _chain(model, thoughts, other, heed))
+        opened = _behind_tag(model, chain)
+        teacher_state = None if opened is None else _alone(opened)
     if chain:
         said = answer_of(chain.text[0], model.dialect)
         if options and (picked := meant(said, options)):
             said = options[letters.index(picked)]
         text = thoughts_of(chain.text[0], model.dialect)
-        prefill = seconds["think"] if model.taught else 0.0  # another prompt has its own, within "explicit"
+        prefill = 0.0 if silent and other else seconds["think"]
         explicit = Explicit(text, said, chain.tokens[0], prefill + seconds["explicit" if silent else "answer"])
     seen = None
     if donors is not None and model.taught:  # slots that mean nothing to a model have nothing to look at
@@ -197,7 +204,7 @@ def ask(
     return Reply(
         answer, chances, said_aloud, explicit, thoughts.count, generated, seconds,
         tuple(notices), settings, not strange, thoughts.states[:, 0].float().cpu(),
-        _answer_state(model, written), teacher_state, seen,
+        _alone(_first(model, written)), teacher_state, seen,
     )  # fmt: skip
 
 
@@ -245,19 +252,28 @@ def frames_of(clip: Clip | None) -> Frames | None:
     return Frames(clip.frames, clip.seconds_per_frame, still=len(clip.frames) == 1) if clip else None
 
 
-def _before_answer(model: Model, written: generate.Written) -> Tensor:
-    """The state that predicted the first token behind the tag that opens the answer, or the first of all without one:
-    [layers + 1, 1, dim]."""
-    ids, opened = written.ids[0], model.method.opened
-    # From the end, where the answer is. The tag is one token, or is spelled.
-    places = range(min(len(ids), len(written.states) - 1), 0, -1) if opened in written.text[0] else ()
-    place = next((end for end in places if model.backbone.decode(ids[:end]).endswith(opened)), 0)
-    return written.states[place, :, :1]
+def _behind_tag(model: Model, written: generate.Written) -> Tensor | None:
+    """The state that predicted the first token behind what opens the answer, a tag or plain text's mark: [layers + 1, 1, dim];
+    None where no answer was opened."""
+    ids, opens = written.ids[0], MARK.pattern if model.dialect == "plain" else re.escape(model.method.opened)
+    if not re.search(opens, written.text[0]):
+        return None
+    # From the end, where the answer is. What opens it is one token, or is spelled.
+    for place in range(min(len(ids), len(written.states) - 1), 0, -1):
+        if re.search(f"(?:{opens})$", model.backbone.decode(ids[:place])):
+            return written.states[place, :, :1]
+    return None
 
 
-def _answer_state(model: Model, written: generate.Written) -> Tensor:
-    """[layers + 1, dim]"""
-    return _before_answer(model, written)[:, 0].float().cpu()
+def _first(model: Model, written: generate.Written) -> Tensor:
+    """The state that predicted the answer's first token, which without a tag is the first of all: [layers + 1, 1, dim]."""
+    behind = _behind_tag(model, written)
+    return written.states[0, :, :1] if behind is None else behind
+
+
+def _alone(states: Tensor) -> Tensor:
+    """[layers + 1, 1, dim] -> [layers + 1, dim]"""
+    return states[:, 0].float().cpu()
 
 
 def _bounds(model: Model, pauses: int) -> list[str]:
@@ -269,7 +285,7 @@ def _bounds(model: Model, pauses: int) -> list[str]:
         said.append("This model has learnt to answer by its written chain alone.")
     elif not model.method.writes:
         thoughts = "" if _speaks(model) else "say its thoughts or "
-        said.append(f"This model has learnt to answer silently alone: it can't {thoughts}write its chain.")
+        said.append(f"This model has only learnt to answer silently: it can't {thoughts}write its chain.")
     elif model.trained_pauses is None:
         said.append("This model was never trained for pauses: trust the written chain rather than the silent answer.")
     if model.taught and model.method.silent and model.trained_pauses is not None:

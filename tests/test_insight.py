@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from engine import ask, models, worlds
+from engine import ask, generate, models, worlds
 from engine.ask import UNKNOWN, Explicit, Option, Reply
 from engine.insight import cards, plots, similarity
 from engine.methods.coconut import Coconut
@@ -18,7 +20,9 @@ from engine.methods.heima import Heima, Interpreters
 from engine.methods.method import Method
 from engine.methods.pause import PauseDistillation
 from engine.methods.steps import StepSupervision
+from engine.video import read
 from tests import tiny
+from tests.serve import ROOT
 
 LAYERS, SLOTS, DIM = 4, 5, 6
 ASKED = {
@@ -224,3 +228,47 @@ def test_the_shipped_examples_are_what_they_say() -> None:
         record = worlds.make(told["family"], told["difficulty"], told["seed"], told["split"])
         assert worlds.as_json(record) == {name: value for name, value in told.items() if name != "clip"}
         assert file.with_suffix(".mp4").stat().st_size < 150_000
+
+
+@pytest.mark.parametrize(("name", "prefills"), [("pause", 1), ("codi", 2)])
+def test_a_chain_is_not_charged_for_slots_that_cost_steps(
+    monkeypatch: pytest.MonkeyPatch, name: str, prefills: int
+) -> None:
+    """Where slots ride the prefill, the chain goes on from the same."""
+    thoughts: list[int] = []
+    think = generate.think
+
+    def counted(backbone: Any, samples: Any, thought: Any, *more: Any) -> generate.Thoughts:
+        found = think(backbone, samples, thought, *more)
+        thoughts.append(found.count)
+        return found
+
+    monkeypatch.setattr(generate, "think", counted)
+    model = models.load(models.SMALL / name, device="cpu")
+    shown = read(min((ROOT / "assets" / "examples").glob("cups-*.mp4")), model.sampling)
+    reply = ask.ask(model, shown, "Where is the ball at the end?", ["left", "middle", "right"])
+    assert thoughts == [8, 0][:prefills]
+    assert reply.explicit
+    seconds = reply.seconds["explicit"] + (reply.seconds["think"] if prefills == 1 else 0.0)
+    assert reply.explicit.seconds == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "plain", "place"),
+    [
+        (("<<1", "+1", "=2>>", "\n", "###", " 2", "<end>"), True, 5),
+        (("The", " answer", " is:", " C#", "<end>"), True, 3),
+        (("<think>", "x", "</think>", "<answer>", "B", "</answer>", "<end>"), False, 4),
+        (("<think>", "x", "x"), False, None),
+        (("1 + 1", "\n", "2 + 2"), True, None),
+    ],
+)
+def test_the_state_that_predicts_an_answer_stands_behind_what_opens_it(
+    pieces: Any, plain: bool, place: int | None
+) -> None:
+    states = torch.arange(float(len(pieces))).view(-1, 1, 1, 1)
+    written = generate.Written([list(range(len(pieces)))], ["".join(pieces[:-1])], [len(pieces)], states)
+    backbone = SimpleNamespace(decode=lambda ids: "".join(pieces[i] for i in ids))
+    model: Any = SimpleNamespace(dialect="plain" if plain else "chat", method=Coconut(), backbone=backbone)
+    found = ask._behind_tag(model, written)
+    assert (None if found is None else int(found)) == place

@@ -182,7 +182,7 @@ def test_a_model_that_has_learnt_to_answer_alone_says_no_more(folder, clip, tmp_
     reply = ask.ask(model, read(clip, model.sampling), QUESTION, OPTIONS)
     assert (reply.slots, reply.thoughts, reply.explicit) == (3, "", None)
     assert reply.answer in OPTIONS
-    assert any("learnt to answer silently alone" in notice for notice in reply.notices)
+    assert any("only learnt to answer silently" in notice for notice in reply.notices)
     assert (reply.settings["writes"], reply.settings["speaks"]) == (False, False)
     assert not any("was trained with" in notice for notice in reply.notices)
     more = ask.ask(model, read(clip, model.sampling), QUESTION, OPTIONS, pauses=5)
