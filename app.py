@@ -691,7 +691,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             serve(Page(model, others), Path(folder), options.host, options.port, options.share)
     except (ValueError, OSError, OverflowError) as error:
         taken = isinstance(error, OverflowError) or "empty port" in str(error)
-        sentence = f"Port {options.port} can't be had: choose another with --port." if taken else str(error)
+        sentence = f"Port {options.port} isn't available: choose another with --port." if taken else str(error)
         print(" ".join(sentence.split()), file=sys.stderr)
         return 2
     return 0

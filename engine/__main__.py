@@ -262,7 +262,7 @@ def benchmark_options(verbs: Any) -> None:
     verb.add_argument("--adapter", help="PEFT adapter to merge in")
     verb.add_argument("--mode", default="silent", choices=["silent", "explicit", "spoken"], help="spoken: silent, and the thoughts are said too")  # fmt: skip
     verb.add_argument("--pauses", type=int, help="thinking slots (default: 8, or what the model was trained with)")
-    verb.add_argument("--as-asked", action="store_true", help="no sentence about the answer's form behind a question, as Heima was trained")  # fmt: skip
+    verb.add_argument("--as-asked", action="store_true", help="append no answer-format instruction to the question, as Heima was trained")  # fmt: skip
     verb.add_argument("--judge", metavar="MODULE:FUNCTION", help="(question, said, true) -> 0 to 1; mmvet needs one")
     verb.add_argument("--shard", default="1/1", help="I/N: the I-th of N, from 1")
     verb.add_argument("--out", required=True, help="folder for the answers, a line each, and their scores")

@@ -42,17 +42,17 @@ class Familiarity:
     def strange(self, backbone: Backbone, clip: Frames | None, question: str, options: Sequence[str]) -> str:
         """What here is unlike all that was trained on, in a sentence; "" where nothing is."""
         if clip is None:
-            return "it was trained on questions about clips, and here is none."
+            return "it was trained on questions about clips, and no clip was given."
         seen = feature(backbone, clip)
         if not _distance(seen, self.mean, self.whiten) <= self.limit:  # what is no number isn't known either
             return "this clip is unlike the three small worlds that it was trained on."
         place = next((i for i, known in enumerate(self.asked) if known.question == question.strip()), None)
         if place is None:
-            return "this question is none of those that it was trained on."
+            return "it wasn't trained on this question."
         if not options or not set(options) <= set(self.asked[place].options):
             return f"it knows this question with options among {', '.join(self.asked[place].options)} alone."
         if int(_distance(seen, self.means, self.whiten).argmin()) != place:
-            return "it knows this question about other clips than this one."
+            return "it knows this question, but not for this kind of clip."
         return ""
 
     def save(self, folder: Path) -> None:

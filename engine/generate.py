@@ -98,7 +98,7 @@ def think(
         needed = int(packed.positions.max()) + 2  # with a token to write
         if needed > most:
             raise ValueError(
-                f"The question takes {needed:,} positions, and this model has learnt {most:,}: ask for less."
+                f"The question takes {needed:,} positions, but this model supports {most:,}: shorten it."
             )
     cache = backbone.new_cache()
     sight = backbone.look(packed)

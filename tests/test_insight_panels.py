@@ -90,7 +90,7 @@ def test_an_answer_follows_another_clips_slots_or_does_not(reply: Reply) -> None
 def test_how_many_slots_an_answer_needs(reply: Reply) -> None:
     said = panels.many(reply)
     assert "From 1 slot on, the answer is “left”" in said
-    assert "90% sure it is with 2 slots for the first time" in said
+    assert "It first reaches 90% with 2 slots" in said
     unsure = panels.many(replace(reply, inside=replace(seen(), fewer=(TORN, TORN))))
     assert "Without any slot, and with every number of them, the answer is “left”" in unsure
     assert "would write the chain" in unsure

@@ -246,7 +246,7 @@ def test_a_model_is_held_against_its_controls_in_words() -> None:
     assert len(told) == 3
     assert "“mine” answers 90.0%" in told[0]
     assert "it does better, by more than chance" in told[0]
-    assert "no clear difference, so that it can be read is no sign of thinking" in told[1]
+    assert "no clear difference, so being readable is no evidence of thinking" in told[1]
     assert "best on the other half" in told[1]
     assert "no clear difference" in told[2]
     assert beside_controls({"mine": models["mine"]}) == []

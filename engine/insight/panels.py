@@ -165,9 +165,9 @@ def many(reply: Reply) -> str:
     told = f"{since}, the answer is “{options[chosen[-1]]}”."
     sure = next((n for n, row in enumerate(inside.fewer) if max(row) >= SURE), None)
     if sure is None:
-        told += f" It is nowhere {SURE:.0%} sure: a model that thinks aloud when unsure would write the chain here."
+        told += f" It never reaches {SURE:.0%}: a model that thinks aloud when unsure would write the chain here."
     else:
-        told += f" {SURE:.0%} sure it is with {_slots(sure)} for the first time, of “{options[chosen[sure]]}”."
+        told += f" It first reaches {SURE:.0%} with {_slots(sure)}, for “{options[chosen[sure]]}”."
     return f"<p>{text(told)}</p>"
 
 

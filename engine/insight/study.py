@@ -185,7 +185,7 @@ def beside_controls(models: Models) -> list[str]:
                 f"A linear probe reads the last state off the best slot of “{first}” in {percent(ours)} of the clips, off that "
                 f"of “{name}” in {percent(other)}, and by chance in {percent(chance)} (each half of the clips is read in the "
                 f"layer and slot that are best on the other half): {_apart(ours, other)}"
-                f"{'' if ours['low'] > other['high'] else ', so that it can be read is no sign of thinking'}."
+                f"{'' if ours['low'] > other['high'] else ', so being readable is no evidence of thinking'}."
             )
     return told
 
