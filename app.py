@@ -45,7 +45,8 @@ from starlette.middleware import Middleware
 from engine import __version__, ask, models, worlds
 from engine.benchmark import shipped
 from engine.guard import Guard, sweeping
-from engine.insight import cards, panels, plots, share
+from engine.insight import plots
+from engine.page import cards, panels, share
 from engine.sandbox import Sandbox
 from engine.video import Clip, Sampling, read
 

@@ -97,9 +97,7 @@ def think(
     if most := backbone.most_positions:
         needed = int(packed.positions.max()) + 2  # with a token to write
         if needed > most:
-            raise ValueError(
-                f"The question takes {needed:,} positions, but this model supports {most:,}: shorten it."
-            )
+            raise ValueError(f"The question takes {needed:,} positions, but this model supports {most:,}: shorten it.")
     cache = backbone.new_cache()
     sight = backbone.look(packed)
     hidden = latents.forward(backbone, packed, feedback, cache, sight=sight)

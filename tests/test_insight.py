@@ -12,7 +12,7 @@ import torch
 
 from engine import ask, generate, models, worlds
 from engine.ask import UNKNOWN, Explicit, Option, Reply
-from engine.insight import cards, plots, similarity
+from engine.insight import plots, similarity
 from engine.methods.coconut import Coconut
 from engine.methods.codi import Codi
 from engine.methods.controls import Silent
@@ -20,6 +20,7 @@ from engine.methods.heima import Heima, Interpreters
 from engine.methods.method import Method
 from engine.methods.pause import PauseDistillation
 from engine.methods.steps import StepSupervision
+from engine.page import cards
 from engine.video import read
 from tests import tiny
 from tests.serve import ROOT

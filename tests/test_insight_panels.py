@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from engine.ask import Explicit, Option, Reply
-from engine.insight import cards, inside, panels, plots, share, similarity
+from engine.insight import inside, plots, similarity
 from engine.insight import replace as matter
 from engine.insight.attention import Looked
 from engine.insight.inside import Inside
+from engine.page import cards, panels, share
 
 LAYERS, SLOTS, DIM, SLICES = 4, 3, 6, 5
 SURE_OF_A, SURE_OF_B, TORN = (0.9, 0.1), (0.2, 0.8), (0.6, 0.4)

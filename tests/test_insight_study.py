@@ -22,7 +22,7 @@ from engine.backbones.base import add_tokens
 from engine.benchmark import Benchmark
 from engine.data.samples import Sample
 from engine.data.worlds import texts
-from engine.insight import cards, command, figures, report
+from engine.insight import command, figures, report
 from engine.insight.estimates import average, gain, mcnemar, share
 from engine.insight.holds import collapse, in_the_best, lenses, looked, named, probes, said, towards
 from engine.insight.lens import TunedLens
@@ -36,6 +36,7 @@ from engine.methods.codi import Codi
 from engine.methods.controls import Explicit, Silent
 from engine.methods.method import META, Method
 from engine.methods.pause import PauseDistillation
+from engine.page import cards
 from engine.video import read
 
 CHANGES = ("as they are", "hidden", "another")

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.ask import Reply
-from engine.insight import cards, panels, plots
-from engine.insight.cards import Truth, text
+from engine.insight import plots
+from engine.page import cards, panels
+from engine.page.cards import Truth, text
 
 LOOKS = Path(__file__).parents[2] / "assets" / "style.css"
 GROUND = """:root{color-scheme:light dark;--border-color-primary:#8884;--block-background-fill:transparent;--neutral-50:Canvas;

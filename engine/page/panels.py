@@ -9,8 +9,8 @@ import numpy as np
 
 from engine.ask import Reply
 from engine.insight import replace, spoken
-from engine.insight.cards import duration, mark, slotless, text, unsaid
 from engine.insight.inside import UNTOUCHED, Inside
+from engine.page.cards import duration, mark, slotless, text, unsaid
 
 CHANGED = "a changed clip"  # donors, by name
 OTHER = "another clip"
