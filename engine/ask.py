@@ -33,7 +33,7 @@ UNTAUGHT = (
     "can write, rather than the silent answer."
 )
 UNKNOWN = "The small model abstains:"
-REAL = "For clips of your own, choose a real model with --model."
+REAL = "Ask about an example or a filmed clip; clips of your own need a real model (--model)."
 LONGEST_QUESTION = 4000  # characters, options included
 
 
@@ -139,6 +139,8 @@ def ask(
     sample = posed(model, visual, question, options, kind)
     strange = model.familiarity.strange(backbone, visual, question, options) if model.familiarity else ""
     notices = [f"{UNKNOWN} {strange} {REAL}"] if strange else []
+    if visual and model.familiarity and not strange and (longer := model.familiarity.longer(visual)):
+        notices.append(longer)
     notices += [*(clip.notices if clip else ()), *_bounds(model, pauses)]
     silent = model.method.silent
     thought = model.method.thinking(pauses) if silent else ()

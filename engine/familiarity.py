@@ -2,7 +2,7 @@
 
 A clip's feature is the mean and the spread of its visual tokens; its distance is Mahalanobis', in the training clips'
 own covariance. The limit is a quantile over validation clips, so the share of known clips turned away is known too. A clip
-belongs to the question whose training clips' mean is nearest.
+belongs to the question whose training clips' mean is nearest. A clip that is longer than all of them is known by its length.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from engine.backbones.base import Backbone
 from engine.layout import Frames
 
 TENSORS, WORDS = "familiarity.safetensors", "familiarity.json"
+LONGER = 1.05  # times the longest clip of training, since files round their times
 SHRINK = 0.05  # share of the covariance's mean variance added to its diagonal
 
 
@@ -38,6 +39,7 @@ class Familiarity:
     whiten: Tensor  # [features, features]: distance = |whiten (feature - mean)| / sqrt(features)
     limit: float
     asked: tuple[Asked, ...]
+    longest: float  # seconds of the longest clip that was trained on
 
     def strange(self, backbone: Backbone, clip: Frames | None, question: str, options: Sequence[str]) -> str:
         """What here is unlike all that was trained on, in a sentence; "" where nothing is."""
@@ -48,18 +50,28 @@ class Familiarity:
             return "this clip is unlike the three small worlds that it was trained on."
         place = next((i for i, known in enumerate(self.asked) if known.question == question.strip()), None)
         if place is None:
-            return "it wasn't trained on this question."
+            return "it wasn't trained on this question, only on those of the examples."
         if not options or not set(options) <= set(self.asked[place].options):
-            return f"it knows this question with options among {', '.join(self.asked[place].options)} alone."
+            return f"it needs options for this question, among {', '.join(self.asked[place].options)}."
         if int(_distance(seen, self.means, self.whiten).argmin()) != place:
             return "it knows this question, but not for this kind of clip."
         return ""
+
+    def longer(self, clip: Frames) -> str:
+        """That a clip is longer than those that were trained on, in a sentence; "" where it isn't."""
+        seconds = len(clip.pixels) * clip.seconds
+        if seconds < self.longest * LONGER:
+            return ""
+        return (
+            f"This clip, {seconds:.1f} s long, is longer than all that this model was trained on (up to {self.longest:g} s): "
+            "hardly anything it has learnt carries over to longer clips."
+        )
 
     def save(self, folder: Path) -> None:
         """In float32, half the size: what it measures moves by a millionth."""
         tensors = {"mean": self.mean, "means": self.means, "whiten": self.whiten}
         save_file({name: tensor.float().contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
-        words = {"limit": self.limit, "asked": [asdict(each) for each in self.asked]}
+        words = {"limit": self.limit, "longest": self.longest, "asked": [asdict(each) for each in self.asked]}
         (folder / WORDS).write_text(json.dumps(words, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -70,7 +82,7 @@ class Familiarity:
         tensors = {name: tensor.double() for name, tensor in load_file(folder / TENSORS).items()}
         words = json.loads((folder / WORDS).read_text(encoding="utf-8"))
         asked = tuple(Asked(each["question"], tuple(each["options"])) for each in words["asked"])
-        return cls(tensors["mean"], tensors["means"], tensors["whiten"], words["limit"], asked)
+        return cls(tensors["mean"], tensors["means"], tensors["whiten"], words["limit"], asked, words["longest"])
 
 
 @torch.no_grad()
@@ -90,7 +102,8 @@ def fit(
     backbone: Backbone, known: Iterable[tuple[Asked, Frames]], held_out: Iterable[Frames], pass_share: float = 0.99
 ) -> Familiarity:
     """Fits on `known` clips, each with what was asked about it; the limit lets `pass_share` of the `held_out` clips through."""
-    asked, found = zip(*((each, feature(backbone, clip)) for each, clip in known), strict=True)
+    told = ((each, feature(backbone, clip), len(clip.pixels) * clip.seconds) for each, clip in known)
+    asked, found, seconds = zip(*told, strict=True)
     features, questions = torch.stack(found), [each.question for each in asked]
     names = tuple(dict.fromkeys(questions))
     means = torch.stack([features[[each == name for each in questions]].mean(0) for name in names])
@@ -101,4 +114,5 @@ def fit(
     whiten = torch.linalg.inv(torch.linalg.cholesky(covariance))
     distances = torch.stack([_distance(feature(backbone, clip), mean, whiten) for clip in held_out])
     limit = float(distances.quantile(pass_share))
-    return Familiarity(mean, means, whiten, limit, tuple(Asked(name, tuple(options[name])) for name in names))
+    every = tuple(Asked(name, tuple(options[name])) for name in names)
+    return Familiarity(mean, means, whiten, limit, every, max(seconds))

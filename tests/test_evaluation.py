@@ -185,7 +185,22 @@ def test_familiarity_passes_its_share_and_turns_noise_away(tmp_path):
     assert again.whiten.numpy() == pytest.approx(found.whiten.numpy(), rel=1e-5)
     assert again.limit == found.limit
     assert again.asked == (Asked("Q?", ("A", "B")),)
+    assert again.longest == found.longest == 7.5  # of six steps
     assert Familiarity.load(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize("name", ["pause", "heima"])
+def test_a_clip_longer_than_training_is_said_to_be_so(name):
+    """Of the shipped models: their longest clips have six steps."""
+    model = models.load(models.SMALL / name, device="cpu")
+    source = (
+        WorldsSource(families=("cups",), difficulties=(6, 6)),
+        WorldsSource(families=("cups",), difficulties=(7, 7)),
+    )
+    known, longer = (frames(each.record(0)) for each in source)
+    assert model.familiarity is not None
+    assert model.familiarity.longer(known) == ""
+    assert "8.5 s long" in model.familiarity.longer(longer)
 
 
 @pytest.fixture(scope="module")
@@ -204,8 +219,8 @@ def test_what_was_never_asked_is_strange(bounds):
         assert asked(record.question, record.options) == ""
         assert "among" in asked(record.question, ("Paris", "London"))
         assert "among" in asked(record.question, ())
-        assert "none of those" in asked("How many cups are there?", record.options)
-        assert "other clips" in asked(other.question, other.options)
+        assert "only on those of the examples" in asked("How many cups are there?", record.options)
+        assert "not for this kind of clip" in asked(other.question, other.options)
         dot = Frames(clip.pixels[:1, :28, :28], 1.0, still=True)
         assert "this clip is unlike" in found.strange(backbone, dot, record.question, record.options)
 

@@ -35,7 +35,7 @@ class Known(Familiarity):
 
     def __init__(self) -> None:
         super().__init__(
-            torch.zeros(2), torch.zeros(1, 2), torch.eye(2), 1.0, (Asked("Where is it?", ("here", "there")),)
+            torch.zeros(2), torch.zeros(1, 2), torch.eye(2), 1.0, (Asked("Where is it?", ("here", "there")),), 7.5
         )
 
 
