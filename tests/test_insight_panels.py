@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
 from engine.ask import Explicit, Option, Reply
-from engine.insight import inside, plots, similarity
+from engine.insight import attention, inside, plots, similarity
 from engine.insight import replace as matter
 from engine.insight.attention import Looked
 from engine.insight.inside import Inside
+from engine.layout import Frames
 from engine.page import cards, panels, share
 
 LAYERS, SLOTS, DIM, SLICES = 4, 3, 6, 5
@@ -36,6 +39,7 @@ def seen(hidden: tuple[float, ...] = SURE_OF_B, changed: tuple[float, ...] = SUR
         looked=Looked(heat, torch.zeros(LAYERS, 2, SLOTS + 2, SLOTS), 0.5),
         pictures=np.full((SLICES, 28, 42, 3), 200, np.uint8),
         pictured=tuple(range(SLICES)),
+        moments=tuple(0.5 * i + 0.25 for i in range(SLICES)),
         changes=kept | dict.fromkeys(alone, SURE_OF_A),
         donors={"a changed clip": SURE_OF_B},
         fewer=(SURE_OF_B, TORN, SURE_OF_A, SURE_OF_A),
@@ -74,8 +78,11 @@ def test_slots_that_decide_sway_or_do_not_matter_are_told_apart(reply: Reply) ->
         (0.91, 0.09)
     )
     for hidden in ((0.91, 0.09), TORN):  # a guess may happen to be the answer
-        stays = f"without any it happens to stay “left”, {hidden[0]:.0%} sure (90% with them)"
-        assert f"is read off the slots, since it follows others; {stays}" in said(hidden, SURE_OF_B)
+        stays = f"without any it stays “left”, {hidden[0]:.0%} sure (90% with them)"
+        assert (
+            f"can decide this answer, since it follows those of a clip that is answered otherwise; but {stays}"
+            in said(hidden, SURE_OF_B)
+        )
 
 
 def test_an_answer_follows_another_clips_slots_or_does_not(reply: Reply) -> None:
@@ -141,7 +148,7 @@ def test_the_chosen_slot_is_shown_everywhere(reply: Reply) -> None:
     assert "Slot 2 by itself" in panels.slot_words(reply, chosen)
     assert "<script>" not in panels.slot_words(reply, chosen)
     assert "most like written step 2" in panels.slot_words(reply, 2)
-    assert "most like true step 1, 100% of the words" in panels.slot_words(reply, 0, ["ball starts left"])
+    assert "most like true step 1, overlap of the words (F1) 100%" in panels.slot_words(reply, 0, ["ball starts left"])
     shares = re.findall(r"<b>([\d.]+) %</b>", panels.strip(reply, chosen))
     assert shares == ["0.0", "50.0", "0.0", "0.0", "0.0"]
     pressed = re.findall(r'data-index="(\d)" aria-pressed="true"', panels.chips(SLOTS, chosen))
@@ -191,6 +198,30 @@ def test_no_two_of_26_options_look_the_same() -> None:
     assert len({(bar.color, bar.pattern.shape) for bar in bars}) == 26
     way = [trace.line for trace in plots.way(torch.randn(3, 32, 8), 0).data]
     assert len({(line.color, line.dash) for line in way}) == 32
+    assert [plots.way(torch.randn(3, n, 8), 0).layout.showlegend for n in (8, 9)] == [True, False]
+
+
+def test_the_way_is_one_of_directions() -> None:
+    """The final norm, which changes the last layer's lengths alone, moves nothing."""
+    states = torch.randn(4, 3, 6)
+    normed = torch.cat([100 * states[:-1], states[-1:]])
+    drawn, same = (np.array([[line.x, line.y] for line in plots.way(each, 0).data]) for each in (normed, states))
+    np.testing.assert_allclose(drawn, same, atol=1e-5)
+
+
+@pytest.mark.parametrize(("frames", "slices"), [(33, 17), (5, 3), (8, 4), (1, 1)])
+def test_a_slice_is_pictured_by_its_own_frames(monkeypatch: pytest.MonkeyPatch, frames: int, slices: int) -> None:
+    """Two frames a slice, of which the last may have one."""
+    attended = Looked(torch.rand(1, 1, 2, slices, 2, 2), torch.rand(1, 1, 2, 2), 0.5)
+    monkeypatch.setattr(attention, "looked", lambda *given: [attended])
+    pixels = np.broadcast_to(np.arange(frames, dtype=np.uint8)[:, None, None, None], (frames, 2, 2, 3))
+    asked: Any = SimpleNamespace(visual=Frames(pixels, 0.25))
+    subject: Any = SimpleNamespace(backbone=None, method=SimpleNamespace(lead=()))
+    looked, pictures, pictured, moments = inside._looked(subject, asked, cast(Any, None))
+    assert looked is not None
+    assert [int(picture[0, 0, 0]) // 2 for picture in pictures] == list(pictured)
+    wanted = [min(0.5 * place + 0.25, (0.5 * place + 0.25 * frames) / 2) for place in pictured]
+    assert list(moments) == pytest.approx(wanted)
 
 
 def test_the_lens_table_shows_what_cannot_be_seen(reply: Reply) -> None:
@@ -235,7 +266,7 @@ def test_a_model_that_only_knows_its_chain_has_one_answer(reply: Reply) -> None:
     assert "pauses" not in card
     rows = re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td>', panels.compared({"one": only}))
     told = dict(rows)
-    assert told["Silent answer"] == "none: it knows its chain alone"
+    assert told["Silent answer"] == "none: it only writes its chain"
     assert told["Silent tokens and time"] == ""
     assert "90% sure" in told["Written chain's answer"]
     assert "This model has no slots." in cards.thoughts(only)
@@ -253,7 +284,7 @@ def test_compared_models_say_what_they_have_not_learnt_and_what_to_mind(reply: R
     }
     assert rows["Written chain's answer"][1] == "none: it hasn't learnt to write one"
     assert rows["Thoughts"][1] == "This model hasn't learnt to say its thoughts."
-    assert rows["What to mind"] == ["", "Trained with &lt;b&gt;4&lt;/b&gt;.<br>Not yours."]
+    assert rows["Notices"] == ["", "Trained with &lt;b&gt;4&lt;/b&gt;.<br>Not yours."]
     unasked = panels.compared({"one": replace(reply, explicit=None)})
     assert "<td>not asked for</td>" in unasked
 

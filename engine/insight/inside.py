@@ -35,6 +35,7 @@ class Inside:
     looked: Looked | None  # means over layers and heads; rows: the slots, then the markers, the last of which predicts
     pictures: np.ndarray  # uint8 [pictures, height, width, 3]: the middle frame of slices `pictured`
     pictured: tuple[int, ...]
+    moments: tuple[float, ...]  # seconds from the clip's start to the middle of each of these slices
     changes: Mapping[str, tuple[float, ...]]  # each option's probability under each change; the first changes nothing
     donors: Mapping[str, tuple[float, ...]]  # and what the clips say themselves whose slots were put in
     fewer: tuple[tuple[float, ...], ...]  # the same with the first 0, 1, .. slots only
@@ -57,7 +58,7 @@ def look(
     lines = len(said.splitlines())
     told = spoken.taught(backbone, method, subject.companions, thoughts, lines, heed=heed)[0] if lines else []
     heed()
-    looked, pictures, pictured = _looked(subject, sample, thoughts)
+    looked, pictures, pictured, moments = _looked(subject, sample, thoughts)
     shares, own, fewer = _changed(subject, sample, thoughts, donors, heed)
     heed()
     said_by_layers = lens.words(backbone, lens.logits(backbone, thoughts.states[:, 0], subject.tuned))
@@ -68,7 +69,7 @@ def look(
     return Inside(
         tuple(spoken.alone(backbone, thoughts, heed=heed)[0]) if subject.method.speaks else (),
         tuple(told),
-        looked, pictures, pictured, shares, own, fewer, said_by_layers, subject.tuned is not None,
+        looked, pictures, pictured, moments, shares, own, fewer, said_by_layers, subject.tuned is not None,
         spoken.step_states(backbone, chain).float().cpu() if chain else None, held,
     )  # fmt: skip
 
@@ -102,22 +103,25 @@ def _changed(
 
 def _looked(
     subject: Subject, sample: Sample, thoughts: Thoughts
-) -> tuple[Looked | None, np.ndarray, tuple[int, ...]]:  # fmt: skip
-    """Attention to the clip, with the middle frame of every slice, or of as many as may be shown."""
+) -> tuple[Looked | None, np.ndarray, tuple[int, ...], tuple[float, ...]]:  # fmt: skip
+    """Attention to the clip, with the middle frame of every slice, or of as many as may be shown, and its moment."""
     clip = sample.visual
     if not isinstance(clip, Frames):
-        return None, np.empty(0), ()
+        return None, np.empty(0), (), ()
     try:
         looked = attention.looked(subject.backbone, thoughts, [sample], subject.method.lead)[0]
     except ValueError:  # a picture whose tiles are no grid
-        return None, np.empty(0), ()
+        return None, np.empty(0), (), ()
     slices = looked.patches.shape[-3]
     shown = np.linspace(0, slices - 1, min(slices, MOST_PICTURES)).round().astype(int)
-    middle = ((shown + 0.5) * len(clip.pixels) / slices).astype(int)
+    count = len(clip.pixels)
+    each = max(1, round(looked.seconds / clip.seconds))  # frames of a slice; the last may have fewer
+    first, end = shown * each, (shown * each + each).clip(max=count)
+    middle = ((first + end) // 2).clip(max=count - 1)
     # Layers and heads are many, and their mean is all that is shown.
     patches, slots = (each.float().mean((0, 1), keepdim=True).cpu() for each in (looked.patches, looked.slots))
     kept = replace(looked, patches=patches, slots=slots)
-    return kept, clip.pixels[middle.clip(max=len(clip.pixels) - 1)], tuple(shown.tolist())
+    return kept, clip.pixels[middle], tuple(shown.tolist()), tuple(((first + end) / 2 * clip.seconds).tolist())
 
 
 def as_json(inside: Inside) -> dict[str, Any]:

@@ -19,6 +19,7 @@ FONT = "Inter, ui-sans-serif, system-ui, sans-serif"
 OPPOSITE, UNRELATED, HALF, SAME = "#e07b1a", "#e6e6ee", "#b4b1f5", "#4338ca"
 LINES = ("#6366f1", "#e07b1a", "#0d9488", "#db2777", "#767676", "#0284c7", "#a16207", "#9333ea")
 DASHES = ("solid", "dash", "dot", "dashdot")  # of lines, each once all colours are used up
+NAMED = len(LINES)  # as many lines have their names in a legend
 PATTERNS = ("", "/", "x", ".")  # and of bars
 MOST_NUMBERS = 10  # columns up to which a cell has room for its number
 
@@ -170,8 +171,8 @@ def looked(frames: Tensor, seconds: float, moments: Sequence[tuple[float, float]
         z=frames.double().numpy().round(5).tolist(), x=[round((i + 0.5) * seconds, 4) for i in range(slices)], y=names,
         zmin=0, colorscale=[UNRELATED, HALF, SAME], xgap=1, ygap=1,
         customdata=[[name] * slices for name in _named(count)],
-        hovertemplate="%{customdata}, %{x:.2f} s: %{z:.3f}<extra></extra>",
-        colorbar={"title": {"text": "share of attention", "side": "right"}, "thickness": 8, "outlinewidth": 0, "xpad": 6},
+        hovertemplate="%{customdata}, %{x:.2f} s: %{z:.1%}<extra></extra>",
+        colorbar={"title": {"text": "share of attention", "side": "right"}, "tickformat": ".0%", "thickness": 8, "outlinewidth": 0, "xpad": 6},
     )  # fmt: skip
     figure = _figure([trace], "time in the clip, s", "slot")
     figure.update_yaxes(type="category", autorange="reversed")
@@ -231,13 +232,14 @@ def _short(words: str) -> str:
 
 
 def way(states: Tensor, chosen: int) -> Figure:
-    """The slots' path through the layers in the plane that shows most of it, the chosen slot's in full strength.
+    """The path of the slots' directions through the layers in the plane that shows most of it, the chosen slot's in full
+    strength: of states as they are, their length would be most, and that of the last layer the final norm's.
 
     states: [layers + 1, slots, dim], chosen: from 0.
     """
     from plotly.graph_objects import Scatter
 
-    points, shares = similarity.path(states)
+    points, shares = similarity.path(similarity.directions(states))
     traces = [
         Scatter(
             x=line[:, 0].tolist(), y=line[:, 1].tolist(), name=f"slot {slot}", mode="lines+markers",
@@ -248,7 +250,9 @@ def way(states: Tensor, chosen: int) -> Figure:
         for slot, (line, look) in enumerate(zip(points.transpose(0, 1), _lines(points.shape[1])), 1)
     ]  # fmt: skip
     first, second = (f"component {i} ({share:.0%} of the variance)" for i, share in enumerate(shares.tolist(), 1))
-    return _figure(traces, first, second, grid=True)
+    figure = _figure(traces, first, second, grid=True)
+    figure.update_yaxes(automargin=True)
+    return figure.update_layout(showlegend=len(traces) <= NAMED)
 
 
 def _colours(count: int) -> list[str]:

@@ -24,8 +24,7 @@ def between(states: Tensor, others: Tensor) -> Tensor:
 
     states: [layers + 1, slots, dim], others: [layers + 1, steps, dim] -> [layers + 1, slots, steps].
     """
-    unit, other = normalize(states.double(), dim=-1), normalize(others.double(), dim=-1)
-    return (unit @ other.transpose(-1, -2)).clamp(-1, 1)
+    return (directions(states) @ directions(others).transpose(-1, -2)).clamp(-1, 1)
 
 
 def with_state(states: Tensor, state: Tensor) -> Tensor:
@@ -34,6 +33,11 @@ def with_state(states: Tensor, state: Tensor) -> Tensor:
     states: [layers + 1, slots, dim], state: [layers + 1, dim] -> [layers + 1, slots].
     """
     return between(states, state[:, None])[..., 0]
+
+
+def directions(states: Tensor) -> Tensor:
+    """States at length 1, in float64; a zero state stays."""
+    return normalize(states.double(), dim=-1)
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,19 @@ THOUGHT = """What the slots say when the model speaks from them. Words that can 
 is made from: that is what “Does it matter?” tests."""
 LOOKED = """How much each slot attends to each moment of the clip, over all layers and heads. Dotted lines mark where the steps
 of an example or a filmed clip begin. Attention says where information could come from, not what was used of it."""
+TOGETHER = "It has learnt to speak from all slots together."
 STRIP = "<h4>The chosen slot, frame by frame: the brighter, the more it attends</h4>"
 MATTERS = """Each row puts something else in the place of the slots and asks for the answer again. Where nothing moves, the
 slots do not matter for this clip. It is a test of one clip: the report over many is python -m engine insight."""
 MANY = """The same answer from the first slots only. A model that was trained with one number of slots may do badly with
 fewer; being sure is not being right."""
 HOOD = """The hidden states themselves: how alike they are (a cosine of 1 is the same direction, 0 is unrelated, -1 is opposite),
-and what each layer would say if it were the last. A word that can be read off a layer need not be used by the layers above it."""
+and what each layer would say if it were the last. A word that can be read off a layer need not be used by the layers above it.
+States of the last layer are those behind the final norm. The way through the layers is one of directions, lengths left out; the
+large dot is the last layer."""
+STRANGER = (
+    "The model abstains from this clip or question: what its slots do here says nothing about those that it knows."
+)
 
 
 def chips(count: int, chosen: int) -> str:
@@ -54,10 +60,13 @@ def slot_words(reply: Reply, chosen: int, steps: Sequence[str] | None = None) ->
     written = reply.explicit.text.splitlines() if reply.explicit else []
     against, whose = (steps, "true") if steps is not None else (written, "written")
     rows = []
-    for title, said in (("Alone, it says", inside.alone), ("Its step decoder says", inside.taught)):
+    for title, said in (
+        (f"Alone, it says<small>{TOGETHER}</small>", inside.alone),
+        ("Its step decoder says", inside.taught),
+    ):
         if chosen < len(said):
             place, likeness = spoken.named_best(said[chosen], against)
-            best = f"most like {whose} step {place + 1}, {likeness:.0%} of the words" if place >= 0 else ""
+            best = f"most like {whose} step {place + 1}, overlap of the words (F1) {likeness:.0%}" if place >= 0 else ""
             rows.append(f"<dt>{title}</dt><dd>{text(said[chosen]) or '(nothing)'}<small>{best}</small></dd>")
     if not rows:
         rows.append("<dt>In words</dt><dd>This model was never taught to say single thoughts.</dd>")
@@ -68,15 +77,14 @@ def strip(reply: Reply, chosen: int) -> str:
     """The frames, each lit where the chosen slot attends to it."""
     inside = reply.inside
     if inside is None:
-        return f"<p>{_lacking(reply, 'There is nothing to show', ONE)}</p>"
+        return f"<p>{_lacking(reply, 'There is nothing to show', among=False)}</p>"
     if inside.looked is None:
         why = "the picture is cut into tiles that overlap" if reply.settings["frames"] else "there is no clip"
         return f"<p>There is nothing to show: {why}.</p>"
     heat = inside.looked.patches.mean((0, 1))[chosen].numpy()  # [slices, height, width]
     most = max(float(heat.max()), 1e-12)
     shown = []
-    for picture, place in zip(inside.pictures, inside.pictured, strict=True):
-        seconds = (place + 0.5) * inside.looked.seconds
+    for picture, place, seconds in zip(inside.pictures, inside.pictured, inside.moments, strict=True):
         share = f"{100 * heat[place].sum():.1f} %"
         shown.append(
             f'<figure><img src="{_lit(picture, heat[place] / most)}" alt="The clip at {seconds:.1f} s">'
@@ -103,7 +111,7 @@ def matters(reply: Reply) -> str:
     inside, options = reply.inside, [option.text for option in reply.options]
     if inside is None or not inside.changes:
         return f"<p>{_lacking(reply, 'Nothing can be replaced here')}</p>"
-    told = [verdict(inside, options)]
+    told = [verdict(inside, options), *[STRANGER] * (not reply.familiar)]
     for name, theirs in inside.donors.items():
         said, after = (options[_best(row)] for row in (theirs, inside.changes[name]))
         whose = "the same clip with one event changed" if name == CHANGED else "another clip"
@@ -124,9 +132,10 @@ def _follows(inside: Inside, options: Sequence[str], name: str) -> bool | None:
     return None if said == before else after == said
 
 
-def _lacking(reply: Reply, why: str, wanted: str = f"{ONE}, and with options to choose from") -> str:
-    """What to do about a reply whose slots can't be looked into, if anything can be done."""
-    return slotless(reply) or f"{why}: ask with {wanted}."
+def _lacking(reply: Reply, why: str, among: bool = True) -> str:
+    """What to do about a reply whose slots can't be looked into, if anything can be done. among: options are needed too."""
+    wanted = [*[ONE] * (not reply.slots), *["options to choose from"] * (among and not reply.options)]
+    return slotless(reply) or f"{why}: ask with {' and with '.join(wanted) or ONE}."
 
 
 def verdict(inside: Inside, options: Sequence[str]) -> str:
@@ -138,7 +147,7 @@ def verdict(inside: Inside, options: Sequence[str]) -> str:
         return f"The slots decide this answer: when nothing may look at them, it becomes “{now}”."
     before, after = (f"{max(row):.0%}" for row in (own, gone))
     if any(_follows(inside, options, name) for name in inside.donors):
-        return f"The answer is read off the slots, since it follows others; without any it happens to stay “{now}”, {after} sure ({before} with them)."  # fmt: skip
+        return f"The slots can decide this answer, since it follows those of a clip that is answered otherwise; but without any it stays “{now}”, {after} sure ({before} with them)."  # fmt: skip
     if distance(own, gone) >= MOVED:
         return f"The slots sway this answer but don't decide it: without them it stays “{now}”, {after} sure and not {before}."
     return f"The slots do not matter for this answer: without them it stays “{now}”, {after} sure ({before} with them)."
@@ -221,9 +230,10 @@ def collapsed(inside: Inside | None) -> str:
         told = "In part: the slots are much alike."
     else:
         told = "No: the slots differ clearly from each other."
-    said = {"Effective rank": f"{last['effective_rank']:.1f} of at most {count} directions"}
+    said = {}
     if count > 1:
         said |= {
+            "Effective rank": f"{last['effective_rank']:.1f} of at most {count} directions",
             "Mean cosine of two slots": f"{last['cosine']:.2f} (1 = the same direction)",
             "Mean distance of two slots": f"{last['distance']:.1f} (Euclidean)",
         }
@@ -232,7 +242,7 @@ def collapsed(inside: Inside | None) -> str:
         "Mean distance to the vocabulary's centre": f"{last['centre']:.1f} (Euclidean)",
     }
     rows = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in said.items())
-    return f'<section class="s-slot"><h4>Have they collapsed into one? In the last layer</h4><p>{told}</p><dl>{rows}</dl></section>'
+    return f'<section class="s-slot"><h4>Have they collapsed into one? In the last layer, behind the final norm</h4><p>{told}</p><dl>{rows}</dl></section>'
 
 
 def compared(replies: Mapping[str, Reply], truth: Mapping[str, object] | None = None) -> str:
@@ -261,7 +271,7 @@ def _column(reply: Reply, truth: Mapping[str, object] | None) -> dict[str, str]:
     no_chain = "not asked for" if reply.settings["writes"] else "none: it hasn't learnt to write one"
     felt = verdict(inside, options) if inside and inside.changes else ""
     return {
-        "Silent answer": f"<b>{answered(reply.answer)}</b>{sure}" if silent else "none: it knows its chain alone",
+        "Silent answer": f"<b>{answered(reply.answer)}</b>{sure}" if silent else "none: it only writes its chain",
         "Slots": str(reply.slots),
         "Silent tokens and time": f"{reply.generated_tokens}, {duration(reply.seconds['think'] + reply.seconds['answer'])}"
         if silent
@@ -270,7 +280,7 @@ def _column(reply: Reply, truth: Mapping[str, object] | None) -> dict[str, str]:
         "Written tokens and time": f"{chain.generated_tokens}, {duration(chain.seconds)}" if chain else "",
         "Thoughts": "<br>".join(map(text, reply.thoughts.splitlines())) or unsaid(reply) or "none",
         "Do its slots matter?": text(felt),
-        "What to mind": "<br>".join(map(text, reply.notices)),
+        "Notices": "<br>".join(map(text, reply.notices)),
     }
 
 
