@@ -286,6 +286,16 @@ class Backbone:
         """The ids that stand for a visual: one a visual token."""
         raise ConfigError(NO_VISION)
 
+    def costliest(self, pixels: int, still: bool) -> tuple[int, int]:
+        """(height, width) of a frame, or image, that becomes as many tokens as one can, where a source allows so many pixels."""
+        raise ConfigError(NO_VISION)
+
+    def looks(self, packed: Packed) -> list[tuple[int, int]]:
+        """What vision computes for a pack: how many slices of clips, or tiles, of how many patches each, which see each other."""
+        patch = self.model.config.vision_config.patch_size
+        side = packed.patches.shape[-1] // (patch if isinstance(patch, int) else patch[0])
+        return [(len(packed.patches), side**2)]
+
     def encode(self, segment: Segment) -> Encoded:
         """One segment -> ids, positions from 0, and where its visuals' tokens stand."""
         ids: list[int] = []

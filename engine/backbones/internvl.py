@@ -49,6 +49,10 @@ class InternVL(Backbone):
     def cut(self, frames: Frames) -> Visual:
         return cut_tiles(frames, self.tile_side)
 
+    def costliest(self, pixels: int, still: bool) -> tuple[int, int]:
+        """An image's tiles follow from its shape: 3 to 4, as most photographs are, takes as many as there can be."""
+        return (3 * self.tile_side, 4 * self.tile_side) if still else (self.tile_side, self.tile_side)
+
     def encode_patches(self, patches: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """uint8 tiles of all visuals of a batch [tiles, 3, side, side], in one vision pass -> [visual tokens, dim]."""
         return self.encode_pixels(self.pixels(patches))

@@ -115,6 +115,10 @@ class LlamaLite0(Backbone):
         cut = tiles(resize(pixels, config.side, config.side), config.side)
         return Visual(cut, (len(cut) // length, 1, config.slice_tokens), frames.seconds * length, frames.still)
 
+    def costliest(self, pixels: int, still: bool) -> tuple[int, int]:
+        """Every frame becomes as many."""
+        return self.model.config.side, self.model.config.side
+
     def encode_patches(self, patches: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """uint8 frames of all visuals of a batch [frames, 3, side, side] -> [visual tokens, dim]. Those that are alike are
         looked at once: in a clip where little moves, and in a batch of such clips, they are many."""

@@ -56,6 +56,16 @@ class LlavaNext(Backbone):
             )
         return cut_tiles(frames, self.tile_side, self.model.config.image_grid_pinpoints)
 
+    def costliest(self, pixels: int, still: bool) -> tuple[int, int]:
+        """One that fills the resolution of the most tokens."""
+        known = self.model.config.image_grid_pinpoints
+
+        def tokens(size: Sequence[int]) -> int:
+            return image_tokens(*size, self.tile_side, self.tile_tokens, known)
+
+        tall, wide = max(known, key=tokens)
+        return tall, wide
+
     def encode_patches(self, patches: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """uint8 tiles of all visuals of a batch [tiles, 3, side, side] -> [visual tokens, dim]."""
         return torch.cat(self.encode_images(self.pixels(patches), [grid[1:] for grid in grids]))

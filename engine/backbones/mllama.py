@@ -80,6 +80,16 @@ class Mllama(Backbone):
         vision = self.model.config.vision_config
         return cut_tiles(frames, vision.image_size, vision.max_num_tiles)
 
+    def costliest(self, pixels: int, still: bool) -> tuple[int, int]:
+        """One that fills as many tiles as there are."""
+        vision = self.model.config.vision_config
+        return vision.image_size, vision.image_size * vision.max_num_tiles
+
+    def looks(self, packed: Packed) -> list[tuple[int, int]]:
+        """All tiles of a picture see each other, those that fill it up too."""
+        vision = self.model.config.vision_config
+        return [(len(packed.grids), vision.max_num_tiles * (vision.image_size // vision.patch_size) ** 2)]
+
     def encode_patches(self, patches: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """uint8 tiles of all visuals of a batch [tiles, 3, side, side], in one vision pass -> [visual tokens, dim]: those
         of the padding to the largest number of tiles too."""

@@ -6,6 +6,7 @@ video goes on at 1 + the largest position used so far (transformers 5.23 compute
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache as cached
@@ -224,6 +225,13 @@ class Qwen25VL(Backbone):
             "runs": {block.attn: each[place in vision.fullatt_block_indexes] for place, block in blocks},
         }
 
+    def looks(self, packed: Packed) -> list[tuple[int, int]]:
+        """Layers whose windows are smaller than a slice compute a little less."""
+        return [(time, height * width) for time, height, width in packed.grids]
+
+    def costliest(self, pixels: int, still: bool) -> tuple[int, int]:
+        return largest_frame(pixels, self.patch_side)
+
     def language_model(self) -> Any:
         return without(self.model, "visual")
 
@@ -279,6 +287,14 @@ class Qwen25VL(Backbone):
             return super().whole(embeds, packed, cache, sight)
         out = self.decoded(embeds, packed.positions, {"full_attention": masks.blocks(packed)}, None)
         return States(out.hidden_states, out.attentions)
+
+
+def largest_frame(pixels: int, side: int) -> tuple[int, int]:
+    """Height and width of the largest frame of at most so many pixels, both multiples of `side`, no more than 2 to 1."""
+    most = max(1, math.isqrt(pixels * 2) // side)
+    sizes = [(h, w) for h in range(1, most + 1) for w in range(h, 2 * h + 1) if h * w * side**2 <= pixels]
+    height, width = max(sizes, key=lambda size: size[0] * size[1], default=(1, 1))
+    return height * side, width * side
 
 
 def cut_patches(frames: Frames, side: int, merge: int, temporal: int) -> Visual:
