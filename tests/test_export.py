@@ -285,7 +285,8 @@ def test_adapter_and_merged_forms_answer_alike(tmp_path):
     assert (alone / adapters.WEIGHTS).is_file()
     assert not list(alone.glob("model*.safetensors"))
     assert not (merged / adapters.WEIGHTS).exists()
-    assert (merged / "preprocessor_config.json").read_text() == '{"patch_size": 14}'  # the base model's own
+    assert json.loads((merged / "preprocessor_config.json").read_text())["patch_size"] == 14  # the base model's own
+    assert not (alone / "preprocessor_config.json").exists()
     two, one, plain = (
         models.load(base, alone, "cpu"),
         models.load(merged, device="cpu"),
@@ -296,6 +297,63 @@ def test_adapter_and_merged_forms_answer_alike(tmp_path):
     assert emitted(two, VISUALS["an image"], 4, "silent") == emitted(one, VISUALS["an image"], 4, "silent")
     changed = replace(plain, method=one.method)
     assert emitted(changed, VISUALS["an image"], 4, "silent") != emitted(one, VISUALS["an image"], 4, "silent")
+
+
+def test_processors_are_set_to_look_as_training_did(tmp_path):
+    """Whether the base model's files have them in one or in several; what is said nowhere else stays."""
+    base, run = run_folder(tmp_path, lora=False)
+    old = {
+        "min_pixels": 3136,
+        "max_pixels": 12845056,
+        "patch_size": 14,
+        "size": {"shortest_edge": 1, "longest_edge": 2},
+    }
+    parts = {
+        "image_processor": {"patch_size": 14},
+        "video_processor": {"fps": 2, "merge_size": 2},
+        "processor_class": "Q",
+    }
+    for name, held in {
+        "preprocessor": old,
+        "video_preprocessor": {"temporal_patch_size": 2},
+        "processor": parts,
+    }.items():
+        (base / f"{name}_config.json").write_text(json.dumps(held))
+    out = export(run, tmp_path / "out", "merged")
+    size = {"size": {"shortest_edge": 28 * 28, "longest_edge": 6272}}
+    films = {**size, "fps": 1.0, "min_frames": 2, "max_frames": 8}
+
+    def told(name: str) -> dict:
+        return json.loads((out / name).read_text())
+
+    assert told("preprocessor_config.json") == {"patch_size": 14, **size}
+    assert told("video_preprocessor_config.json") == {"temporal_patch_size": 2, **films}
+    assert told("processor_config.json") == {
+        "image_processor": {"patch_size": 14, **size},
+        "video_processor": {"merge_size": 2, **films},
+        "processor_class": "Q",
+    }
+    card = (out / "README.md").read_text()
+    assert (
+        "1 frames a second, 2 to 8 of them, with at most 6,272 pixels a frame, and images with at most 6,272;" in card
+    )
+    image = np.zeros((300, 400, 3), np.uint8)  # the family's own processor takes it from there
+    grid = Qwen2VLImageProcessorPil.from_pretrained(out)(images=[image], return_tensors="pt")["image_grid_thw"]
+    assert int(grid.prod()) * 14 * 14 <= 6272
+
+
+def test_families_whose_shape_decides_their_sizes_leave_processors_alone(tmp_path):
+    seen = (models.PUBLISHED_SAMPLING, 6272)
+    assert tiny_internvl().processor_sizes(*seen) == tiny_llava().processor_sizes(*seen) == {}
+    assert "size" not in tiny_qwen3vl().processor_sizes(*seen)["video_processor"]
+
+
+def test_a_setting_of_many_words_is_no_path(tmp_path):
+    _, run = run_folder(tmp_path, lora=False)
+    settings = json.loads((run / "settings.json").read_text())
+    settings["training"]["note"] = "words " * 100
+    (run / "settings.json").write_text(json.dumps(settings))
+    assert "words " * 100 in (export(run, tmp_path / "out") / "README.md").read_text()
 
 
 def test_an_adapter_names_its_model_as_others_may_read_it(tmp_path, monkeypatch):
