@@ -156,18 +156,12 @@ def test_a_curriculums_plan_shows_the_stage_of_most_memory_and_the_time_of_all(
         "training: {init: openai-community/gpt2, out: x, batch: 2, accumulate: 1, steps: 12000, epoch: 6000}\n"
         f"jsonl: {{file: {tmp_path / 'rows.jsonl'}}}"
     )
-    told = []
-    for more in ([], ["--set", "method.mode=cot"]):
-        assert (
-            main("", Coconut, ["--config", str(tmp_path / "run.yaml"), "--plan", "--peak-share", "0.001", *more]) == 0
-        )
-        told.append(capsys.readouterr().out)
-    assert "3 stages, of which the one that needs most memory is below: stage 0" in told[0]
-    assert "curriculum" not in told[1]
-    hours = [float(re.search(r"steps take ([\d.]+) h", each)[1]) for each in told]
-    steps = [float(re.search(r"time a step +([\d.]+) s", each)[1]) for each in told]
-    assert steps[0] == steps[1]
-    assert 0 < hours[0] < hours[1]
+    assert main("", Coconut, ["--config", str(tmp_path / "run.yaml"), "--plan", "--peak-share", "0.001"]) == 0
+    told = capsys.readouterr().out
+    assert "3 stages, of which the one that needs most memory is below: stage 0" in told
+    hours = float(re.search(r"steps take ([\d.]+) h", told)[1])
+    shown = float(re.search(r"time a step +([\d.]+) s", told)[1])
+    assert 0.1 < hours / (12000 * shown / 3600) < 0.9
 
 
 def test_every_family_of_a_folder_has_an_outline(tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ def assumed(run: Run, method: Method, backbone: Backbone) -> Sample:
     """A sample that is as large as the configuration lets it be, with texts of an assumed length."""
     source, visual = run.source, None
     if backbone.sighted and isinstance(source, FilmedSource | PicturedSource):
-        still = isinstance(source, PicturedSource)
-        count = 1 if still else source.frames[1]
+        still = not isinstance(source, FilmedSource)
+        count = source.frames[1] if isinstance(source, FilmedSource) else 1
         pixels = np.zeros((count, *backbone.costliest(source.pixels, still), 3), np.uint8)
         visual = Frames(pixels, 0.5, still)
     names = method.sections if isinstance(method, Heima) else ()

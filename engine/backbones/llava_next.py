@@ -61,7 +61,7 @@ class LlavaNext(Backbone):
         known = self.model.config.image_grid_pinpoints
 
         def tokens(size: Sequence[int]) -> int:
-            return image_tokens(*size, self.tile_side, self.tile_tokens, known)
+            return image_tokens(size[0], size[1], self.tile_side, self.tile_tokens, known)
 
         tall, wide = max(known, key=tokens)
         return tall, wide
