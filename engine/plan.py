@@ -11,15 +11,16 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
@@ -27,7 +28,7 @@ from engine import adapters, objectives
 from engine.adapters import Lora
 from engine.backbones import text
 from engine.backbones.base import Backbone
-from engine.backbones.load import around, family, family_of
+from engine.backbones.load import around, family
 from engine.config import ConfigError
 from engine.latents import segments_of
 from engine.layout import Packed
@@ -37,6 +38,7 @@ from engine.muon import Muon
 from engine.training import Training, companions_alone, optimizers
 
 SHAPES = Path(__file__).with_name("shapes.json")  # published models' configurations, as far as they decide their size
+GPUS = (1, 4, 8)  # that a plan is made for
 CHARACTERS = 4  # a token of English, where there is no tokenizer
 
 
@@ -78,21 +80,39 @@ class Pretended:
 
 
 def shape(name: str) -> Any:
-    """The configuration of a folder, or of a published model that this project knows the shape of.
+    """The configuration in a folder or a JSON file, or of a published model that this project knows the shape of.
 
     Errors: ConfigError for anything else; nothing is downloaded.
     """
-    if (Path(name) / "config.json").is_file():
-        kind = family_of(name).kind
-        own = issubclass(kind, PreTrainedModel)  # else an Auto class
-        return (kind.config_class if own else AutoConfig).from_pretrained(name)
-    if Path(name).is_file():
-        known = {name: json.loads(Path(name).read_text(encoding="utf-8"))}
+    place = Path(name) / "config.json" if Path(name).is_dir() else Path(name)
+    if place.is_file():
+        told = written_shape(place)
     else:
         known = json.loads(SHAPES.read_text(encoding="utf-8"))
-    if name not in known:
-        raise ConfigError(f"{name} is no folder with a config.json, and no shape that is known: {', '.join(known)}.")
-    return AutoConfig.for_model(**known[name])
+        if name not in known:
+            raise ConfigError(
+                f"{name} is no folder with a config.json, and no shape that is known ({', '.join(known)}): name one that is "
+                "there, or name a model whose shape it has with --shape."
+            )
+        told = known[name]
+    kind = family(name, told["model_type"]).kind
+    own = issubclass(kind, PreTrainedModel)  # else an Auto class
+    try:
+        return (kind.config_class if own else CONFIG_MAPPING[told["model_type"]]).from_dict(told)
+    except (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{name} doesn't describe a {told['model_type']} model: {reason}") from None
+
+
+def written_shape(file: Path) -> dict[str, Any]:
+    """Errors: ConfigError for a file that isn't a model's configuration."""
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} can't be read as JSON: {error}.") from None
+    if not isinstance(told, dict) or not isinstance(told.get("model_type"), str):
+        raise ConfigError(f"{file} names no model_type: give a model's configuration, as its config.json has it.")
+    return told
 
 
 def outline(name: str, method: Method) -> Backbone:
@@ -245,8 +265,7 @@ class Plan:
         found += head * rows * (0 if self.frozen else 1 + backward + self._chunks(rows))
         if self.vision:
             part, rest = self.vision
-            patches = sum(math.prod(grid) for grid in self.patches)
-            pairs = sum(grid[0] * (grid[1] * grid[2]) ** 2 for grid in self.patches)
+            patches, pairs = (sum(count * each**power for count, each in self.looks) for power in (1, 2))
             learns = 2 * self._vision_learns
             found += part.flops(patches, pairs, learns, again) + 2 * rest * len(packed.visual_row) * (1 + learns)
         for kind, readings in packed.readings.items():
@@ -268,14 +287,10 @@ class Plan:
         language = {id(p) for p in self.backbone.language_model().parameters()}
         return any(p.requires_grad and id(p) not in language for p in self.backbone.model.parameters())
 
-    @property
-    def patches(self) -> list[tuple[int, int, int]]:
-        """Each visual's patches in time, height and width: families that cut tiles count those."""
-        vision = self.backbone.model.config.vision_config
-        if self.passed.patches.dim() == 2:  # [patches, columns]
-            return list(self.passed.grids)
-        side, patch = (x if isinstance(x, int) else x[0] for x in (vision.image_size, vision.patch_size))
-        return [(math.prod(grid), side // patch, side // patch) for grid in self.passed.grids]
+    @cached_property
+    def looks(self) -> list[tuple[int, int]]:
+        """As the backbone's."""
+        return self.backbone.looks(self.passed)
 
     @cached_property
     def optimizer_bytes(self) -> float:
@@ -297,7 +312,7 @@ class Plan:
             if packed.latents.any():  # keys and values outlive their layers
                 found += 2.0 * size * self.language.layers * self.language.keys * batch * length * again
         if self.vision and self._vision_learns:
-            found += self.vision[0].kept(sum(math.prod(grid) for grid in self.patches), size, again)
+            found += self.vision[0].kept(sum(count * each for count, each in self.looks), size, again)
         for kind, readings in packed.readings.items():
             inner, wide = readings.packed.ids.shape
             found += self._reader(kind).kept(inner * wide, size, again) + 4.0 * inner * wide**2
@@ -352,8 +367,8 @@ def outlined_companions(backbone: Backbone, method: Method) -> nn.ModuleDict:
         return method.companions(replace(backbone, model=copy.copy(backbone.model)))
 
 
-def table(made: Plan, card: str, share: float, counts: Sequence[int] = (1, 4, 8)) -> str:
-    """The plan in words, for so many GPUs."""
+def table(made: Plan, card: str, share: float, whole: float) -> str:
+    """The plan in words. whole: seconds of all the run's steps, of which those of this plan may be a part."""
     config, chosen = made.config, CARDS[card]
     batch = len(made.passed.ids)
     seconds = made.seconds(chosen, share)
@@ -363,14 +378,14 @@ def table(made: Plan, card: str, share: float, counts: Sequence[int] = (1, 4, 8)
         "a sample     " + ", ".join(f"{count:,.0f} {name}" for name, count in made.tokens.items()) + " tokens",
         f"a step       {config.accumulate} passes of {batch} samples a GPU: {made.computed:,} tokens with padding, "
         f"{made.flops / 1e12:,.1f} TFLOP, {segments_of(made.passed)} calls of the language model a pass",
-        f"time a step  {seconds:.2f} s on one {card} at {share:.0%} of its peak; {config.steps:,} steps take "
-        f"{seconds * config.steps / 3600:,.1f} h (communication and data not counted)",
+        f"time a step  {seconds:.2f} s on one {card} at {share:.0%} of its peak; the run's {config.steps:,} steps take "
+        f"{whole / 3600:,.1f} h (communication and data not counted)",
         f"activations  {gigabytes(made.activations(True))} a pass with gradient checkpointing, "
         f"{gigabytes(made.activations(False))} without; this run is {'with' if config.gradient_checkpointing else 'without'}",
         "",
         f"{'memory a GPU':28}" + "".join(f"{name:>18}" for name in (*made.memory(1, False), "together")),
     ]
-    for gpus in counts:
+    for gpus in GPUS:
         for how in ("ddp", "fsdp2, zero3")[: 1 if gpus == 1 or config.looped != (0, 0) else 2]:
             parts = made.memory(gpus, how != "ddp")
             needed = sum(parts.values())
@@ -385,11 +400,3 @@ def table(made: Plan, card: str, share: float, counts: Sequence[int] = (1, 4, 8)
 
 def gigabytes(count: float) -> str:
     return f"{count / 1e9:,.2f} GB"
-
-
-def largest_frames(pixels: int, side: int) -> tuple[int, int]:
-    """Height and width of the largest frame of at most so many pixels, both multiples of `side`, no more than 2 to 1."""
-    most = max(1, math.isqrt(pixels * 2) // side)
-    sizes = [(h, w) for h in range(1, most + 1) for w in range(h, 2 * h + 1) if h * w * side**2 <= pixels]
-    height, width = max(sizes, key=lambda size: size[0] * size[1], default=(1, 1))
-    return height * side, width * side

@@ -19,7 +19,7 @@ from engine.data.samples import Sample, context, ending
 from engine.layout import Frames, Layout, Packed, Segment, Special, Visual, marker, pack, slots
 from engine.methods.method import run
 from tests import tiny
-from tests.native import CLIP_MEAN, CLIP_STD, fed_to_transformers, of_clip
+from tests.native import CLIP_MEAN, CLIP_STD, of_clip
 
 # Of the published template: pictures and words of a turn, and what it writes before text alone.
 TEMPLATE = """{{- bos_token }}{%- set image_ns = namespace(has_images=false) %}{%- for message in messages %}\
@@ -125,7 +125,7 @@ def test_the_processors_shapes_are_those_that_the_model_is_fed(model: Mllama) ->
         )
         visual = model.cut(Frames(picture(height, width), 0.0, still=True))
         packed = pack([Layout({"x": (context(sample(visual)),)})], model.encode, model.pad)
-        fed = fed_to_transformers(model, packed, visual)
+        fed = model.native(packed)
         assert torch.equal(fed["aspect_ratio_ids"], theirs["aspect_ratio_ids"])
         assert torch.equal(fed["aspect_ratio_mask"], theirs["aspect_ratio_mask"])
 
@@ -170,16 +170,15 @@ def test_several_pictures_at_once_are_transformers_own(model: Mllama) -> None:
     line = Segment("context", (one, "What? ", two, "And this?"))
     packed = pack([Layout({"x": (line,)})], model.encode, model.pad)
     ids, rows = packed.ids[0].tolist(), packed.visual_row.tolist()
-    fed = [fed_to_transformers(model, packed, each) for each in (one, two)]
-    names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
-    given = {name: torch.cat([each[name] for each in fed], dim=1) for name in names}
+    given = model.native(packed)
     looks = torch.zeros(1, len(ids), 2, 4, dtype=torch.long)
     looks[0, rows[0] : rows[1], 0, : len(one.patches)] = 1
     looks[0, rows[1] :, 1, : len(two.patches)] = 1
     with torch.no_grad():
         ours = run(model, packed).hidden
-        theirs = model.model(input_ids=packed.ids, cross_attention_mask=looks, output_hidden_states=True, **given)
+        theirs = model.model(input_ids=packed.ids, output_hidden_states=True, **given)
     assert rows[0] == 0
+    assert torch.equal(given["cross_attention_mask"], looks)
     for mine, layer in zip(ours, theirs.hidden_states, strict=True):
         torch.testing.assert_close(mine, layer, rtol=1e-5, atol=2e-5)
 

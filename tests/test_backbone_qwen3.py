@@ -16,7 +16,6 @@ from engine.data.samples import Sample, context
 from engine.layout import Frames, Layout, Packed, Segment, Special, Visual, pack
 from engine.video import Sampling
 from tests import tiny
-from tests.native import fed_to_transformers
 
 # Of the published template, what a user's turn with pictures needs.
 TEMPLATE = """{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\\n' }}\
@@ -140,7 +139,7 @@ def test_positions_are_transformers_own(model: Qwen3VL) -> None:
     for seed, (frames, height, width, still) in enumerate(shapes):
         visual = tiny.clip(model, seed, frames, height, width, still=still)
         packed = prompt(model, visual)
-        given = fed_to_transformers(model, packed, visual)
+        given = model.native(packed)
         kinds = given.pop("mm_token_type_ids")
         grids = {name: grid for name, grid in given.items() if name.endswith("grid_thw")}
         assert torch.equal(packed.positions, model.model.model.get_rope_index(packed.ids, kinds, **grids)[0])

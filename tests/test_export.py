@@ -2,18 +2,38 @@
 
 import json
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    GotOcr2ImageProcessorPil,
+    Qwen2VLImageProcessorPil,
+)
+from transformers.models.internvl.processing_internvl import InternVLProcessor
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.llava_next.processing_llava_next import LlavaNextProcessor
+from transformers.models.llava_next_video.processing_llava_next_video import LlavaNextVideoProcessor
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+from transformers.models.mllama.processing_mllama import MllamaProcessor
+from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
+from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
 from engine import adapters, ask, generate, models
 from engine.__main__ import main
 from engine.adapters import Lora
+from engine.backbones.load import load
+from engine.backbones.mllama import BEFORE_PICTURE
+from engine.backbones.qwen2_5_vl import AFTER_VIDEO
 from engine.data.video_r1 import VideoR1Source
 from engine.exchange.export import PROCESSOR, export, push
-from engine.exchange.prompt import AFTER_VIDEO, NOT_TEXT, prompt
+from engine.exchange.prompt import LOOKED_AT, NOT_TEXT, prompt
 from engine.layout import Frames
 from engine.methods import described
 from engine.methods.coconut import Coconut
@@ -21,7 +41,16 @@ from engine.methods.controls import Explicit
 from engine.methods.heima import Heima
 from engine.methods.method import META
 from engine.methods.pause import PauseDistillation
-from tests.tiny import tiny_backbone, tiny_internvl, tiny_llama, tiny_qwen3vl
+from tests.native import leak_closed
+from tests.tiny import (
+    tiny_backbone,
+    tiny_internvl,
+    tiny_llama,
+    tiny_llava,
+    tiny_llava_video,
+    tiny_mllama,
+    tiny_qwen3vl,
+)
 
 QUESTION, OPTIONS = "Where is it?", ("left", "right")
 
@@ -63,9 +92,12 @@ def emitted(model, visual, pauses: int, how: str, limit: int = 12) -> list[int]:
 
 
 def served(kind, folder, given, limit: int = 12) -> list[int]:
-    """What transformers writes behind the prompt, told nothing else."""
+    """What transformers writes behind the prompt, told nothing else; of Mllama without the fault that its notice tells."""
     plain = kind.from_pretrained(folder)
-    whole = plain.generate(**given.inputs, max_new_tokens=limit)
+    seen = [place for place, token in enumerate(given.ids) if token == plain.config.to_dict().get("image_token_index")]
+    around = load(folder)
+    with leak_closed(replace(around, model=plain), SimpleNamespace(visual_row=seen)):
+        whole = plain.generate(**given.inputs, max_new_tokens=limit)
     return whole[0, len(given.ids) :].tolist()
 
 
@@ -105,15 +137,34 @@ def test_the_settings_and_positions_matter(tmp_path):
     assert not plain.generation_config.do_sample
 
 
-@pytest.mark.parametrize("made", [tiny_internvl, tiny_qwen3vl, tiny_llama])
-def test_other_families(tmp_path, made):
+FAMILIES = {  # how one is made that says something, and what it looks at
+    "internvl": (partial(tiny_internvl, 4), VISUALS),
+    "qwen3vl": (tiny_qwen3vl, VISUALS),
+    "llava": (tiny_llava, ("no picture", "an image")),
+    "llava_video": (tiny_llava_video, VISUALS),
+    "mllama": (partial(tiny_mllama, 3), ("no picture", "an image")),
+    "llama": (tiny_llama, ("no picture",)),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families(tmp_path, family):
+    made, looks = FAMILIES[family]
     out = export(saved(tmp_path / "model", PauseDistillation(), made), tmp_path / "out")
     model = models.load(out, device="cpu")
-    kind = AutoModelForCausalLM if made is tiny_llama else AutoModelForImageTextToText
-    for visual in [None] if made is tiny_llama else VISUALS.values():
+    kind = AutoModelForCausalLM if family == "llama" else AutoModelForImageTextToText
+    for name in looks:
+        visual = VISUALS[name]
         given = prompt(model, visual, QUESTION, OPTIONS, 5)
-        assert served(kind, out, given) == emitted(model, visual, 5, "silent")
-    card, blind = (out / "README.md").read_text(), made is tiny_llama
+        assert (LOOKED_AT in given.notices) == (visual is not None)
+        assert (BEFORE_PICTURE in given.notices) == (family == "mllama" and visual is not None)
+        expected = emitted(model, visual, 5, "silent")
+        assert len(set(expected)) > 2
+        assert served(kind, out, given) == expected
+        if visual is not None:  # what is seen matters
+            words = {each: given.inputs[each] for each in ("input_ids", "attention_mask")}
+            assert served(kind, out, replace(given, inputs=words)) != expected
+    card, blind = (out / "README.md").read_text(), family == "llama"
     assert ("text-generation" in card, "answer - QUESTION" in card, "CLIP" in card) == (blind, blind, not blind)
 
 
@@ -129,6 +180,66 @@ def test_the_text_is_what_the_ids_say(tmp_path):
     assert NOT_TEXT in prompt(model, None, "What is <pause>?", (), 4).notices
     assert len(prompt(model, None, QUESTION, OPTIONS).ids) == len(alone.ids) + 4  # the usual eight
     assert prompt(model, None, QUESTION, (), 4, "explicit").text.endswith("<|im_start|>assistant\n")
+
+
+def unchecked(kind: Any, *parts: Any, **settings: Any) -> Any:
+    """A processor of that class; its video part, which needs torchvision, may be another thing."""
+
+    class Unchecked(kind):
+        def check_argument_for_proper_class(self, name: str, part: Any) -> None:
+            pass
+
+    return Unchecked(*parts, **settings)
+
+
+def processor(family: str, tokens: Any) -> Any:
+    """As the family is published, with the tiny models' sizes."""
+    side, crop = {"height": 28, "width": 28}, {"crop_size": {"height": 28, "width": 28}}
+    pinpoints = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
+    if family in ("qwen2_5_vl", "qwen3vl"):
+        kind = Qwen2_5_VLProcessor if family == "qwen2_5_vl" else Qwen3VLProcessor
+        sizes = {"patch_size": 14, "size": {"shortest_edge": 28 * 28, "longest_edge": 10**6}}
+        films = SimpleNamespace(merge_size=2, temporal_patch_size=2)
+        return unchecked(kind, Qwen2VLImageProcessorPil(**sizes), tokens, films)
+    if family == "internvl":
+        for name, token in (
+            ("start_image", "<img>"),
+            ("end_image", "</img>"),
+            ("context_image", "<IMG_CONTEXT>"),
+            ("video", "<video>"),
+        ):
+            setattr(tokens, f"{name}_token", token)
+            setattr(tokens, f"{name}_token_id", tokens.convert_tokens_to_ids(token))
+        tiles = GotOcr2ImageProcessorPil(size=side, crop_to_patches=True)
+        return unchecked(InternVLProcessor, tiles, tokens, None, image_seq_length=4)
+    if family == "mllama":
+        return unchecked(MllamaProcessor, MllamaImageProcessorPil(size=side), tokens)
+    tiles = LlavaNextImageProcessorPil(size={"shortest_edge": 28}, image_grid_pinpoints=pinpoints, **crop)
+    more = {"patch_size": 7, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    if family == "llava":
+        return unchecked(LlavaNextProcessor, tiles, tokens, **more)
+    return unchecked(LlavaNextVideoProcessor, None, tiles, tokens, **more)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", *(name for name in FAMILIES if name != "llama")])
+def test_the_familys_processor_makes_the_ids_of_the_text(tmp_path, family):
+    made, looks = FAMILIES.get(family, (tiny_backbone, VISUALS))
+    model = models.load(saved(tmp_path / "model", PauseDistillation(), made), device="cpu")
+    theirs = processor(family, model.backbone.tokenizer)
+    given = prompt(model, VISUALS["an image"], QUESTION, OPTIONS, 5)
+    out = theirs(text=[given.text], images=[VISUALS["an image"].pixels[0]], add_special_tokens=False)
+    assert list(out["input_ids"][0]) == given.ids
+    if looks is not VISUALS:
+        return
+    film = prompt(model, VISUALS["a video"], QUESTION, OPTIONS, 5)
+    seen = film.inputs.get("pixel_values_videos", film.inputs.get("pixel_values"))
+    told = {
+        "video_grid_thw": torch.tensor([[3, 4, 6]]),
+        "pixel_values_videos": seen if family == "llava_video" else seen[None],
+        "video_metadata": [SimpleNamespace(fps=0.5, frames_indices=list(range(6)))],
+    }
+    (whole,), _ = theirs.get_text_with_replacements([film.text], [], [theirs.replace_video_token(told, 0)])
+    assert model.backbone.tokenizer.encode(whole, add_special_tokens=False) == film.ids
 
 
 def test_slots_that_are_fed_back_need_the_engine(tmp_path):
@@ -174,7 +285,8 @@ def test_adapter_and_merged_forms_answer_alike(tmp_path):
     assert (alone / adapters.WEIGHTS).is_file()
     assert not list(alone.glob("model*.safetensors"))
     assert not (merged / adapters.WEIGHTS).exists()
-    assert (merged / "preprocessor_config.json").read_text() == '{"patch_size": 14}'  # the base model's own
+    assert json.loads((merged / "preprocessor_config.json").read_text())["patch_size"] == 14  # the base model's own
+    assert not (alone / "preprocessor_config.json").exists()
     two, one, plain = (
         models.load(base, alone, "cpu"),
         models.load(merged, device="cpu"),
@@ -185,6 +297,63 @@ def test_adapter_and_merged_forms_answer_alike(tmp_path):
     assert emitted(two, VISUALS["an image"], 4, "silent") == emitted(one, VISUALS["an image"], 4, "silent")
     changed = replace(plain, method=one.method)
     assert emitted(changed, VISUALS["an image"], 4, "silent") != emitted(one, VISUALS["an image"], 4, "silent")
+
+
+def test_processors_are_set_to_look_as_training_did(tmp_path):
+    """Whether the base model's files have them in one or in several; what is said nowhere else stays."""
+    base, run = run_folder(tmp_path, lora=False)
+    old = {
+        "min_pixels": 3136,
+        "max_pixels": 12845056,
+        "patch_size": 14,
+        "size": {"shortest_edge": 1, "longest_edge": 2},
+    }
+    parts = {
+        "image_processor": {"patch_size": 14},
+        "video_processor": {"fps": 2, "merge_size": 2},
+        "processor_class": "Q",
+    }
+    for name, held in {
+        "preprocessor": old,
+        "video_preprocessor": {"temporal_patch_size": 2},
+        "processor": parts,
+    }.items():
+        (base / f"{name}_config.json").write_text(json.dumps(held))
+    out = export(run, tmp_path / "out", "merged")
+    size = {"size": {"shortest_edge": 28 * 28, "longest_edge": 6272}}
+    films = {**size, "fps": 1.0, "min_frames": 2, "max_frames": 8}
+
+    def told(name: str) -> dict:
+        return json.loads((out / name).read_text())
+
+    assert told("preprocessor_config.json") == {"patch_size": 14, **size}
+    assert told("video_preprocessor_config.json") == {"temporal_patch_size": 2, **films}
+    assert told("processor_config.json") == {
+        "image_processor": {"patch_size": 14, **size},
+        "video_processor": {"merge_size": 2, **films},
+        "processor_class": "Q",
+    }
+    card = (out / "README.md").read_text()
+    assert (
+        "1 frames a second, 2 to 8 of them, with at most 6,272 pixels a frame, and images with at most 6,272;" in card
+    )
+    image = np.zeros((300, 400, 3), np.uint8)  # the family's own processor takes it from there
+    grid = Qwen2VLImageProcessorPil.from_pretrained(out)(images=[image], return_tensors="pt")["image_grid_thw"]
+    assert int(grid.prod()) * 14 * 14 <= 6272
+
+
+def test_families_whose_shape_decides_their_sizes_leave_processors_alone(tmp_path):
+    seen = (models.PUBLISHED_SAMPLING, 6272)
+    assert tiny_internvl().processor_sizes(*seen) == tiny_llava().processor_sizes(*seen) == {}
+    assert "size" not in tiny_qwen3vl().processor_sizes(*seen)["video_processor"]
+
+
+def test_a_setting_of_many_words_is_no_path(tmp_path):
+    _, run = run_folder(tmp_path, lora=False)
+    settings = json.loads((run / "settings.json").read_text())
+    settings["training"]["note"] = "words " * 100
+    (run / "settings.json").write_text(json.dumps(settings))
+    assert "words " * 100 in (export(run, tmp_path / "out") / "README.md").read_text()
 
 
 def test_an_adapter_names_its_model_as_others_may_read_it(tmp_path, monkeypatch):

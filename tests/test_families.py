@@ -36,7 +36,7 @@ from engine.models import PUBLISHED_SAMPLING, Model
 from engine.recompute import recompute_layers
 from engine.video import Clip
 from tests import tiny
-from tests.native import fed_to_transformers, has_videos, leak_closed
+from tests.native import has_videos, leak_closed
 from tests.near import states_close
 from tests.rows import only
 from tests.test_generate import paths, uncached
@@ -95,9 +95,7 @@ def test_the_forward_is_transformers_own(model: Backbone, samples: list[Sample],
         sight = model.look(packed)
         mask = masks.additive(masks.visible(packed), torch.float32)
         states = model.forward(model.embed(packed, sight), packed.positions, mask, None, sight)
-        theirs = model.model(
-            input_ids=packed.ids, output_hidden_states=True, **fed_to_transformers(model, packed, sample.visual)
-        )
+        theirs = model.model(input_ids=packed.ids, output_hidden_states=True, **model.native(packed))
     assert len(states.hidden) == model.layers + 1
     if len(theirs.hidden_states) == len(states.hidden):  # layers that are left out have none there
         for ours, layer in zip(states.hidden, theirs.hidden_states, strict=True):
@@ -114,7 +112,7 @@ def test_greedy_decoding_is_transformers_generate(model: Backbone, samples: list
     with leak_closed(model, packed):
         theirs = model.model.generate(
             packed.ids, attention_mask=torch.ones_like(packed.ids), max_new_tokens=limit, do_sample=False,
-            eos_token_id=model.end, pad_token_id=model.pad, **fed_to_transformers(model, packed, sample.visual),
+            eos_token_id=model.end, pad_token_id=model.pad, **model.native(packed),
         )  # fmt: skip
     assert ours == theirs[0, packed.ids.shape[1] :].tolist()
     assert len(set(ours)) > 2
@@ -135,7 +133,7 @@ def test_greedy_decoding_of_the_first_families_is_too(older: Callable[..., Backb
         ours = generate.explicit(model, generate.think(model, [sample], ()), limit).ids[0]
         theirs = model.model.generate(
             packed.ids, attention_mask=torch.ones_like(packed.ids), max_new_tokens=limit, do_sample=False,
-            eos_token_id=model.end, pad_token_id=model.pad, **fed_to_transformers(model, packed, each),
+            eos_token_id=model.end, pad_token_id=model.pad, **model.native(packed),
         )  # fmt: skip
         assert ours == theirs[0, packed.ids.shape[1] :].tolist()
         begins = "<|im_start|>system\nYou are a helpful assistant<|im_end|>\n<|im_start|>user\n"

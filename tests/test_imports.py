@@ -230,11 +230,32 @@ def test_pickles_with_more_than_tensors_are_refused(tmp_path: Path) -> None:
         stored(tmp_path / "empty")
 
 
+def test_of_a_trainers_folder_the_weights_alone_are_read(tmp_path: Path) -> None:
+    """Its other files are pickles of more than tensors, or tensors of no model."""
+    for name in ("training_args.bin", "rng_state_0.pth", "scheduler.pt"):
+        torch.save({"more": Path("somewhere")}, tmp_path / name)
+    torch.save({"state": torch.ones(3)}, tmp_path / "optimizer.pt")
+    torch.save({"a": torch.ones(1)}, tmp_path / "pytorch_model-1.bin")
+    torch.save({"b": torch.ones(1)}, tmp_path / "pytorch_model-2.bin")
+    assert stored(tmp_path).keys() == {"a", "b"}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "pytorch_model-1.bin"}}))
+    assert stored(tmp_path).keys() == {"a"}
+    save_file({"c": torch.ones(1)}, tmp_path / "first.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"c": "first.safetensors"}}))
+    assert stored(tmp_path).keys() == {"c"}
+    (tmp_path / "first.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"first\.safetensors can't be read"):
+        stored(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"index\.json doesn't say which files"):
+        stored(tmp_path)
+
+
 def test_what_does_not_fit_is_refused(base: tuple[Path, Backbone], tmp_path: Path) -> None:
     folder, made = base
     weights = prefixed(learnt(made), "base_causallm.")
     for change, word in (
-        ({"base_causallm.strange": torch.zeros(1)}, "strange"),
+        ({"base_causallm.strange": torch.zeros(1)}, r"it has an extra weight, strange\."),
         ({name: t[:2] for name, t in weights.items() if "norm" in name or "ln_f" in name}, "shape"),
     ):
         save_file(weights | change, tmp_path / "model.safetensors")

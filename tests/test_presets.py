@@ -47,6 +47,10 @@ def runs(file: str) -> list[tuple[Run, Method]]:
     return [(run, build(METHODS[file], run.method, "method."))]
 
 
+def number(told: str, pattern: str) -> float:
+    return float(re.search(pattern.replace("NUMBER", r"([\d,.]+)"), told)[1].replace(",", ""))
+
+
 def test_no_preset_is_forgotten() -> None:
     named = [path for path in CONFIGS.glob("**/*.yaml") if path.parent.name in ("heima", "aokvqa", "configs")]
     on_text = ("gsm8k", "prosqa", "prontoqa", "commonsense")
@@ -62,10 +66,13 @@ def test_a_preset_can_be_planned(file: str) -> None:
         init = "openai-community/gpt2" if config.init.startswith("runs/gsm8k") else SHAPES.get(config.init, "")
         said: list[str] = []
         planned.show(run, method, Asked({}, {}, False, True, "H100", 0.4, init), said.append)
-        assert "8 x H100" in said[1]
-        counts = re.search(r"parameters +([\d,]+), of which ([\d,]+)", said[1])
-        total, taught = (int(count.replace(",", "")) for count in counts.groups())
+        assert "8 x H100" in said[-1]
+        total, taught = number(said[-1], r"parameters +NUMBER"), number(said[-1], r"of which NUMBER are")
         assert (taught < total) == bool(run.lora)
+        # Two to eight a parameter and token are the language model's; vision, and modules that read, move it from there.
+        flops, tokens = 1e12 * number(said[-1], "NUMBER TFLOP"), number(said[-1], "NUMBER tokens with")
+        assert 0.5 < flops / (total * tokens) < 20
+        assert 0.02 < number(said[-1], r"time a step +NUMBER s") < 20
 
 
 @pytest.mark.parametrize(

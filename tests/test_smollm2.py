@@ -18,6 +18,7 @@ from engine.config import build, read_yaml
 from engine.data.samples import Sample
 from engine.data.text_worlds import TextWorldsSource
 from engine.exchange import smollm2
+from engine.exchange.packages import packaged
 from engine.layout import pack
 from engine.methods.codi import Codi
 from engine.methods.controls import Explicit
@@ -85,7 +86,7 @@ def test_weights_are_the_files(folder):
     from gguf import GGUFReader, dequantize
     from safetensors import safe_open
 
-    file = GGUFReader(smollm2.packaged() / smollm2.WEIGHTS)
+    file = GGUFReader(packaged(smollm2.PACKAGE, smollm2.WEIGHTS, ""))
     theirs = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in file.tensors[:8]}
     pairs = {"token_embd": "embed_tokens", "blk.0.ffn_down": "layers.0.mlp.down_proj", "blk.0.attn_norm": "layers.0.input_layernorm"}  # fmt: skip
     with safe_open(folder / "model.safetensors", "pt") as ours:

@@ -1,7 +1,7 @@
 """What `--plan` prints: what a run would cost, told before it is begun. No weights are read, and nothing is written.
 
-Samples are the data's own where the data is there; otherwise one of an assumed length, with the largest clip that the
-configuration allows.
+Samples are the data's own where the data is there; otherwise one of an assumed length, with the clip or image that costs this
+family most. Of a curriculum the stage is shown that needs most memory, and time is that of the steps of every stage.
 """
 
 from __future__ import annotations
@@ -13,40 +13,39 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.backbones.base import Backbone
+from engine.batches import epoch_of
 from engine.config import ConfigError
 from engine.container import VideoError
-from engine.curriculum import LAST
 from engine.data.files import FileSource, NoFile
 from engine.data.media import FilmedSource, PicturedSource
 from engine.data.samples import Dialect, Sample, looked_at
 from engine.footage import Footage
-from engine.layout import Frames, Seen, pack
+from engine.layout import Frames, Packed, Seen, pack
 from engine.methods.heima import Heima, Interpreters
 from engine.methods.method import Method
-from engine.plan import CARDS, CHARACTERS, largest_frames, outline, outlined_companions, plan, table
-from engine.training import expect_fitting, expect_sound
+from engine.plan import CARDS, CHARACTERS, outline, outlined_companions, plan, table
+from engine.training import Training, expect_fitting, expect_sound
 
 if TYPE_CHECKING:
     from train.command import Asked, Run, Source
 
 QUESTION, CHAIN, ANSWER, STEPS = 60, 240, 4, 4  # tokens of the assumed sample, and its steps
 TRIED = 32  # samples of the data
-SIDE = 28  # a frame's sides are multiples of this
 
 
 def words(tokens: int) -> str:
     return "x" * (CHARACTERS * tokens)
 
 
-def assumed(run: Run, method: Method, sighted: bool) -> Sample:
-    """A sample that is as large as the configuration lets it be, with texts of an assumed length. sighted: the model takes
-    clips."""
+def assumed(run: Run, method: Method, backbone: Backbone) -> Sample:
+    """A sample that is as large as the configuration lets it be, with texts of an assumed length."""
     source, visual = run.source, None
-    if sighted and isinstance(source, FilmedSource | PicturedSource):
+    if backbone.sighted and isinstance(source, FilmedSource | PicturedSource):
+        still = not isinstance(source, FilmedSource)
         count = source.frames[1] if isinstance(source, FilmedSource) else 1
-        height, width = largest_frames(source.pixels, SIDE)
-        pixels = np.zeros((count, height, width, 3), np.uint8)
-        visual = Frames(pixels, 0.5, still=isinstance(source, PicturedSource))
+        pixels = np.zeros((count, *backbone.costliest(source.pixels, still), 3), np.uint8)
+        visual = Frames(pixels, 0.5, still)
     names = method.sections if isinstance(method, Heima) else ()
     steps = len(names) or (STEPS if visual is None else 1)
     chain = (words(CHAIN // steps),) * steps
@@ -81,6 +80,17 @@ def opened(shown: Seen) -> Seen:
     return shown.opened() if isinstance(shown, Footage) else shown
 
 
+def stages(config: Training, method: Method) -> list[tuple[int, int]]:
+    """Of each stage of the curriculum that the run reaches on one GPU, its first epoch and how many steps it has."""
+    firsts: list[tuple[int, int]] = []  # epoch, step
+    for step in range(config.steps):
+        epoch = epoch_of(step, config.batch, config.epoch)
+        if not firsts or method.stage(epoch) != method.stage(firsts[-1][0]):
+            firsts.append((epoch, step))
+    ends = [step for _, step in firsts[1:]] + [config.steps]
+    return [(epoch, end - step) for (epoch, step), end in zip(firsts, ends, strict=True)]
+
+
 def show(run: Run, method: Method, asked: Asked, say: Callable[[str], None] = print) -> None:
     """Errors: ConfigError for a model whose shape isn't known, for a card, and for data that is there and can't be used."""
     if asked.card not in CARDS:
@@ -92,7 +102,7 @@ def show(run: Run, method: Method, asked: Asked, say: Callable[[str], None] = pr
     samples = found(run)
     told = f"samples      {len(samples)} of the data"
     if not samples:
-        samples = [assumed(run, method, backbone.sighted)]
+        samples = [assumed(run, method, backbone)]
         told = f"samples      assumed: {QUESTION} tokens asked, {CHAIN} of chain, {ANSWER} of answer"
         told += ", the largest clip allowed" * bool(samples[0].visuals)
     samples = [looked_at(sample, backbone.see) for sample in samples]
@@ -100,9 +110,21 @@ def show(run: Run, method: Method, asked: Asked, say: Callable[[str], None] = pr
     expect_fitting(config, method, run.lora)
     size = config.batch // config.accumulate
     chosen = (samples * math.ceil(size / len(samples)))[:size]
-    layouts = [method.layout(sample, np.random.default_rng(i), LAST) for i, sample in enumerate(chosen)]
-    passed = pack(layouts, backbone.encode, backbone.pad)
+
+    def passed(epoch: int) -> Packed:
+        layouts = [method.layout(sample, np.random.default_rng(i), epoch) for i, sample in enumerate(chosen)]
+        return pack(layouts, backbone.encode, backbone.pad)
+
+    parts = stages(config, method)
     companions = outlined_companions(backbone, method)
-    made = plan(config, method, run.lora, backbone, companions, passed)
+    first = plan(config, method, run.lora, backbone, companions, passed(parts[0][0]))
+    plans = [first, *(replace(first, passed=passed(epoch)) for epoch, _ in parts[1:])]
+    most = max(range(len(plans)), key=lambda place: sum(plans[place].memory(1, False).values()))
     say(told)
-    say(table(made, asked.card, asked.share))
+    if len(plans) > 1:
+        shown = method.stage(parts[most][0])
+        say(f"curriculum   {len(plans)} stages, of which the one that needs most memory is below: stage {shown}")
+    times = [
+        steps * made.seconds(CARDS[asked.card], asked.share) for made, (_, steps) in zip(plans, parts, strict=True)
+    ]
+    say(table(plans[most], asked.card, asked.share, sum(times)))

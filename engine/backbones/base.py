@@ -286,6 +286,33 @@ class Backbone:
         """The ids that stand for a visual: one a visual token."""
         raise ConfigError(NO_VISION)
 
+    def native(self, packed: Packed) -> dict[str, Tensor]:
+        """What transformers' own class takes beside the ids of a pack with one sample: what it sees, one visual at most."""
+        return {}
+
+    def for_processor(self, text: str) -> str:
+        """A prompt as the family's own transformers processor takes it: with what that makes the tokens of a visual of."""
+        return text
+
+    def to_mind(self, still: bool) -> tuple[str, ...]:
+        """Where transformers' own code treats a visual otherwise: sentences for who serves the model with it."""
+        return ()
+
+    def processor_sizes(self, sampling: Sampling, image_pixels: int) -> dict[str, dict[str, Any]]:
+        """What the family's own image and video processors are set to, so that they look as training did; empty where a
+        model's shape alone decides it."""
+        return {}
+
+    def costliest(self, pixels: int, still: bool) -> tuple[int, int]:
+        """(height, width) of a frame, or image, that becomes as many tokens as one can, where a source allows so many pixels."""
+        raise ConfigError(NO_VISION)
+
+    def looks(self, packed: Packed) -> list[tuple[int, int]]:
+        """What vision computes for a pack: how many slices of clips, or tiles, of how many patches each, which see each other."""
+        patch = self.model.config.vision_config.patch_size
+        side = packed.patches.shape[-1] // (patch if isinstance(patch, int) else patch[0])
+        return [(len(packed.patches), side**2)]
+
     def encode(self, segment: Segment) -> Encoded:
         """One segment -> ids, positions from 0, and where its visuals' tokens stand."""
         ids: list[int] = []
@@ -325,6 +352,11 @@ class Backbone:
             output_hidden_states=True,
             **more,
         )
+
+
+def once(text: str, *tokens: str) -> str:
+    """The text with one of each of these tokens where it has several in a row."""
+    return re.sub(f"({'|'.join(map(re.escape, tokens))})\\1+", r"\1", text)
 
 
 def pretrained(kind: Any, path: str | Path, **settings: Any) -> Any:

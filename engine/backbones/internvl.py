@@ -7,6 +7,7 @@ method.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,13 +18,14 @@ from transformers import InternVLForConditionalGeneration
 
 from engine.backbones.base import Backbone, without
 from engine.backbones.pixels import normalised, tiles
-from engine.layout import Frames, Special, Visual, Written
+from engine.layout import Frames, Packed, Special, Visual, Written
 from engine.video import Sampling, resize
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 SIDE = 448  # of a published model's tile
 MOST_TILES = 12
+TILE = "<img>(<IMG_CONTEXT>)+</img>"  # or several, in a prompt
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,13 @@ class InternVL(Backbone):
 
     def cut(self, frames: Frames) -> Visual:
         return cut_tiles(frames, self.tile_side)
+
+    def costliest(self, pixels: int, still: bool) -> tuple[int, int]:
+        """An image's tiles follow from its shape: 3 to 4, as most photographs are, takes as many as there can be."""
+        return (3 * self.tile_side, 4 * self.tile_side) if still else (self.tile_side, self.tile_side)
+
+    def native(self, packed: Packed) -> dict[str, Tensor]:
+        return {"pixel_values": self.pixels(packed.patches)} if packed.grids else {}
 
     def encode_patches(self, patches: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """uint8 tiles of all visuals of a batch [tiles, 3, side, side], in one vision pass -> [visual tokens, dim]."""
@@ -74,6 +83,10 @@ class InternVL(Backbone):
         frames = (replace(visual, patches=tile, grid=(1, 1, 1)) for tile in visual.patches.split(1))
         lines = ((f"Frame{number}: ", start, frame, end, "\n") for number, frame in enumerate(frames, 1))
         return tuple(piece for line in lines for piece in line)
+
+    def for_processor(self, text: str) -> str:
+        """Its processor writes the tokens around a tile, and the lines of a video's frames but for the end of the last."""
+        return re.sub(TILE, r"\1", re.sub(f"(?:Frame\\d+: {TILE}\n)+", "<video>\n", text))
 
     def places(self, visual: Visual) -> list[int]:
         return [self.model.config.image_token_id] * (len(visual.patches) * self.tile_tokens)

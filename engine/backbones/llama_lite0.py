@@ -21,9 +21,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from engine.backbones.base import Backbone, without
 from engine.backbones.efficientnet import CHANNELS, MEAN, STD, STRIDE, EfficientNetLite0
 from engine.backbones.pixels import normalised, tiles
-from engine.layout import Frames, Visual, Written
+from engine.layout import Frames, Packed, Visual, Written
 from engine.video import Sampling, resize
 
+NO_PROCESSOR = (
+    "transformers has neither this class nor a processor for it: give the ids and `inputs` to the engine's own."
+)
 VISION = ("vision_tower", "vision_projector")
 
 
@@ -114,6 +117,16 @@ class LlamaLite0(Backbone):
             pixels = np.concatenate([pixels, np.repeat(pixels[-1:], short, axis=0)])
         cut = tiles(resize(pixels, config.side, config.side), config.side)
         return Visual(cut, (len(cut) // length, 1, config.slice_tokens), frames.seconds * length, frames.still)
+
+    def costliest(self, pixels: int, still: bool) -> tuple[int, int]:
+        """Every frame becomes as many."""
+        return self.model.config.side, self.model.config.side
+
+    def native(self, packed: Packed) -> dict[str, Tensor]:
+        return {"pixel_values": self.pixels(packed.patches)} if packed.grids else {}
+
+    def to_mind(self, still: bool) -> tuple[str, ...]:
+        return (NO_PROCESSOR,)
 
     def encode_patches(self, patches: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """uint8 frames of all visuals of a batch [frames, 3, side, side] -> [visual tokens, dim]. Those that are alike are

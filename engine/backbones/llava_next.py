@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from transformers import LlavaNextForConditionalGeneration, LlavaNextVideoForConditionalGeneration
 
-from engine.backbones.base import Backbone, without
+from engine.backbones.base import Backbone, once, without
 from engine.backbones.pixels import normalised, tiles
 from engine.config import ConfigError
-from engine.layout import Frames, Opening, Visual, Written
+from engine.layout import Frames, Opening, Packed, Visual, Written
 from engine.video import Sampling, resize
 
 VICUNA = (
@@ -56,6 +56,16 @@ class LlavaNext(Backbone):
             )
         return cut_tiles(frames, self.tile_side, self.model.config.image_grid_pinpoints)
 
+    def costliest(self, pixels: int, still: bool) -> tuple[int, int]:
+        """One that fills the resolution of the most tokens."""
+        known = self.model.config.image_grid_pinpoints
+
+        def tokens(size: Sequence[int]) -> int:
+            return image_tokens(size[0], size[1], self.tile_side, self.tile_tokens, known)
+
+        tall, wide = max(known, key=tokens)
+        return tall, wide
+
     def encode_patches(self, patches: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """uint8 tiles of all visuals of a batch [tiles, 3, side, side] -> [visual tokens, dim]."""
         return torch.cat(self.encode_images(self.pixels(patches), [grid[1:] for grid in grids]))
@@ -63,6 +73,11 @@ class LlavaNext(Backbone):
     def pixels(self, patches: Tensor) -> Tensor:
         """Normalised tiles."""
         return normalised(patches).to(self.model.dtype)
+
+    def native(self, packed: Packed) -> dict[str, Tensor]:
+        if not packed.grids:
+            return {}
+        return {"pixel_values": self.pixels(packed.patches)[None], "image_sizes": torch.tensor(packed.grids)[:, 1:]}
 
     def encode_images(self, pixels: Tensor, sizes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """Normalised tiles [tiles, 3, side, side] of pictures of these (height, width) -> a [visual tokens, dim] each."""
@@ -96,6 +111,9 @@ class LlavaNext(Backbone):
     def written(self, visual: Visual) -> tuple[Written, ...]:
         return visual, "\n"
 
+    def for_processor(self, text: str) -> str:
+        return once(text, "<image>", "<video>")
+
     def places(self, visual: Visual) -> list[int]:
         _, height, width = visual.grid
         count = image_tokens(height, width, self.tile_side, self.tile_tokens, self.model.config.image_grid_pinpoints)
@@ -124,6 +142,11 @@ class LlavaNextVideo(LlavaNext):
             return grid[0]
         tall, wide = best_resolution(*grid[1:], self.model.config.image_grid_pinpoints)
         return 1 + (tall // self.tile_side) * (wide // self.tile_side)
+
+    def native(self, packed: Packed) -> dict[str, Tensor]:
+        if not packed.grids or not self.is_video(packed.grids[0]):
+            return super().native(packed)
+        return {"pixel_values_videos": self.pixels(packed.patches)[None]}
 
     def is_video(self, grid: tuple[int, int, int]) -> bool:
         return grid[1:] == (self.frame_tokens, self.frame_tokens)

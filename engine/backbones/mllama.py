@@ -19,6 +19,10 @@ import torch
 from torch import Tensor
 from transformers import MllamaForConditionalGeneration
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.models.mllama.processing_mllama import (
+    convert_sparse_cross_attention_mask_to_dense,
+    get_cross_attention_token_mask,
+)
 
 from engine import masks
 from engine.backbones.base import WORDS, Backbone, Sight, States, without
@@ -28,6 +32,10 @@ from engine.layout import Frames, Opening, Packed, Visual
 from engine.video import Sampling, resize
 
 IMAGE = "<|image|>"
+BEFORE_PICTURE = (
+    "transformers 5 lets the few tokens before a picture look at it, which the model wasn't trained with: its answer may "
+    "differ from the engine's."
+)
 
 
 class KeptOnce(DynamicLayer):
@@ -80,6 +88,16 @@ class Mllama(Backbone):
         vision = self.model.config.vision_config
         return cut_tiles(frames, vision.image_size, vision.max_num_tiles)
 
+    def costliest(self, pixels: int, still: bool) -> tuple[int, int]:
+        """One that fills as many tiles as there are."""
+        vision = self.model.config.vision_config
+        return vision.image_size, vision.image_size * vision.max_num_tiles
+
+    def looks(self, packed: Packed) -> list[tuple[int, int]]:
+        """All tiles of a picture see each other, those that fill it up too."""
+        vision = self.model.config.vision_config
+        return [(len(packed.grids), vision.max_num_tiles * (vision.image_size // vision.patch_size) ** 2)]
+
     def encode_patches(self, patches: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """uint8 tiles of all visuals of a batch [tiles, 3, side, side], in one vision pass -> [visual tokens, dim]: those
         of the padding to the largest number of tiles too."""
@@ -87,18 +105,37 @@ class Mllama(Backbone):
 
     def encode_pixels(self, pixels: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """Normalised tiles [tiles, 3, side, side] -> [visuals, patches, dim]."""
-        model, config = self.model.model, self.model.config.vision_config
+        given = {name: each[:, None] for name, each in self.filled_up(pixels, grids).items()}
+        out = self.model.model.vision_model(**given)
+        return self.model.model.multi_modal_projector(out.last_hidden_state).flatten(1, 3)
+
+    def filled_up(self, pixels: Tensor, grids: Sequence[tuple[int, int, int]]) -> dict[str, Tensor]:
+        """Each picture with as many tiles as one can have, as transformers' vision takes them: [visuals, ...]."""
+        config = self.model.config.vision_config
         counts = [rows * columns for _, rows, columns in grids]
-        padded = pixels.new_zeros(len(grids), 1, config.max_num_tiles, *pixels.shape[1:])
+        padded = pixels.new_zeros(len(grids), config.max_num_tiles, *pixels.shape[1:])
         for picture, own in zip(padded, pixels.split(counts), strict=True):
-            picture[0, : len(own)] = own
+            picture[: len(own)] = own
         shapes = [1 + config.supported_aspect_ratios.index([rows, columns]) for _, rows, columns in grids]
-        out = model.vision_model(
-            pixel_values=padded,
-            aspect_ratio_ids=torch.tensor(shapes, device=pixels.device)[:, None],
-            aspect_ratio_mask=self.tiles(counts, pixels.device)[:, None].long(),
-        )
-        return model.multi_modal_projector(out.last_hidden_state).flatten(1, 3)
+        return {
+            "pixel_values": padded,
+            "aspect_ratio_ids": torch.tensor(shapes, device=pixels.device),
+            "aspect_ratio_mask": self.tiles(counts, pixels.device).long(),
+        }
+
+    def native(self, packed: Packed) -> dict[str, Tensor]:
+        """Several pictures too, and which of them each token sees, as the family's processor says it."""
+        if not packed.grids:
+            return {}
+        seen = {name: each[None] for name, each in self.filled_up(normalised(packed.patches), packed.grids).items()}
+        ids, most = packed.ids[0].tolist(), self.model.config.vision_config.max_num_tiles
+        counts = [rows * columns for _, rows, columns in packed.grids]
+        spans = get_cross_attention_token_mask(ids, self.model.config.image_token_index)
+        looks = convert_sparse_cross_attention_mask_to_dense([spans], [counts], most, len(ids))
+        return {**seen, "cross_attention_mask": torch.from_numpy(looks)}
+
+    def to_mind(self, still: bool) -> tuple[str, ...]:
+        return (BEFORE_PICTURE,)
 
     def tiles(self, counts: Sequence[int], device: torch.device) -> Tensor:
         """bool [visuals, most tiles]: those that aren't padding."""

@@ -6,6 +6,7 @@ video goes on at 1 + the largest position used so far (transformers 5.23 compute
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache as cached
@@ -25,13 +26,18 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
 from engine import masks
-from engine.backbones.base import SPECIAL_TOKENS, Backbone, Sight, States, without
+from engine.backbones.base import SPECIAL_TOKENS, Backbone, Sight, States, once, without
 from engine.backbones.pixels import normalised
 from engine.layout import Encoded, Frames, Packed, Segment, Special, Visual, Written
 from engine.video import Sampling
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+AFTER_VIDEO = (
+    "transformers 5 gives the text behind a video other positions than the model was trained with: give `generate` the "
+    "position_ids of `inputs` too."
+)
 
 
 def rotary_positions(grid: tuple[int, int, int], merge: int, interval: float) -> tuple[Tensor, int]:
@@ -224,6 +230,22 @@ class Qwen25VL(Backbone):
             "runs": {block.attn: each[place in vision.fullatt_block_indexes] for place, block in blocks},
         }
 
+    def native(self, packed: Packed) -> dict[str, Tensor]:
+        config = self.model.config
+        image, video = packed.ids == config.image_token_id, packed.ids == config.video_token_id
+        kinds = {"mm_token_type_ids": image.long() + 2 * video.long()}
+        if not packed.grids:
+            return kinds
+        pixels, grid = ("pixel_values_videos", "video_grid_thw") if video.any() else ("pixel_values", "image_grid_thw")
+        return {**kinds, pixels: self.pixels(packed.patches), grid: torch.tensor(packed.grids)}
+
+    def looks(self, packed: Packed) -> list[tuple[int, int]]:
+        """Layers whose windows are smaller than a slice compute a little less."""
+        return [(time, height * width) for time, height, width in packed.grids]
+
+    def costliest(self, pixels: int, still: bool) -> tuple[int, int]:
+        return largest_frame(pixels, self.patch_side)
+
     def language_model(self) -> Any:
         return without(self.model, "visual")
 
@@ -231,6 +253,20 @@ class Qwen25VL(Backbone):
 
     def written(self, visual: Visual) -> tuple[Written, ...]:
         return Special("<|vision_start|>"), visual, Special("<|vision_end|>")
+
+    def for_processor(self, text: str) -> str:
+        return once(text, "<|image_pad|>", "<|video_pad|>")
+
+    def to_mind(self, still: bool) -> tuple[str, ...]:
+        return () if still else (AFTER_VIDEO,)
+
+    def processor_sizes(self, sampling: Sampling, image_pixels: int) -> dict[str, dict[str, Any]]:
+        least = self.patch_side**2
+        frames = {"fps": sampling.fps, "min_frames": sampling.min_frames, "max_frames": sampling.max_frames}
+        return {
+            "image_processor": {"size": {"shortest_edge": least, "longest_edge": image_pixels}},
+            "video_processor": {"size": {"shortest_edge": least, "longest_edge": sampling.pixels}, **frames},
+        }
 
     def interval(self, visual: Visual) -> float:
         """Temporal positions between two slices."""
@@ -279,6 +315,14 @@ class Qwen25VL(Backbone):
             return super().whole(embeds, packed, cache, sight)
         out = self.decoded(embeds, packed.positions, {"full_attention": masks.blocks(packed)}, None)
         return States(out.hidden_states, out.attentions)
+
+
+def largest_frame(pixels: int, side: int) -> tuple[int, int]:
+    """Height and width of the largest frame of at most so many pixels, both multiples of `side`, no more than 2 to 1."""
+    most = max(1, math.isqrt(pixels * 2) // side)
+    sizes = [(h, w) for h in range(1, most + 1) for w in range(h, 2 * h + 1) if h * w * side**2 <= pixels]
+    height, width = max(sizes, key=lambda size: size[0] * size[1], default=(1, 1))
+    return height * side, width * side
 
 
 def cut_patches(frames: Frames, side: int, merge: int, temporal: int) -> Visual:

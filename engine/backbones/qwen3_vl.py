@@ -7,6 +7,7 @@ the visuals stand. Knows no method.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,9 +21,12 @@ from engine.backbones.base import Sight, States
 from engine.backbones.pixels import normalised
 from engine.backbones.qwen2_5_vl import Qwen25VL, cut_patches
 from engine.layout import Frames, Packed, Visual, Written
-from engine.video import resize, smart_size
+from engine.video import Sampling, resize, smart_size
 
 MEAN = STD = (0.5, 0.5, 0.5)
+SLICES = re.compile(
+    r"(?:<[\d.]+ seconds><\|vision_start\|>(?:<\|video_pad\|>)+<\|vision_end\|>)+"
+)  # a video in a prompt
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,19 @@ class Qwen3VL(Qwen25VL):
             one = replace(visual, patches=patches, grid=(1, height, width), moments=(moment,))
             pieces += [f"<{moment:.1f} seconds>", *super().written(one)]
         return tuple(pieces)
+
+    def for_processor(self, text: str) -> str:
+        """Of a video its processor writes the moments and the tokens around each slice too."""
+        return super().for_processor(SLICES.sub("<|video_pad|>", text))
+
+    def to_mind(self, still: bool) -> tuple[str, ...]:
+        return ()
+
+    def processor_sizes(self, sampling: Sampling, image_pixels: int) -> dict[str, dict[str, Any]]:
+        """Its video processor's bounds are those of all frames together, which a card can say and a setting can't."""
+        sizes = super().processor_sizes(sampling, image_pixels)
+        del sizes["video_processor"]["size"]
+        return sizes
 
     def interval(self, visual: Visual) -> float:
         return 1

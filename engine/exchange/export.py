@@ -19,15 +19,18 @@ from transformers import GenerationConfig
 from engine import adapters, models
 from engine.backbones.base import Backbone
 from engine.backbones.load import family_of, load
+from engine.config import build
 from engine.exchange.prompt import SERVED, How, prompt
 from engine.folders import SETTINGS, as_a_whole
 from engine.methods.method import COMPANIONS, META, Method
+from engine.video import Sampling
 
 Form = Literal["merged", "adapter"]
 PROCESSOR = (
     "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json", "chat_template.json",
     "chat_template.jinja",
 )  # fmt: skip
+KEPT = {"image_processor": "preprocessor_config.json", "video_processor": "video_preprocessor_config.json"}
 UNKEPT = ("README.md", "scores.json", adapters.CONFIG, adapters.WEIGHTS)
 
 
@@ -117,6 +120,8 @@ def export(
             told["base_model_name_or_path"] = _public(found.base)
             (made / adapters.CONFIG).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
         beside(found, made, merged)
+        if merged:
+            look_alike(made, backbone, looks(found))
         (made / META).write_text(json.dumps(found.meta, indent=1) + "\n", encoding="utf-8")
         (made / "README.md").write_text(card(found, merged, text, summaries), encoding="utf-8")
     return target
@@ -157,6 +162,31 @@ def beside(found: Trained, target: Path, whole: bool) -> None:
         for name in PROCESSOR:
             if (original / name).is_file() and not (target / name).exists():
                 shutil.copy2(original / name, target / name)
+
+
+def looks(found: Trained) -> tuple[Sampling, int] | None:
+    """How clips were looked at in training, and the most pixels of an image; None where nothing says it."""
+    told = found.meta.get("sampling")
+    if told is None:
+        return None
+    sampling = build(Sampling, told, "sampling.")
+    return sampling, found.meta.get("image_pixels") or sampling.pixels
+
+
+def look_alike(target: Path, backbone: Backbone, seen: tuple[Sampling, int] | None) -> None:
+    """Sets the processors that the base model's files describe to look at clips as training did."""
+    if seen is None:
+        return
+    for part, settings in backbone.processor_sizes(*seen).items():
+        for name in (KEPT[part], "processor_config.json"):
+            told = _json(target / name)
+            own = told.get(part) if name == "processor_config.json" else told
+            if not own:
+                continue
+            for older in ("min_pixels", "max_pixels"):  # they would override the size
+                own.pop(older, None)
+            own |= settings
+            (target / name).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
 def silent_text(backbone: Backbone, found: Trained) -> str:
@@ -244,8 +274,15 @@ def _public(value: Any) -> Any:
         return {name: _public(each) for name, each in value.items()}
     if isinstance(value, list):
         return [_public(each) for each in value]
-    own = isinstance(value, str) and value and (value.startswith((".", "/", "~")) or Path(value).exists())
-    return Path(value).name if own else value
+    return Path(value).name if isinstance(value, str) and value and _placed(value) else value
+
+
+def _placed(value: str) -> bool:
+    """Whether it is a path, or names a file that is there; words may be longer than any name."""
+    try:
+        return value.startswith((".", "/", "~")) or Path(value).exists()
+    except OSError:
+        return False
 
 
 def _scores(own: Mapping[str, Any], summaries: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -287,10 +324,24 @@ def _use(found: Trained, whole: bool, text: str, clip: str) -> list[str]:
         "With transformers' own `generate`, or vLLM: a plain checkpoint, whose answer is what greedy decoding writes "
         f"behind this prompt ({'here without a clip; ' * (clip != '-')}`python -m engine prompt {clip} QUESTION --model FOLDER` "
         f"gives that of another question). {SERVED}",
+        *_looked(looks(found) if clip != "-" else None),
         "",
         "```text",
         text,
         "```",
+    ]
+
+
+def _looked(seen: tuple[Sampling, int] | None) -> list[str]:
+    if seen is None:
+        return []
+    sampling, image_pixels = seen
+    rate = f"{sampling.fps:g} frames a second" if sampling.fps else "frames spread evenly"
+    return [
+        "",
+        f"In training clips were looked at as {rate}, {sampling.min_frames} to {sampling.max_frames} of them, with at most "
+        f"{sampling.pixels:,} pixels a frame, and images with at most {image_pixels:,}; a family that cuts tiles has sizes of its "
+        "own instead. A server whose processor takes other frames or sizes shows the model something else.",
     ]
 
 

