@@ -34,7 +34,7 @@ from engine.layout import Packed
 from engine.loop import looped
 from engine.methods.method import Method
 from engine.muon import Muon
-from engine.training import Training, companions_alone, optimizers
+from engine.training import Training, companions_alone, freeze_vision, optimizers
 
 SHAPES = Path(__file__).with_name("shapes.json")  # published models' configurations, as far as they decide their size
 CHARACTERS = 4  # a token of English, where there is no tokenizer
@@ -343,6 +343,7 @@ def plan(
         looped(backbone, *config.looped)
     with torch.device("meta"):
         adapters.for_training(backbone, companions, lora, frozen, "", method.tokens)
+    freeze_vision(config, backbone)
     return Plan(config, backbone, companions, passed, frozen)
 
 

@@ -197,10 +197,10 @@ def test_a_run_goes_on_with_the_adapter_of_another(start: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"r": 2}, "lora.r is 2, .* was made with 4: "),
+        ({"r": 2}, "lora.r is 2, .* was trained with 4: use"),
         ({"alpha": 8}, "lora.alpha is 8"),
         ({"train_embeddings": True}, "lora.train_embeddings is True"),
-        ({"targets": ("mlp",)}, r"lora.targets is .* was made with \['k_proj', 'o_proj', 'q_proj', 'v_proj'\]"),
+        ({"targets": ("mlp",)}, r"lora.targets is .* was trained with \['k_proj', 'o_proj', 'q_proj', 'v_proj'\]"),
     ],
 )
 def test_an_adapter_is_gone_on_with_as_it_was_made(start: str, tmp_path: Path, change: dict, words: str) -> None:

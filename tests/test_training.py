@@ -212,12 +212,12 @@ def test_a_run_goes_on_with_its_own_settings_alone(start, tmp_path, steps):
             Explicit(),
             note,
             None,
-            r"another lr \(0.003, not 0.5\): set that back, or choose another folder",
+            r"was started with lr = 0.003, not 0.5: restore it, or choose another folder",
         ),
-        ({"batch": 2}, Explicit(), note, None, r"another number of samples a step \(4, not 2\)"),
-        ({}, Silent(pauses=2), note, None, r"another method.name \(controls.Explicit, not controls.Silent\)"),
-        ({}, Explicit(), data, None, r"another WorldsSource.ramp \(0, not 9\)"),
-        ({}, Explicit(), note, Lora(r=2), r"another lora \(none, not one\)"),
+        ({"batch": 2}, Explicit(), note, None, r"with samples a step = 4, not 2"),
+        ({}, Silent(pauses=2), note, None, r"with method.name = controls.Explicit, not controls.Silent"),
+        ({}, Explicit(), data, None, r"with WorldsSource.ramp = 0, not 9"),
+        ({}, Explicit(), note, Lora(r=2), r"with lora = none, not one"),
     ):
         with pytest.raises(ConfigError, match=words):
             train(settings(start, tmp_path, steps, **changes), method, SOURCE, accuracy, True, source, lora)
@@ -337,17 +337,17 @@ def test_the_best_model_is_one_of_the_last_stage(start, tmp_path):
 def test_layers_that_stay_as_they_are_are_not_looped(start, tmp_path):
     """Their weights would be shared in memory, and saved apart."""
     looped = settings(start, tmp_path, 2, looped=(1, 2))
-    with pytest.raises(ConfigError, match="looped layers"):
+    with pytest.raises(ConfigError, match="looped needs trainable layers"):
         train(looped, Explicit(), SOURCE, accuracy, lora=Lora(r=2))
-    with pytest.raises(ConfigError, match="looped layers"):
+    with pytest.raises(ConfigError, match="looped needs trainable layers"):
         train(looped, Interpreters(tags="tokens"), SOURCE, accuracy)
-    with pytest.raises(ConfigError, match="looped layers"):
+    with pytest.raises(ConfigError, match="looped needs trainable layers"):
         train(replace(looped, frozen=True), PauseDistillation(steps=StepSupervision()), SOURCE, accuracy)
 
 
 def test_nothing_learns_in_epochs_without_slots_beside_a_frozen_model(start, tmp_path):
     taught = Coconut(steps=StepSupervision())
-    with pytest.raises(ConfigError, match=r"begin behind that \(method.first_epoch\)"):
+    with pytest.raises(ConfigError, match=r"start after that stage \(method.first_epoch\)"):
         train(settings(start, tmp_path, 2, frozen=True, epoch=4), taught, SOURCE, accuracy)
 
 
@@ -372,7 +372,7 @@ def test_a_sample_longer_than_the_positions_is_named():
     steps = tuple(f"<<{i}+1={i + 1}>>" for i in range(60))
     source = {0: Sample(None, "How many?", (), ("<<1+1=2>>",), "2", "numerical", "plain", where="row 1")}
     source |= {1: replace(source[0], steps=steps, where="row 2")}
-    with pytest.raises(ConfigError, match=r"^row 2 takes [\d,]+ positions, and this model has learnt 256"):
+    with pytest.raises(ConfigError, match=r"^row 2 needs [\d,]+ positions, but this model has 256: remove"):
         Batches(source.__getitem__, Explicit(), gpt2, 2, 1, seed=0)[0]
     assert Batches(lambda _: source[0], Explicit(), gpt2, 2, 1, seed=0)[0]
 
