@@ -347,3 +347,24 @@ def test_every_kind_of_gradient_is_for_the_adapter(start: str) -> None:
     total.backward()
     for name, parameter in model.model.named_parameters():
         assert (parameter.grad is not None and float(parameter.grad.norm()) > 0) == ("lora_" in name), name
+
+
+def test_who_can_hardly_tell_its_tokens_apart_is_told(
+    start: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    method = Codi(num_latent=1, prj_dim=8)  # its tokens are new to this model
+    clips = WorldsSource(difficulties=(1, 1))
+    for name, lora in (("not", Lora(r=2)), ("learnt", Lora(r=2, train_embeddings=True))):
+        train(settings(start, tmp_path / name, 1), method, clips, accuracy, lora=lora)
+        assert ("set lora.train_embeddings to true" in capsys.readouterr().out) == (name == "not")
+    assert not adapters.alike(load(start), ["<pause>", "<ANS>"])
+
+
+def test_an_adapter_does_not_go_on_over_another_model(start: str, tmp_path: Path) -> None:
+    """Its checkpoints hold the adapter alone."""
+    lora = Lora(r=2)
+    train(settings(start, tmp_path / "run", 2), HEIMA, SOURCE, accuracy, lora=lora)
+    tiny.tiny_backbone(seed=1, layers=2).save(tmp_path / "other")
+    other = settings(str(tmp_path / "other"), tmp_path / "run", 4)
+    with pytest.raises(ConfigError, match=f"other weights than {tmp_path / 'other'} hold now"):
+        train(other, HEIMA, SOURCE, accuracy, resume=True, lora=lora)

@@ -152,7 +152,7 @@ def test_validation_reads_its_clips_once(tmp_path, monkeypatch):
     run = build(Run, {"method": {}, "jsonl": {"file": file, "held_out": 2, "fps": 2, "frames": [2, 4], "pixels": 1568},
                       "validation": {"samples": 2, "batch": 2}})  # fmt: skip
     model = tiny_backbone(layers=1)
-    validate = validation(run, Explicit())
+    validate = validation(run, Explicit()).score
     first = validate(model, torch.nn.ModuleDict(), 0)
     for clip in tmp_path.glob("*.mp4"):
         clip.unlink()
