@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from engine import ask, models
 from engine.adapters import Lora
 from engine.backbones.base import add_tokens
-from engine.backbones.load import load
 from engine.config import ConfigError, build
 from engine.data.jsonl import JsonlSource
 from engine.data.samples import Sample, chain, context
@@ -345,7 +344,7 @@ def codi_file(tmp_path: Path, **changes) -> dict:
 def test_codis_published_keys_are_understood(start, tmp_path, capsys):
     ours = codi.published(codi_file(tmp_path))
     method, training = build(Codi, ours["method"]), ours["training"]
-    assert method == Codi(num_latent=2, prj_dim=16, last_step=False)
+    assert method == Codi(text="icot", num_latent=2, prj_dim=16, last_step=False)
     assert (training["steps"], training["batch"], training["accumulate"], training["warmup"]) == (6, 4, 2, 1)
     assert (training["clip"], training["schedule"], training["seed"], training["precision"]) == (
         2.0,
@@ -356,8 +355,12 @@ def test_codis_published_keys_are_understood(start, tmp_path, capsys):
     assert ours["lora"] == {"r": 4, "alpha": 32, "dropout": 0.1, "targets": ["attention", "mlp"]}
     assert ours["gsm8k_icot"] == {"file": str(tmp_path / "gsm.txt"), "held_out": 1}
 
+    named = {"icot-full": "icot-full", "commonsense": "commonsense", "strategy": "commonsense", "my.json": "lines"}
+    assert {name: codi.joined(name) for name in named} == named
+
     simcot = codi.published(codi_file(tmp_path, use_decoder=True, explain_loss_factor=0.5, model_name_or_path="my-Llama", include_last_cot=True, use_lora=False))  # fmt: skip
     assert build(Codi, simcot["method"]) == Codi(
+        text="icot",
         num_latent=2, prj_dim=16, answer_token=1,
         steps=StepSupervision(weight=0.5, mean="tokens", missing="ignore", first_position=0),
     )  # fmt: skip
@@ -538,9 +541,9 @@ def test_a_held_out_row_longer_than_the_positions_is_named_before_training(tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_the_look_up_is_scored_by_its_own_script(start):
+def test_the_look_up_is_scored_by_its_own_script():
     config = build(Run, {"method": {}, "worlds": {"difficulties": [1, 2]}, "validation": {"samples": 2}})
-    scores = lookup.validation(config, Lookup(lines=2)).score(load(start), torch.nn.ModuleDict(), 0)
+    scores = lookup.validation(config, Lookup(lines=2)).score(tiny_backbone(layers=1), torch.nn.ModuleDict(), 0)
     assert scores.keys() == {"letters", "silent", "accuracy"}
     with pytest.raises(ConfigError, match="for validation call one"):
         validation(config, Lookup(lines=2))
