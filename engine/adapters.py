@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_file, save_model
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 CONFIG = "adapter_config.json"  # what makes a folder an adapter's
 WEIGHTS = "adapter_model.safetensors"
 PARTS = {"attention": ("attn", "attention"), "mlp": ("mlp",)}  # a part of a layer -> what its modules are called
+ALIKE = 0.02  # of their length
 MAIN = ""  # the model itself among adapters, which are otherwise named by companion
 
 
@@ -35,7 +37,8 @@ class Lora:
     """
     targets: attention, mlp, output (the projection onto the vocabulary), or the ends of modules' names, such as q_proj.
     vision: adapters in the vision encoder too; otherwise it stays as it is.
-    train_embeddings: the method's own tokens learn their input embeddings too.
+    train_embeddings: the method's own tokens learn their input embeddings too. Where they are new to the model they are nearly
+    one vector, and an adapter can hardly tell them apart without this.
     """
 
     r: int = 16
@@ -83,6 +86,16 @@ def attach(backbone: Backbone, lora: Lora, tokens: Sequence[str] = ()) -> PeftMo
         r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=chosen, trainable_token_indices=rows or None
     )  # fmt: skip
     return get_peft_model(backbone.model, config)
+
+
+@torch.no_grad()
+def alike(backbone: Backbone, tokens: Sequence[str]) -> bool:
+    """Whether some of a method's tokens have nearly one input embedding, as where they were only just added to a model."""
+    if len(tokens) < 2:
+        return False
+    ids = torch.tensor([backbone.token(token) for token in tokens], device=backbone.device)
+    rows = backbone.embed_ids(ids).float()
+    return bool(torch.pdist(rows).min() < ALIKE * rows.norm(dim=-1).mean())
 
 
 def attach_saved(model: Any, folder: str | Path, trainable: bool = True) -> PeftModel:
@@ -168,7 +181,7 @@ def _as_asked(adapter: PeftModel, lora: Lora, chosen: Sequence[str], folder: str
     for name, value in held.items():
         if value != getattr(lora, name):
             raise ConfigError(
-                f"lora.{name} is {getattr(lora, name)}, and the adapter in {folder} was made with {value}: go on with that."
+                f"lora.{name} is {getattr(lora, name)}, and the adapter in {folder} was trained with {value}: use that value."
             )
     return adapter
 

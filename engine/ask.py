@@ -146,7 +146,11 @@ def ask(
     thought = model.method.thinking(pauses) if silent else ()
     feedback, marks = model.method.feedback(model.companions), model.method.marks
     longest = model.method.longest if options or model.small else max(model.method.longest, model.longest_chain)
-    thoughts = timed("think", "Thinking silently", lambda: generate.think(backbone, [sample], thought, feedback))
+    thoughts = timed(
+        "think",
+        "Thinking silently",
+        lambda: generate.think(backbone, [sample], thought, feedback, model.method.context),
+    )
     written = timed("answer", "Answering", lambda: generate.answer(backbone, thoughts, marks, longest, heed)
                     if silent else _chain(model, thoughts, None, heed))  # fmt: skip
     answer = answer_of(written.text[0], model.dialect)

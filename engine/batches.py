@@ -6,7 +6,7 @@ Clips that can't be read are told, and stop the run or are drawn anew. Knows nei
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from engine.backbones.base import Backbone
 from engine.config import ConfigError
 from engine.container import VideoError
-from engine.data.samples import Sample, looked_at
-from engine.layout import Packed, pack, packed_length, remembered
+from engine.curriculum import LAST
+from engine.data.samples import Sample, ending, looked_at
+from engine.layout import Layout, Packed, pack, packed_length, remembered
 from engine.methods.method import Method
 
 SPARES = 7  # clips that are tried in the place of one
@@ -79,11 +80,7 @@ class Batches(Dataset):
         if most := self.backbone.most_positions:
             ends = (packed.positions.amax((0, 2)) + 1 for packed in passes)  # a [samples] each
             for i, needed in zip(order, torch.cat(list(ends)).tolist(), strict=True):
-                if needed > most:
-                    name = samples[i].where or f"sample {indices[i]}"
-                    raise ConfigError(
-                        f"{name} takes {needed:,} positions, and this model has learnt {most:,}: leave it out."
-                    )
+                _expect_room(samples[i].where or f"sample {indices[i]}", needed, most)
         return passes, unread
 
     def readable(self, index: int, unread: list[Unread]) -> Sample:
@@ -95,7 +92,30 @@ class Batches(Dataset):
                 if not self.spares:
                     raise
                 unread.append(Unread(index, str(error)))
-        raise VideoError(f"{self.spares + 1} clips in a row can't be read, which is more than chance. {unread[-1].why}")
+        raise VideoError(
+            f"{self.spares + 1} consecutive clips are unreadable, so this isn't bad luck. {unread[-1].why}"
+        )
+
+
+def expect_held_out(backbone: Backbone, method: Method, samples: Sequence[Sample]) -> None:
+    """Errors: ConfigError for a sample that is longer than the model's positions: written out as in the curriculum's last stage,
+    or asked silently."""
+    if not (most := backbone.most_positions):
+        return
+    for index, sample in enumerate(samples):
+        seen = looked_at(sample, backbone.see)
+        layouts = [method.layout(seen, np.random.default_rng(index), LAST)]
+        if method.silent:
+            thought = method.thinking(method.trained_slots)
+            layouts.append(Layout({"asked": (method.context(seen), *thought, ending(seen))}))
+        packed = pack(layouts, backbone.encode, backbone.pad)
+        _expect_room(sample.where or f"validation sample {index}", int(packed.positions.max()) + 1, most)
+
+
+def _expect_room(name: str, needed: int, most: int) -> None:
+    """Errors: ConfigError for a sample of this name that needs more positions than there are."""
+    if needed > most:
+        raise ConfigError(f"{name} needs {needed:,} positions, but this model has {most:,}: remove the row.")
 
 
 def epoch_of(step: int, samples: int, epoch: int) -> int:

@@ -76,6 +76,8 @@ def convert(value: Any, hint: Any, name: str) -> Any:
                 continue
         raise wrong
     if origin is Literal:
+        if value is False and "no" in args:  # YAML reads a bare no as false
+            return "no"
         if value in args:
             return value
         raise wrong
@@ -148,5 +150,5 @@ def function_of(place: str, name: str) -> Callable[..., Any]:
             f"{name} {place}: {error}. Write it as MODULE:FUNCTION, a module that Python finds."
         ) from None
     if not callable(found):
-        raise ConfigError(f"{name} {place} is no function.")
+        raise ConfigError(f"{name} {place} isn't a function.")
     return found

@@ -47,14 +47,14 @@ def constant(stage: int, steps: int, *, c_thought: int, max_latent_stage: int) -
 
 
 def step_groups(
-    steps: tuple[str, ...], slots: int, missing: Literal["ignore", "answer"], answer: str
+    steps: tuple[str, ...], slots: int, missing: Literal["ignore", "answer"], answer: str, joint: str = "\n"
 ) -> tuple[str | None, ...]:
-    """Which step each of `slots` latents must say: one each, the last one all that remain, joined by line breaks.
+    """Which step each of `slots` latents must say: one each, the last one all that remain, with `joint` between them.
 
     Slots without a step say the answer, or nothing (None).
     """
     if slots < 1:
         return ()
-    own = list(steps[: slots - 1]) + (["\n".join(steps[slots - 1 :])] if len(steps) >= slots else [])
+    own = list(steps[: slots - 1]) + ([joint.join(steps[slots - 1 :])] if len(steps) >= slots else [])
     fill = answer if missing == "answer" else None
     return (*own, *([fill] * (slots - len(own))))

@@ -73,10 +73,10 @@ def respond(
     companions = companions or nn.ModuleDict()
     began = time.perf_counter()
     if how == "silent":
-        thoughts = generate.think(backbone, part, method.thinking(slots), method.feedback(companions))
+        thoughts = generate.think(backbone, part, method.thinking(slots), method.feedback(companions), method.context)
         written = generate.answer(backbone, thoughts, method.marks, longest or method.longest, keep=False)
     else:
-        thoughts = generate.think(backbone, part, ())
+        thoughts = generate.think(backbone, part, (), asked=method.context)
         written = generate.explicit(backbone, thoughts, longest or generate.LONGEST_CHAIN, keep=False)
     seconds = (time.perf_counter() - began) / len(part)
     said: list[str | None] = [None] * len(part)

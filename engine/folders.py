@@ -10,16 +10,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import wraps
 from pathlib import Path
-from typing import Any, BinaryIO, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, BinaryIO
 
 from engine.config import ConfigError
 from engine.parallel import Replicas
 
-P = ParamSpec("P")
 EDGE = 2**16  # bytes
 SETTINGS = "settings.json"  # in a run's folder: what made it
 UNFINISHED, OLD = ".unfinished", ".old"  # behind the name of what is being written, and of what gives way to it
@@ -27,18 +25,13 @@ UNFINISHED, OLD = ".unfinished", ".old"  # behind the name of what is being writ
 ANSWERING = ("model", "adapter_model", "companions", "*/adapter_model")
 
 
-class Placed(Protocol):
-    """Settings that say where a run writes."""
-
-    @property
-    def out(self) -> str: ...
-
-
-C = TypeVar("C", bound=Placed)
-
-
 def replace_folder(made: Path, place: Path) -> None:
-    """Moves a finished folder into place; what stood there is removed only once the new one stands."""
+    """Moves a finished folder into place; what stood there is removed only once the new one stands.
+
+    Errors: FileNotFoundError where nothing was made; then what stood there still does.
+    """
+    if not made.is_dir():
+        raise FileNotFoundError(f"Nothing was written to take the place of {place}.")
     old = place.with_name(place.name + OLD)
     if place.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -98,22 +91,16 @@ def jot(out: Path, told: dict[str, Any]) -> None:
         log.write(json.dumps(told).encode() + b"\n")
 
 
-def tells_its_end(run: Callable[Concatenate[C, P], Path]) -> Callable[Concatenate[C, P], Path]:
-    """Why a run ended early stands in its log."""
-
-    @wraps(run)
-    def told(config: C, *given: P.args, **named: P.kwargs) -> Path:
-        try:
-            return run(config, *given, **named)
-        except ConfigError:
-            raise
-        except BaseException as error:
-            with suppress(OSError):
-                free = shutil.disk_usage(config.out).free >> 20
-                jot(Path(config.out), {"stopped": f"{type(error).__name__}: {error}", "free_megabytes": free})
-            raise
-
-    return told
+@contextmanager
+def end_told(out: Path) -> Iterator[None]:
+    """Why a run that is under way ends early stands in its log."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(OSError):
+            free = shutil.disk_usage(out).free >> 20
+            jot(out, {"stopped": f"{type(error).__name__}: {error}", "free_megabytes": free})
+        raise
 
 
 def save(out: Path, progress: dict[str, float], keep: int, team: Replicas) -> None:

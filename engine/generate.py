@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache
 
 from engine import latents, masks, room
 from engine.backbones.base import Backbone, Sight
+from engine.config import ConfigError
 from engine.data.samples import Sample, context
 from engine.latents import Feedback
 from engine.layout import Layout, Packed, Segment, Special, pack
@@ -84,20 +85,23 @@ class Written:
 
 @torch.no_grad()
 def think(
-    backbone: Backbone, samples: Sequence[Sample], thought: Sequence[Segment], feedback: Feedback = latents.unchanged
-) -> Thoughts:
+    backbone: Backbone, samples: Sequence[Sample], thought: Sequence[Segment], feedback: Feedback = latents.unchanged,
+    asked: Callable[[Sample], Segment] = context,
+) -> Thoughts:  # fmt: skip
     """Runs context and thought (a method's `thinking`; it may be empty) of each sample, one forward for all that isn't fed back.
 
-    Errors: ValueError for no sample, or one that is longer than the model's positions.
+    asked: a sample as it stands before the thought, a method's `context`.
+
+    Errors: ValueError for no sample; ConfigError for one that is longer than the model's positions.
     """
     if not samples:
         raise ValueError("No sample to think about.")
-    layouts = [Layout({"think": (context(sample), *thought)}) for sample in samples]
+    layouts = [Layout({"think": (asked(sample), *thought)}) for sample in samples]
     packed = pack(layouts, backbone.encode, backbone.pad).to(backbone.device)
     if most := backbone.most_positions:
         needed = int(packed.positions.max()) + 2  # with a token to write
         if needed > most:
-            raise ValueError(f"The question takes {needed:,} positions, but this model supports {most:,}: shorten it.")
+            raise ConfigError(f"The question takes {needed:,} positions, but this model supports {most:,}: shorten it.")
     cache = backbone.new_cache()
     sight = backbone.look(packed)
     hidden = latents.forward(backbone, packed, feedback, cache, sight=sight)

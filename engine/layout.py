@@ -29,6 +29,7 @@ class Special:
     name: str
 
 
+BEGIN = Special("beginning of text")  # the token that the model's tokenizer sets before every text, where it has one
 END = Special("end of turn")  # whatever token ends a turn in the model's own vocabulary
 REPLY = Special("reply")  # what stands between the user's words and the assistant's in the model's own chat format
 CLOSE = Special("close")  # what stands behind the assistant's words there, END first

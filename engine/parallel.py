@@ -164,9 +164,7 @@ class Shards(Replicas):
     def load(self, folder: Path) -> None:
         """Errors: ConfigError for a checkpoint of whole models."""
         if not sharded(folder):
-            raise ConfigError(
-                f"The checkpoint {folder} is of whole models, not of one that is shared: choose --parallel ddp."
-            )
+            raise ConfigError(f"The checkpoint {folder} isn't sharded: choose --parallel ddp.")
         load_shards(folder, self.together, self.optimizers)
 
     def weights(self) -> dict[str, Tensor] | None:

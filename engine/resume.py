@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
+from engine.backbones.load import only_a_folder
 from engine.config import ConfigError
 from engine.folders import SETTINGS, checkpoints, fingerprint
 from engine.parallel import Replicas, gathered
@@ -22,6 +23,12 @@ INDIFFERENT = ("device", "workers", "log_every", "save_every", "keep", "only_eva
 MAY_CHANGE = (
     *INDIFFERENT, "steps", "batch", "accumulate", "gradient_checkpointing", "parallel", "unreadable", "validate_every",
 )  # fmt: skip
+UNCOMPARED = (
+    "processes",
+    "hardware",
+    "validation",
+    "start",
+)  # sections that don't count, or are looked at by themselves
 # What reading a damaged checkpoint raises, one of other shapes, or of other parts.
 UNREADABLE = (
     OSError, RuntimeError, ValueError, LookupError, EOFError, UnpicklingError, SafetensorError, CheckpointException,
@@ -55,12 +62,33 @@ def _chosen(settings: Mapping[str, Any]) -> set[str]:
     return {name for name, held in settings.items() if held and (name.endswith("Source") or name == "lora")}
 
 
+def start_of(init: str, adapter: str) -> dict[str, str]:
+    """What tells the weights that a run starts from, by setting; those of a Hub id are downloaded, as for training.
+
+    Errors: ConfigError for weights that can't be had, or are damaged.
+    """
+    from engine.models import local
+
+    found = {}
+    for name, place in (("init", init), ("adapter", adapter)):
+        if not place:
+            continue
+        try:
+            folder = Path(place) if only_a_folder(place) else local(place)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"Can't load {place}: {' '.join(str(error).split())[:300]}") from None
+        found[name] = fingerprint(folder)
+    return found
+
+
 def same_weights(one: str, other: str) -> bool:
-    """Whether two names are of the same weights, so far as can be seen: those of a folder that is gone are taken to be those
-    of one that is there."""
+    """Whether two names are of the same weights, so far as names and what lies there can tell: those of a folder that is gone
+    are taken to be those of one that is there."""
     if not (one and other and Path(other).is_dir()):
         return one == other
-    return not Path(one).is_dir() or fingerprint(Path(one)) == fingerprint(Path(other))
+    if not Path(one).is_dir():
+        return only_a_folder(one)
+    return fingerprint(Path(one)) == fingerprint(Path(other))
 
 
 def expect_same(out: Path, wanted: Mapping[str, Any]) -> None:
@@ -73,19 +101,28 @@ def expect_same(out: Path, wanted: Mapping[str, Any]) -> None:
         training = saved["training"]
         batches = [training["batch"] * saved["processes"], wanted["training"]["batch"] * wanted["processes"]]
     except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{out / SETTINGS} is damaged: remove it, and the run goes on as it is asked to.") from None
+        raise ConfigError(f"{out / SETTINGS} is damaged: remove it to resume with the current settings.") from None
     if batches[0] != batches[1]:
-        raise ConfigError(_begun_otherwise(out, "number of samples a step", *batches))
-    moved = [name for name in ("init", "adapter") if same_weights(training.get(name, ""), wanted["training"][name])]
+        raise ConfigError(_begun_otherwise(out, "samples a step", *batches))
+    names = ("init", "adapter")
+    if "start" in saved:  # which runs that an earlier version began haven't
+        if saved["start"] != wanted["start"]:
+            raise ConfigError(
+                f"{out} was started from other weights than {' and '.join(filter(None, map(wanted['training'].get, names)))} "
+                "hold now: restore them, or choose another folder."
+            )
+        moved = list(names)
+    else:
+        moved = [name for name in names if same_weights(training.get(name, ""), wanted["training"][name])]
     indifferent = {f"training.{name}" for name in (*MAY_CHANGE, *moved)}
-    compared = {name: held for name, held in wanted.items() if name not in ("processes", "hardware", "validation")}
+    compared = {name: held for name, held in wanted.items() if name not in UNCOMPARED}
     if other := first_difference(saved, compared, indifferent):
         raise ConfigError(_begun_otherwise(out, *other))
 
 
 def _begun_otherwise(out: Path, name: str, was: Any, asked: Any) -> str:
     name = name.removeprefix("training.")
-    return f"{out} was begun with another {name} ({was}, not {asked}): set that back, or choose another folder."
+    return f"{out} was started with {name} = {was}, not {asked}: restore it, or choose another folder."
 
 
 def progress(found: list[Path]) -> tuple[int, float]:

@@ -11,7 +11,7 @@ import math
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -26,12 +26,12 @@ from engine import adapters
 from engine.adapters import Lora
 from engine.backbones.base import Backbone
 from engine.backbones.load import here, load, only_a_folder
-from engine.batches import SPARES, Batches, Unread, batches, epoch_of, unread_before
+from engine.batches import SPARES, Batches, Unread, batches, epoch_of, expect_held_out, unread_before
 from engine.config import ConfigError, at_least
 from engine.container import VideoError
 from engine.curriculum import LAST
 from engine.data.samples import Sample
-from engine.folders import SETTINGS, Journal, as_a_whole, checkpoints, jot, restore, save, tells_its_end, write_whole
+from engine.folders import SETTINGS, Journal, as_a_whole, checkpoints, end_told, jot, restore, save, write_whole
 from engine.latents import segments_of
 from engine.layout import Packed
 from engine.loop import looped, unrolled
@@ -40,7 +40,7 @@ from engine.methods.method import META, Method, Tokens, run, shared, tokens_of
 from engine.muon import Muon
 from engine.parallel import Learnt, Replicas, Together, gathered, spread, way
 from engine.recompute import recompute_layers
-from engine.resume import begun, expect_same, progress, take_up
+from engine.resume import begun, expect_same, progress, start_of, take_up
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -70,6 +70,7 @@ class Training:
     frozen: bool = setting(
         False, "the model stays as it is: its companions alone learn, such as a new auxiliary decoder"
     )
+    vision: bool = setting(True, "false: the vision encoder stays as it is, and the language model learns")
     lr: float = setting(1e-3, "highest learning rate")
     final_lr: float = setting(0.0, "learning rate at the end, as a share of the highest")
     warmup: int = setting(50, "steps over which the learning rate rises")
@@ -171,7 +172,6 @@ class Learner:
     team: Replicas
 
 
-@tells_its_end
 def train(
     config: Training,
     method: Method,
@@ -181,12 +181,13 @@ def train(
     note: dict[str, Any] | None = None,
     lora: Lora | None = None,
     told: Mapping[str, Any] | None = None,
+    held_out: Sequence[Sample] = (),
 ) -> Path:
     """Trains and returns the folder of the best model (by `validate`'s "accuracy", of a curriculum in its last stage); with
     `lora`, of its best adapter.
 
     note: more for the run's settings. told: what the model's folder says of itself beside its method, such as how its clips
-    are looked at.
+    are looked at. held_out: the samples that `validate` asks, whose lengths are checked before the first step.
 
     Resuming a finished run changes nothing. The first log line after a resume averages the steps since the resume alone, which
     are fewer than `log_every` where `save_every` is no multiple of it.
@@ -202,6 +203,7 @@ def train(
     settings = {"training": asdict(config), "processes": accelerator.num_processes}
     settings |= {"hardware": hardware(accelerator.device), "method": described(method), **(note or {})}
     settings |= {"lora": asdict(lora)} if lora else {}
+    settings["start"] = start_of(config.init, config.adapter)
     found = checkpoints(out) if resume else []
     if found or (out / "best").exists():
         expect_same(out, json.loads(json.dumps(settings, default=str)))
@@ -215,19 +217,33 @@ def train(
     backbone, companions, added = made_ready(config, method, lora)
     if companions_alone(config, method) and not len(companions):
         raise ConfigError("frozen: nothing would learn, since the method has no companions beside the model.")
+    expect_held_out(backbone, method, held_out)
+    if (
+        leads
+        and adapters.MAIN in added
+        and lora
+        and not lora.train_embeddings
+        and adapters.alike(backbone, method.tokens)
+    ):
+        print(
+            "The method's tokens are new to this model, with nearly the same embeddings, which the adapter leaves as they are: "
+            "set lora.train_embeddings to true, or it can hardly tell them apart."
+        )
     together = Together(backbone.model, companions)
     team = spread(accelerator, together, partial(optimizers, config), config.parallel, config.clip)
 
-    if leads:
-        restore(out)
-    if found:
-        take_up(team, found)
+    learner = Learner(method, backbone, companions, added, team)
+    with end_told(out):
         if leads:
-            jot(out, {"resumed": start})
-    out.mkdir(parents=True, exist_ok=True)
-    if leads:
-        write_whole(out / SETTINGS, json.dumps(settings, indent=1, default=str))
-    _take_steps(config, Learner(method, backbone, companions, added, team), source, validate, start, best, told or {})
+            restore(out)
+        if found:
+            take_up(team, found)
+            if leads:
+                jot(out, {"resumed": start})
+        out.mkdir(parents=True, exist_ok=True)
+        if leads:
+            write_whole(out / SETTINGS, json.dumps(settings, indent=1, default=str))
+        _take_steps(config, learner, source, validate, start, best, told or {})
     return out / "best"
 
 
@@ -275,7 +291,7 @@ def _take_steps(
                 bar.write(f"{out.name} step {step + 1}: another takes the place of {each.why}")
             if len(missed) > config.unreadable * config.steps * config.batch:
                 raise VideoError(
-                    f"{len(missed)} clips couldn't be read, more than the {config.unreadable:g} of all samples that may be "
+                    f"{len(missed)} clips couldn't be read, more than the allowed share {config.unreadable:g} "
                     f"(unreadable). The last: {unread[-1].why}"
                 )
 
@@ -283,7 +299,7 @@ def _take_steps(
         if leads:
             bar.write(f"{out.name}: {seen_in_all(config, ranks, source)}")
         if leads and team.accelerator.device.type == "cpu" and config.precision == "bf16" and without_bf16():
-            bar.write("This processor has no bfloat16 arithmetic: with --precision no, small models learn some three times as fast.")  # fmt: skip
+            bar.write("This processor has no bfloat16 arithmetic: with --precision no, small models train about three times faster.")  # fmt: skip
         began = time.perf_counter()
         window: list[dict[str, float]] = []  # the losses since the last log line
         for step in range(start, config.steps):
@@ -353,7 +369,7 @@ def _checked(config: Training, resume: bool) -> Path:
 
 
 def expect_sound(config: Training) -> None:
-    """Errors: ConfigError for counts, rates and shares that there can't be."""
+    """Errors: ConfigError for invalid counts, rates and shares."""
     at_least(1, config, *COUNTED)
     at_least(0, config, *FROM_NONE)
     if wrong := [name for name in ABOVE_NONE if not getattr(config, name) > 0]:
@@ -374,12 +390,16 @@ def expect_fitting(config: Training, method: Method, lora: Lora | None) -> None:
         raise ConfigError("The method has a curriculum of epochs: say how many samples one has (epoch).")
     if config.frozen and lora:
         raise ConfigError("frozen: the model stays as it is, and lora trains an adapter of it: choose one of them.")
+    if not config.vision and lora and lora.vision:
+        raise ConfigError(
+            "vision: false keeps the vision encoder as it is, but lora.vision trains an adapter of it: choose one."
+        )
     if config.frozen and method.renewed(LAST) and not method.slots_at(0):
         raise ConfigError(
-            "frozen: nothing would learn while the curriculum has no slots yet: begin behind that (method.first_epoch)."
+            "frozen: nothing would learn while the curriculum has no slots yet: start after that stage (method.first_epoch)."
         )
     if config.looped != (0, 0) and (lora or companions_alone(config, method)):
-        raise ConfigError("looped layers share weights that are trained, and here the model's own stay as they are.")
+        raise ConfigError("looped needs trainable layers, but this run freezes the model.")
 
 
 def _possible(config: Training, accelerator: Accelerator, staged: bool) -> None:
@@ -394,7 +414,7 @@ def _possible(config: Training, accelerator: Accelerator, staged: bool) -> None:
     if chosen == "zero3" and staged:
         raise ConfigError("Under ZeRO-3 the optimizer can't start anew at a curriculum's stages: use --parallel fsdp2.")
     if config.optimizer == "muon":
-        raise ConfigError(f"muon turns whole matrices, which {chosen} divides: choose adamw, or train with ddp.")
+        raise ConfigError(f"Muon needs whole matrices, but {chosen} shards them: choose adamw, or train with ddp.")
     if config.looped != (0, 0):
         raise ConfigError(f"looped layers share weights that {chosen} would divide layer by layer: train with ddp.")
 
@@ -402,6 +422,17 @@ def _possible(config: Training, accelerator: Accelerator, staged: bool) -> None:
 def companions_alone(config: Training, method: Method) -> bool:
     """Whether the model stays as it is."""
     return config.frozen or method.frozen
+
+
+def freeze_vision(config: Training, backbone: Backbone) -> None:
+    """What isn't the language model stays as it is, where that is asked for. Errors: ConfigError for a model without eyes."""
+    if config.vision:
+        return
+    if not backbone.sighted:
+        raise ConfigError("vision: false, but this model has no vision encoder: leave the setting out.")
+    language = {id(parameter) for parameter in backbone.language_model().parameters()}
+    for parameter in backbone.model.parameters():
+        parameter.requires_grad_(parameter.requires_grad and id(parameter) in language)
 
 
 def made_ready(
@@ -428,6 +459,7 @@ def made_ready(
         if not frozen:
             recompute_layers(backbone.model)
     added = adapters.for_training(backbone, companions, lora, frozen, config.adapter, method.tokens)
+    freeze_vision(config, backbone)
     backbone.model.train(not frozen)
     return backbone, companions, added
 

@@ -197,10 +197,10 @@ def test_a_run_goes_on_with_the_adapter_of_another(start: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"r": 2}, "lora.r is 2, .* was made with 4: "),
+        ({"r": 2}, "lora.r is 2, .* was trained with 4: use"),
         ({"alpha": 8}, "lora.alpha is 8"),
         ({"train_embeddings": True}, "lora.train_embeddings is True"),
-        ({"targets": ("mlp",)}, r"lora.targets is .* was made with \['k_proj', 'o_proj', 'q_proj', 'v_proj'\]"),
+        ({"targets": ("mlp",)}, r"lora.targets is .* was trained with \['k_proj', 'o_proj', 'q_proj', 'v_proj'\]"),
     ],
 )
 def test_an_adapter_is_gone_on_with_as_it_was_made(start: str, tmp_path: Path, change: dict, words: str) -> None:
@@ -347,3 +347,24 @@ def test_every_kind_of_gradient_is_for_the_adapter(start: str) -> None:
     total.backward()
     for name, parameter in model.model.named_parameters():
         assert (parameter.grad is not None and float(parameter.grad.norm()) > 0) == ("lora_" in name), name
+
+
+def test_who_can_hardly_tell_its_tokens_apart_is_told(
+    start: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    method = Codi(num_latent=1, prj_dim=8)  # its tokens are new to this model
+    clips = WorldsSource(difficulties=(1, 1))
+    for name, lora in (("not", Lora(r=2)), ("learnt", Lora(r=2, train_embeddings=True))):
+        train(settings(start, tmp_path / name, 1), method, clips, accuracy, lora=lora)
+        assert ("set lora.train_embeddings to true" in capsys.readouterr().out) == (name == "not")
+    assert not adapters.alike(load(start), ["<pause>", "<ANS>"])
+
+
+def test_an_adapter_does_not_go_on_over_another_model(start: str, tmp_path: Path) -> None:
+    """Its checkpoints hold the adapter alone."""
+    lora = Lora(r=2)
+    train(settings(start, tmp_path / "run", 2), HEIMA, SOURCE, accuracy, lora=lora)
+    tiny.tiny_backbone(seed=1, layers=2).save(tmp_path / "other")
+    other = settings(str(tmp_path / "other"), tmp_path / "run", 4)
+    with pytest.raises(ConfigError, match=f"other weights than {tmp_path / 'other'} hold now"):
+        train(other, HEIMA, SOURCE, accuracy, resume=True, lora=lora)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,19 @@ def vicuna_tokenizer() -> PreTrainedTokenizerFast:
 
 
 # Prompt
+
+
+def test_plain_text_begins_as_the_tokenizer_begins_it() -> None:
+    """With its beginning token where it sets one, before an image too; with nothing where it sets none."""
+    made = tiny.tiny_llava()
+    begun, bare = LlavaNext(made.model, vicuna_tokenizer()), made
+    asked = Sample(None, "is it", (), (), "", "free-form", "plain")
+    assert begun.encode(context(asked)).ids == [begun.tokenizer.bos_token_id, *begun.text_ids("is it\n")]
+    seen = begun.encode(context(replace(asked, visual=tiny.clip(made, 0, 1, 56, 84, still=True))))
+    assert seen.ids[0] == begun.tokenizer.bos_token_id
+    assert seen.visual[0][1][0] == 1
+    for model in (bare, tiny.tiny_gpt2(), tiny.tiny_llama()):
+        assert model.encode(context(asked)).ids == model.text_ids("is it\n")
 
 
 @pytest.mark.parametrize("frames", [1, 3])

@@ -8,6 +8,7 @@ import pytest
 
 from engine.config import ConfigError, build, convert, read_yaml
 from engine.methods.pause import PauseDistillation
+from engine.training import Training
 from train.command import arguments, changed, main
 
 
@@ -172,3 +173,11 @@ def test_mistakes_on_the_command_line_give_one_sentence_and_exit_2(tmp_path, cap
     told = capsys.readouterr().err
     assert says in told
     assert len(told.strip().splitlines()) == 1
+
+
+def test_a_bare_no_is_a_word_where_that_is_a_choice(tmp_path):
+    """YAML reads it as false."""
+    (tmp_path / "run.yaml").write_text("precision: no")
+    assert build(Training, read_yaml(tmp_path / "run.yaml")).precision == "no"
+    with pytest.raises(ConfigError, match="schedule = False"):
+        build(Training, {"schedule": False})

@@ -240,7 +240,7 @@ def test_the_command(capsys, folder, media, tmp_path):
         (["video-r1", "x.json", "--pauses", "-1"], "-1 pauses"),
         (["mmvet", "x.json"], "needs a judge"),
         (["mmvet", "x.json", "--judge", "no.such:thing"], "--judge no.such:thing"),
-        (["mmvet", "x.json", "--judge", "math:pi"], "is no function"),
+        (["mmvet", "x.json", "--judge", "math:pi"], "isn't a function"),
     ],
 )
 def test_mistakes(capsys, folder, tmp_path, words, sentence):

@@ -358,6 +358,9 @@ def test_found_by_name() -> None:
     assert method.tokens[-4:] == ("<THINKING_OF_A_1>", "<THINKING_OF_A_2>", "<THINKING_OF_B_1>", "<THINKING_OF_B_2>")
     with pytest.raises(ConfigError, match=r"heima\.Heima, heima\.Interpreters"):
         find("heima")
+    for abstract in ("method", "method.Method"):
+        with pytest.raises(ConfigError, match=r"engine/methods/method\.py holds no method"):
+            from_description({"name": abstract})
 
 
 def test_a_hole_may_be_a_target(eyes: Backbone) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine import generate
 from engine.backbones.base import Backbone, add_tokens
@@ -212,3 +212,13 @@ def test_the_states_at_the_ends_of_written_steps() -> None:
     assert spoken.step_states(backbone, written)[0, :, 0].tolist() == [2, 5, 7]
     unfinished = generate.Written([ids[:5]], [""], [5], states[:5])
     assert spoken.step_states(backbone, unfinished)[:, :, 0].shape == (4, 1)
+
+
+def test_a_method_says_itself_how_its_slots_were_taught(backbone: Backbone) -> None:
+    """Whatever its class."""
+
+    class Own(Method):
+        supervision = StepSupervision()
+
+    assert spoken.tells(Own(), nn.ModuleDict({DECODER: nn.Identity()}))
+    assert not spoken.tells(Method(), nn.ModuleDict({DECODER: nn.Identity()}))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.folders import Journal, jot, replace_folder, restore
+from engine.folders import Journal, as_a_whole, jot, replace_folder, restore
 from tests.serve import ROOT
 
 
@@ -56,3 +56,10 @@ def test_a_folder_is_whole_whenever_its_replacing_is_killed(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "checkpoints"]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0000002"]
     assert (place / "weights").read_text() == "two"
+
+
+def test_what_stands_is_not_moved_for_nothing(tmp_path: Path) -> None:
+    (tmp_path / "best").mkdir()
+    with pytest.raises(FileNotFoundError, match="Nothing was written"), as_a_whole(tmp_path / "best"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]

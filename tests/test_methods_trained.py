@@ -1,10 +1,12 @@
 """Methods with a curriculum or with companions through the training loop: resume at a stage's edge, what is saved, published keys."""
 
 import json
+import re
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,28 +16,30 @@ from engine.adapters import Lora
 from engine.backbones.base import add_tokens
 from engine.config import ConfigError, build
 from engine.data.jsonl import JsonlSource
-from engine.data.samples import context
+from engine.data.samples import Sample, chain, context
 from engine.data.text_worlds import TextWorldsSource
 from engine.data.text_worlds import sample as problem
 from engine.data.worlds import HEIGHT, WIDTH, WorldsSource
+from engine.evaluation import evaluate
 from engine.folders import checkpoints
-from engine.layout import pack
+from engine.layout import BEGIN, END, pack
 from engine.methods import described
 from engine.methods.coconut import Coconut
 from engine.methods.codi import Codi
 from engine.methods.controls import Explicit, Silent
 from engine.methods.diversity import Diversity
 from engine.methods.heima import Heima
+from engine.methods.lookup import Lookup
 from engine.methods.method import COMPANIONS, META, Method, run
 from engine.methods.pause import PauseDistillation
 from engine.methods.steps import StepSupervision
 from engine.training import Training, made_ready, train
 from engine.video import Sampling
-from tests.tiny import tiny_backbone, tiny_llama
-from train import codi
+from tests.tiny import tiny_backbone, tiny_gpt2, tiny_llama
+from train import codi, lookup
 from train.__main__ import run as by_name
 from train.coconut import published
-from train.command import Run, held_out, main, trained, validation
+from train.command import HeldOut, Run, held_out, main, trained, validation
 
 SOURCE = TextWorldsSource(difficulties=(1, 3))
 
@@ -127,11 +131,14 @@ def test_a_model_is_asked_as_it_was_taught(start, tmp_path):
         "text_worlds": {},
         "validation": {"samples": 1},
     }
-    trained(build(Run, run), Explicit(), lambda *_: {"accuracy": 0.5}, False)
+    trained(build(Run, run), Explicit(), HeldOut((), lambda *_: {"accuracy": 0.5}), False)
     model = models.load(tmp_path / "best", device="cpu")
     assert model.dialect == "plain"
     sample = ask.posed(model, None, "What is 1 + 2?", ["3", "4"], "multiple choice")
-    assert context(sample).pieces == ("What is 1 + 2? Options:\nA. 3\nB. 4\n",)
+    assert context(sample).pieces == (
+        BEGIN,
+        "What is 1 + 2? Options:\nA. 3\nB. 4\n",
+    )
 
 
 def test_a_model_looks_as_it_was_trained_to(tmp_path):
@@ -272,6 +279,10 @@ def test_a_folder_that_can_not_be_made_is_one_sentence(start, tmp_path, capsys):
         (Coconut, {"uniform_prob": 1.5}, "uniform_prob"),
         (Codi, {"num_latent": 0}, "num_latent"),
         (Silent, {"pauses": -1}, "^pauses is -1"),
+        (Lookup, {"lines": 0}, "^lines is 0"),
+        (Lookup, {"pauses": -1}, "^pauses is -1"),
+        (Lookup, {"bare": 2.0}, "^bare is 2.0"),
+        (Diversity, {"diversity": float("nan")}, "^diversity is nan"),
     ],
 )
 def test_settings_that_can_not_be_meant(method, settings, words):
@@ -283,6 +294,7 @@ def test_the_slots_of_a_constant_schedule_are_all_there_are():
     few = {"c_thought": 2, "max_latent_stage": 3, "pad_latent_to_max": False}
     assert Coconut(**few).slot_range == (2, 6)
     assert Coconut(**few, schedule="constant").slot_range == (6, 6)
+    assert Coconut(**few | {"max_latent_stage": 0}).slot_range == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +344,7 @@ def codi_file(tmp_path: Path, **changes) -> dict:
 def test_codis_published_keys_are_understood(start, tmp_path, capsys):
     ours = codi.published(codi_file(tmp_path))
     method, training = build(Codi, ours["method"]), ours["training"]
-    assert method == Codi(num_latent=2, prj_dim=16, last_step=False)
+    assert method == Codi(text="icot", num_latent=2, prj_dim=16, last_step=False)
     assert (training["steps"], training["batch"], training["accumulate"], training["warmup"]) == (6, 4, 2, 1)
     assert (training["clip"], training["schedule"], training["seed"], training["precision"]) == (
         2.0,
@@ -343,8 +355,12 @@ def test_codis_published_keys_are_understood(start, tmp_path, capsys):
     assert ours["lora"] == {"r": 4, "alpha": 32, "dropout": 0.1, "targets": ["attention", "mlp"]}
     assert ours["gsm8k_icot"] == {"file": str(tmp_path / "gsm.txt"), "held_out": 1}
 
+    named = {"icot-full": "icot-full", "commonsense": "commonsense", "strategy": "commonsense", "my.json": "lines"}
+    assert {name: codi.joined(name) for name in named} == named
+
     simcot = codi.published(codi_file(tmp_path, use_decoder=True, explain_loss_factor=0.5, model_name_or_path="my-Llama", include_last_cot=True, use_lora=False))  # fmt: skip
     assert build(Codi, simcot["method"]) == Codi(
+        text="icot",
         num_latent=2, prj_dim=16, answer_token=1,
         steps=StepSupervision(weight=0.5, mean="tokens", missing="ignore", first_position=0),
     )  # fmt: skip
@@ -499,3 +515,88 @@ def test_nobody_is_asked_for_what_they_have_not_learnt(
         method.expect("silent")
     with pytest.raises(ConfigError, match="This model") if not writes else nullcontext():
         method.expect("explicit")
+
+
+@pytest.mark.parametrize("words", [[], ["--only-eval", "true"]])
+def test_a_held_out_row_longer_than_the_positions_is_named_before_training(tmp_path, capsys, words):
+    tiny_gpt2().save(tmp_path / "gpt2")
+    rows = [{"question": f"{i}?", "steps": ["a"], "answer": "b"} for i in range(5)]
+    rows.append({"question": "7 + " * 300 + "7?", "steps": ["a"], "answer": "b"})
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    training = {
+        "init": str(tmp_path / "gpt2"),
+        "out": str(tmp_path / "run"),
+        "steps": 2,
+        "batch": 2,
+        "accumulate": 1,
+        "device": "cpu",
+        "workers": 0,
+    }
+    data = {"file": str(tmp_path / "data.jsonl"), "held_out": 1, "dialect": "plain"}
+    config = {"method": {}, "training": training, "jsonl": data, "validation": {"samples": 1}}
+    (tmp_path / "run.yaml").write_text(json.dumps(config))
+    assert main(None, Explicit, ["--config", str(tmp_path / "run.yaml"), *words]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(r"data\.jsonl, line 6 needs [\d,]+ positions, but this model has 256: remove the row", told)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_look_up_is_scored_by_its_own_script():
+    config = build(Run, {"method": {}, "worlds": {"difficulties": [1, 2]}, "validation": {"samples": 2}})
+    scores = lookup.validation(config, Lookup(lines=2)).score(tiny_backbone(layers=1), torch.nn.ModuleDict(), 0)
+    assert scores.keys() == {"letters", "silent", "accuracy"}
+    with pytest.raises(ConfigError, match="for validation call one"):
+        validation(config, Lookup(lines=2))
+
+
+def test_the_look_up_needs_a_step_before_the_last():
+    with pytest.raises(ConfigError, match="two steps or more"):
+        Lookup().layout(Sample(None, "?", ("a", "b"), ("one",), "A"), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "teacher", "slots"),
+    [
+        ("lines", "How many?\n", "a b.\nc d.\n", ("a b.", "c d.\ne f.")),
+        ("icot", "How many?", "a b. c d.", ("a b.", " c d. e f.")),
+        ("icot-full", "How many?", "a b. c d.\n", ("a b.", " c d. e f.")),
+        ("commonsense", "How many?\n", "a b. c d.\n", ("a b.", " c d. e f.")),
+    ],
+)
+def test_codi_joins_its_text_as_published(text, question, teacher, slots):
+    """Trained and asked alike."""
+    sample = Sample(None, "How many?", (), ("a b.", "c d.", "e f."), "7", "free-form", "plain")
+    method = Codi(num_latent=1, text=text, last_step=False, steps=StepSupervision(mean="tokens", missing="ignore"))
+    laid = method.layout(sample, np.random.default_rng(0))
+    assert [segment.pieces for segment in laid.branches["teacher"]] == [
+        (BEGIN, question),
+        (teacher,),
+        ("The answer is:",),
+        (" 7",),
+        (END,),
+    ]
+    assert laid.branches["answer"][0].pieces == method.context(sample).pieces == (BEGIN, question)
+    assert tuple(reading.path[1].pieces[0] for reading in laid.readings) == slots
+    model, asked = tiny_gpt2(), []
+
+    class Seen(Codi):
+        def context(self, given):
+            asked.append(given)
+            return super().context(given)
+
+    add_tokens(model.model, model.tokenizer, Codi.tokens)
+    companions = Seen(num_latent=1, prj_dim=8).companions(model)
+    evaluate(model, [sample], Seen(num_latent=1, prj_dim=8), "silent", 1, companions)
+    assert asked == [sample]
+
+
+def test_a_chain_without_steps_is_nothing():
+    sample = Sample(None, "?", (), (), "7", "free-form", "plain")
+    assert chain(sample, 0, " ", "\n").pieces == ("",)
+
+
+def test_bertscore_and_judges_are_heimas_alone(tmp_path, capsys):
+    config = {"method": {}, "text_worlds": {}, "validation": {"samples": 1, "judge": "a:b"}}
+    (tmp_path / "run.yaml").write_text(json.dumps(config))
+    assert main(None, Explicit, ["--config", str(tmp_path / "run.yaml")]) == 2
+    assert "Unknown key 'validation.judge'" in capsys.readouterr().err

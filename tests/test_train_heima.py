@@ -178,7 +178,7 @@ def test_how_likely_a_text_is_doesnt_depend_on_the_batch(start: str, tmp_path: P
         values = config(start, tmp_path, stages=stages, validation={"samples": 3, "batch": batch})
         (stage,) = plan(values | {"worlds": {"sections": True, "difficulties": [1, 5]}})
         backbone = load(start, tokens=stage.method.tokens)
-        found.append(stage.validate(backbone, stage.method.companions(backbone), 0))
+        found.append(stage.held_out.score(backbone, stage.method.companions(backbone), 0))
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 

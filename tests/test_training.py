@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -26,9 +27,10 @@ from engine.methods.heima import Interpreters
 from engine.methods.method import COMPANIONS
 from engine.methods.pause import PauseDistillation
 from engine.methods.steps import StepSupervision
+from engine.resume import start_of
 from engine.training import Training, learning_rate, optimizers, train, without_bf16
 from tests.tiny import tiny_backbone, tiny_gpt2
-from train.command import evaluated
+from train.command import HeldOut, evaluated
 
 
 @pytest.fixture(scope="module")
@@ -212,12 +214,12 @@ def test_a_run_goes_on_with_its_own_settings_alone(start, tmp_path, steps):
             Explicit(),
             note,
             None,
-            r"another lr \(0.003, not 0.5\): set that back, or choose another folder",
+            r"was started with lr = 0.003, not 0.5: restore it, or choose another folder",
         ),
-        ({"batch": 2}, Explicit(), note, None, r"another number of samples a step \(4, not 2\)"),
-        ({}, Silent(pauses=2), note, None, r"another method.name \(controls.Explicit, not controls.Silent\)"),
-        ({}, Explicit(), data, None, r"another WorldsSource.ramp \(0, not 9\)"),
-        ({}, Explicit(), note, Lora(r=2), r"another lora \(none, not one\)"),
+        ({"batch": 2}, Explicit(), note, None, r"with samples a step = 4, not 2"),
+        ({}, Silent(pauses=2), note, None, r"with method.name = controls.Explicit, not controls.Silent"),
+        ({}, Explicit(), data, None, r"with WorldsSource.ramp = 0, not 9"),
+        ({}, Explicit(), note, Lora(r=2), r"with lora = none, not one"),
     ):
         with pytest.raises(ConfigError, match=words):
             train(settings(start, tmp_path, steps, **changes), method, SOURCE, accuracy, True, source, lora)
@@ -337,17 +339,17 @@ def test_the_best_model_is_one_of_the_last_stage(start, tmp_path):
 def test_layers_that_stay_as_they_are_are_not_looped(start, tmp_path):
     """Their weights would be shared in memory, and saved apart."""
     looped = settings(start, tmp_path, 2, looped=(1, 2))
-    with pytest.raises(ConfigError, match="looped layers"):
+    with pytest.raises(ConfigError, match="looped needs trainable layers"):
         train(looped, Explicit(), SOURCE, accuracy, lora=Lora(r=2))
-    with pytest.raises(ConfigError, match="looped layers"):
+    with pytest.raises(ConfigError, match="looped needs trainable layers"):
         train(looped, Interpreters(tags="tokens"), SOURCE, accuracy)
-    with pytest.raises(ConfigError, match="looped layers"):
+    with pytest.raises(ConfigError, match="looped needs trainable layers"):
         train(replace(looped, frozen=True), PauseDistillation(steps=StepSupervision()), SOURCE, accuracy)
 
 
 def test_nothing_learns_in_epochs_without_slots_beside_a_frozen_model(start, tmp_path):
     taught = Coconut(steps=StepSupervision())
-    with pytest.raises(ConfigError, match=r"begin behind that \(method.first_epoch\)"):
+    with pytest.raises(ConfigError, match=r"start after that stage \(method.first_epoch\)"):
         train(settings(start, tmp_path, 2, frozen=True, epoch=4), taught, SOURCE, accuracy)
 
 
@@ -372,7 +374,7 @@ def test_a_sample_longer_than_the_positions_is_named():
     steps = tuple(f"<<{i}+1={i + 1}>>" for i in range(60))
     source = {0: Sample(None, "How many?", (), ("<<1+1=2>>",), "2", "numerical", "plain", where="row 1")}
     source |= {1: replace(source[0], steps=steps, where="row 2")}
-    with pytest.raises(ConfigError, match=r"^row 2 takes [\d,]+ positions, and this model has learnt 256"):
+    with pytest.raises(ConfigError, match=r"^row 2 needs [\d,]+ positions, but this model has 256: remove"):
         Batches(source.__getitem__, Explicit(), gpt2, 2, 1, seed=0)[0]
     assert Batches(lambda _: source[0], Explicit(), gpt2, 2, 1, seed=0)[0]
 
@@ -383,7 +385,7 @@ def test_a_device_that_is_not_there_is_refused(start, tmp_path):
     with pytest.raises(ConfigError, match="no device cuda here"):
         train(elsewhere, Explicit(), SOURCE, accuracy)
     with pytest.raises(ConfigError, match="no device cuda here"):
-        evaluated(elsewhere, Explicit(), accuracy)
+        evaluated(elsewhere, Explicit(), HeldOut((), accuracy))
     assert not (tmp_path / "out").exists()
 
 
@@ -400,7 +402,7 @@ def test_a_model_is_scored_where_it_is_asked_to_be(start, tmp_path, monkeypatch)
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
         for device in ("auto", "cpu"):
-            evaluated(settings(start, tmp_path, 2, device=device), Explicit(), accuracy)
+            evaluated(settings(start, tmp_path, 2, device=device), Explicit(), HeldOut((), accuracy))
     assert asked == ["cpu", "cpu", "cuda", "cpu"]
 
 
@@ -410,3 +412,68 @@ def test_a_processor_without_bf16_is_known_by_what_it_says(tmp_path: Path) -> No
     for flags, lacking in (("avx2 avx512f avx512vl", True), ("avx512f avx512_bf16", False), ("asimd bf16 i8mm", False)):
         told.write_text(f"processor : 0\nflags : {flags}\n")
         assert without_bf16(told) == lacking
+
+
+def test_a_run_goes_on_from_the_weights_that_it_was_started_from(start, tmp_path):
+    """Wherever they lie; another model under the same name is another."""
+    place = tmp_path / "place"
+    shutil.copytree(start, place)
+    train(settings(str(place), tmp_path / "run", 2), Explicit(), SOURCE, accuracy)
+    train(settings(start, tmp_path / "run", 4), Explicit(), SOURCE, accuracy, resume=True)
+    tiny_backbone(seed=1).save(place)
+    with pytest.raises(ConfigError, match=f"was started from other weights than {place} hold now: restore them"):
+        train(settings(str(place), tmp_path / "run", 6), Explicit(), SOURCE, accuracy, resume=True)
+
+
+def test_a_hub_id_is_told_by_what_is_downloaded(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: start)
+    assert start_of("someone/model", "") == start_of(start, "")
+
+    def missing(*_, **__):
+        raise FileNotFoundError("no such model")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", missing)
+    with pytest.raises(ConfigError, match=r"^Can't load someone/model: no such model"):
+        start_of("someone/model", "")
+
+
+def test_a_run_begun_without_its_starts_hash_is_told_by_names_and_folders(start, tmp_path):
+    train(settings(start, tmp_path / "run", 2), Explicit(), SOURCE, accuracy)
+    place = tmp_path / "run" / "settings.json"
+    saved = json.loads(place.read_text())
+    del saved["start"]
+    for init, fits in ((start, True), (str(tmp_path / "gone"), True), ("someone/model", False)):
+        saved["training"]["init"] = init
+        place.write_text(json.dumps(saved))
+        with nullcontext() if fits else pytest.raises(ConfigError, match="was started with init = someone/model, not"):
+            train(settings(start, tmp_path / "run", 2), Explicit(), SOURCE, accuracy, resume=True)
+
+
+def test_the_log_says_why_a_run_was_refused_on_the_way(start, tmp_path):
+    def source(index):
+        if index >= 8:
+            raise ConfigError("row 8 can't be used: remove it.")
+        return SOURCE(index)
+
+    with pytest.raises(ConfigError, match="row 8"):
+        train(settings(start, tmp_path, 4), Explicit(), source, accuracy)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["stopped"] == "ConfigError: row 8 can't be used: remove it."
+
+
+def test_the_vision_encoder_may_stay_as_it_is(start, tmp_path):
+    best = train(settings(start, tmp_path / "run", 2, vision=False), Explicit(), SOURCE, accuracy)
+    before, after = (load(place).model.state_dict() for place in (start, best))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert not any("visual" in name for name in changed)
+    held = load_file(checkpoints(tmp_path / "run")[-1] / "model.safetensors")
+    assert held
+    assert not any("visual" in name for name in held)
+    train(settings(start, tmp_path / "run", 4, vision=False), Explicit(), SOURCE, accuracy, resume=True)
+    with pytest.raises(ConfigError, match=r"^vision: false .* lora.vision"):
+        train(settings(start, tmp_path / "x", 2, vision=False), Explicit(), SOURCE, accuracy, lora=Lora(vision=True))
+    tiny_gpt2().save(tmp_path / "blind")
+    with pytest.raises(ConfigError, match="this model has no vision encoder: leave the setting out"):
+        train(settings(str(tmp_path / "blind"), tmp_path / "x", 2, vision=False), Explicit(), SOURCE, accuracy)
+    assert not (tmp_path / "x").exists()

@@ -112,13 +112,13 @@ def test_a_clip_for_a_model_without_eyes_is_named(tmp_path):
 
 
 def test_more_than_the_share_stops_the_run(start, partly, tmp_path):
-    with pytest.raises(VideoError, match=r"more than the 0\.05 of all samples that may be \(unreadable\)"):
+    with pytest.raises(VideoError, match=r"more than the allowed share 0\.05 \(unreadable\)"):
         train(settings(start, tmp_path, 6, unreadable=0.05), Explicit(), source(partly), score)
 
 
 def test_nothing_but_broken_clips_stops_at_once(start, tmp_path):
     file = data(tmp_path, (0, 1, 2), 3)
-    with pytest.raises(VideoError, match="8 clips in a row can't be read"):
+    with pytest.raises(VideoError, match="8 consecutive clips are unreadable"):
         train(settings(start, tmp_path / "out", 6, unreadable=1.0), Explicit(), source(file), score)
 
 
@@ -152,7 +152,7 @@ def test_validation_reads_its_clips_once(tmp_path, monkeypatch):
     run = build(Run, {"method": {}, "jsonl": {"file": file, "held_out": 2, "fps": 2, "frames": [2, 4], "pixels": 1568},
                       "validation": {"samples": 2, "batch": 2}})  # fmt: skip
     model = tiny_backbone(layers=1)
-    validate = validation(run, Explicit())
+    validate = validation(run, Explicit()).score
     first = validate(model, torch.nn.ModuleDict(), 0)
     for clip in tmp_path.glob("*.mp4"):
         clip.unlink()

@@ -40,6 +40,13 @@ WITHOUT_MEANING = {  # here; among them what the published code reads nowhere, a
 }  # fmt: skip
 
 
+def joined(data: str) -> str:
+    """How the published code joins the text of the data that it calls so, as Codi's `text`."""
+    if "icot" in data:
+        return "icot-full" if "full" in data else "icot"
+    return "commonsense" if "commonsense" in data or "strategy" in data else "lines"
+
+
 def published(values: dict[str, Any]) -> dict[str, Any]:
     """The published flat keys as this project's; a file that has a `method` is ours already.
 
@@ -66,7 +73,7 @@ def published(values: dict[str, Any]) -> dict[str, Any]:
     lora = {"r": given["lora_r"], "alpha": given["lora_alpha"], "dropout": 0.1, "targets": ["attention", "mlp"]}
     return {
         "method": {
-            "num_latent": values["num_latent"], "prj_dim": values["prj_dim"], "prj_dropout": given["prj_dropout"],
+            "text": joined(str(values["data_name"])), "num_latent": values["num_latent"], "prj_dim": values["prj_dim"], "prj_dropout": given["prj_dropout"],
             "distill_factor": given["distill_loss_factor"], "ref_factor": given["ref_loss_factor"],
             "answer_token": int(any(name in str(values["model_name_or_path"]).lower() for name in ("llama", "qwen"))),
             "last_step": given["include_last_cot"] or "icot" not in str(values["data_name"]),

@@ -6,19 +6,19 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
-import torch
 from torch import nn
 
 from engine import adapters
 from engine.adapters import Lora
 from engine.backbones.base import Backbone
 from engine.backbones.load import here, load
+from engine.batches import expect_held_out
 from engine.config import ConfigError, build, read_yaml
 from engine.container import VideoError
 from engine.curriculum import LAST
@@ -29,14 +29,12 @@ from engine.data.files import FileSource
 from engine.data.gsm8k_icot import Gsm8kIcotSource
 from engine.data.jsonl import JsonlSource
 from engine.data.llava_cot import LlavaCotSource
-from engine.data.samples import Sample, letter, looked_at
+from engine.data.samples import Sample, looked_at
 from engine.data.text_worlds import TextWorldsSource
 from engine.data.video_r1 import VideoR1Source
 from engine.data.worlds import WorldsSource
 from engine.evaluation import Outcome, evaluate, mean
-from engine.layout import Layout, pack
 from engine.methods.method import MOST_SLOTS, Method
-from engine.methods.method import run as run_forward
 from engine.training import Training, Validate, train
 from train import planned
 
@@ -48,16 +46,10 @@ Source = (
 
 @dataclass(frozen=True)
 class Validation:
-    """Clips of the validation split answered by decoding while training goes on.
-
-    encoder, judge: of the words that Heima's interpreters say, where train.heima scores them: the folder of BERTScore's
-    encoder, and MODULE:FUNCTION, which is given what was said and what is true, and returns how alike they are.
-    """
+    """Clips of the validation split answered by decoding while training goes on."""
 
     samples: int = 180
     batch: int = 60
-    encoder: str = ""
-    judge: str = ""
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.batch < 1:
@@ -190,16 +182,26 @@ def section(values: dict[str, Any], name: str) -> dict[str, Any]:
     return held
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """The samples that a run is validated on, and what scores a model on them."""
+
+    samples: Sequence[Sample]
+    score: Validate
+
+
 def main(
     description: str | None,
     method: type,
     argv: list[str] | None = None,
     translate: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: values,
+    validated: Callable[[Run, Method], HeldOut] | None = None,
 ) -> int:
-    """Runs a training script for one method's dataclass. Exit code 2 with one sentence for a bad configuration, or for files that
+    """Runs a training script for one method's dataclass. validated: what scores it (default: `validation`). Exit code 2 with one sentence for a bad configuration, or for files that
     can't be read or written."""
     try:
         asked = arguments(description, argv, translate)
+        held = validated or validation
         run = build(Run, asked.values)
         chosen: Method = build(method, run.method, "method.")
         if (most := chosen.slot_range[1]) > MOST_SLOTS:
@@ -207,28 +209,30 @@ def main(
         if asked.plan:
             planned.show(run, chosen, asked)
         elif run.training.only_eval:
-            print(json.dumps(evaluated(run.training, chosen, validation(run, chosen))))
+            print(json.dumps(evaluated(run.training, chosen, held(run, chosen))))
         else:
-            trained(run, chosen, validation(run, chosen), asked.resume)
+            trained(run, chosen, held(run, chosen), asked.resume)
     except (ConfigError, VideoError, FloatingPointError, OSError) as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
 
 
-def trained(run: Run, method: Method, validate: Validate, resume: bool) -> Path:
+def trained(run: Run, method: Method, held: HeldOut, resume: bool) -> Path:
     """Carries a configuration out -> the folder of its best model or adapter. Errors: ConfigError before anything is written."""
     source = run.source
     first = source(0)  # reads all there is to train on
     note = {type(source).__name__: asdict(source), "validation": asdict(run.validation)}
     told = {"dialect": first.dialect, **source.looks}
-    return train(run.training, method, source, validate, resume, note, run.lora, told)
+    return train(run.training, method, source, held.score, resume, note, run.lora, told, held.samples)
 
 
-def evaluated(config: Training, method: Method, validate: Validate) -> dict[str, float]:
+def evaluated(config: Training, method: Method, held: HeldOut) -> dict[str, float]:
     """Scores of the model at `init`, under its adapter if one is named, with the companions that lie beside it."""
     place = Path(config.adapter or config.init)
-    return validate(*opened(config.init, config.adapter, method, place, config.device), LAST)
+    backbone, companions = opened(config.init, config.adapter, method, place, config.device)
+    expect_held_out(backbone, method, held.samples)
+    return held.score(backbone, companions, LAST)
 
 
 def opened(init: str, adapter: str, method: Method, place: Path, device: str = "cpu") -> tuple[Backbone, nn.ModuleDict]:
@@ -254,21 +258,19 @@ def held_out(run: Run) -> list[Sample]:
     return [looked_at(sample, planned.opened) for sample in samples]
 
 
-def validation(run: Run, method: Method) -> Validate:
+def validation(run: Run, method: Method) -> HeldOut:
     """Decodes the validation split: silently for a method with slots or <ANS>, with the written chain for one that writes it.
     Errors: ConfigError for a method none of whose branches can be decoded."""
     samples = held_out(run)
     layouts = [method.layout(sample, np.random.default_rng(i)) for i, sample in enumerate(samples)]
     branches = set(layouts[0].branches)
-    if not branches & {"look", "teacher", "answer" if method.silent else "teacher"}:
+    if not branches & {"teacher", "answer" if method.silent else "teacher"}:
         wanted = "answer (silently) or teacher (by its chain)" if method.silent else "teacher, since it isn't silent"
         raise ConfigError(f"The method's branches are {', '.join(sorted(branches))}: for validation call one {wanted}.")
     looked: list[Sample] = []  # at the first validation, so that files are read once
 
     def validate(backbone: Backbone, companions: nn.ModuleDict, epoch: int) -> dict[str, float]:
         scores: dict[str, Any] = {}
-        if "look" in branches:
-            return letters_right(backbone, layouts)
         if not looked:
             looked.extend(looked_at(sample, backbone.see) for sample in samples)
         if "teacher" in branches or not method.silent:
@@ -283,21 +285,7 @@ def validation(run: Run, method: Method) -> Validate:
         scores["accuracy"] = scores.get("silent", scores.get("explicit"))
         return scores
 
-    return validate
-
-
-@torch.no_grad()
-def letters_right(backbone: Backbone, layouts: list[Layout]) -> dict[str, float]:
-    """The share of option letters that the look-up predicts from everything before them, written and silent."""
-    whole = run_forward(backbone, pack(layouts, backbone.encode, backbone.pad).to(backbone.device))
-    out = whole.branch("look")
-    letters = torch.tensor([backbone.text_ids(f" {letter(i)}")[0] for i in range(4)], device=backbone.device)
-    asked = torch.isin(out.rows.target, letters)
-    written = (out.logits().argmax(-1) == out.rows.target)[asked]
-    silent = [whole.branch(name) for name in layouts[0].branches if name.startswith("silent")]
-    said = [(b.logits().argmax(-1) == b.rows.target)[b.rows.name == b.rows.names.index("answer")] for b in silent]
-    share = {"letters": float(written.float().mean()), "silent": float(torch.cat(said).float().mean())}
-    return share | {"accuracy": min(share.values())}
+    return HeldOut(samples, validate)
 
 
 def step_share(results: list[Outcome]) -> float:

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from engine.backbones.base import Backbone
+from engine.batches import expect_held_out
 from engine.config import ConfigError, build, convert, function_of
 from engine.container import VideoError
 from engine.curriculum import LAST
@@ -35,9 +36,8 @@ from engine.methods.heima import TEXT, Heima, Interpreters
 from engine.methods.method import Method
 from engine.methods.method import run as run_forward
 from engine.methods.scorers import Scorers, scored
-from engine.training import Validate
 from train import planned
-from train.command import Run, arguments, held_out, opened, section, trained, validation
+from train.command import HeldOut, Run, Validation, arguments, held_out, opened, section, trained, validation
 
 KINDS: dict[str, type[Heima]] = {"heima": Heima, "interpreters": Interpreters, "scorers": Scorers}
 
@@ -49,6 +49,22 @@ class Stage:
     method: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
     worlds: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scoring(Validation):
+    """
+    encoder, judge: of the words that interpreters say: the folder of BERTScore's encoder, and MODULE:FUNCTION, which is given
+    what was said and what is true, and returns how alike they are.
+    """
+
+    encoder: str = ""
+    judge: str = ""
+
+
+@dataclass(frozen=True)
+class Staged(Run):
+    validation: Scoring = field(default_factory=Scoring)
 
 
 @dataclass(frozen=True)
@@ -67,7 +83,7 @@ class Planned:
         return Path(self.run.training.out) / "best"
 
     @property
-    def validate(self) -> Validate:
+    def held_out(self) -> HeldOut:
         if isinstance(self.method, Interpreters):
             return readable(self.run, self.method)
         if isinstance(self.method, Scorers):
@@ -93,18 +109,19 @@ def plan(values: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> l
         training["out"] = str(Path(training["out"]) / stage.name)
         method = {**section(shared, "method"), **stage.method, **own["method"]}
         worlds = {"worlds": {**section(shared, "worlds"), **stage.worlds, **own["worlds"]}} if stage.worlds else {}
-        run = build(Run, {**shared, **worlds, "method": method, "training": training})
+        run = build(Staged, {**shared, **worlds, "method": method, "training": training})
         planned.append(Planned(run, build(KINDS[stage.kind], run.method, "method.")))
         if stage.kind == "heima":
             start = {"adapter" if run.lora else "init": str(planned[-1].best)}
-    if encoder := planned[0].run.validation.encoder:
+    if encoder := run.validation.encoder:
         expect_encoder(Path(encoder))
     return planned
 
 
-def readable(run: Run, method: Interpreters) -> Validate:
+def readable(run: Run, method: Interpreters) -> HeldOut:
     """How likely the interpreters hold each section's text: the geometric mean over its tokens. No text is decoded."""
-    layouts = [method.layout(sample, np.random.default_rng(i)) for i, sample in enumerate(held_out(run))]
+    samples = held_out(run)
+    layouts = [method.layout(sample, np.random.default_rng(i)) for i, sample in enumerate(samples)]
     size = run.validation.batch
 
     @torch.no_grad()
@@ -121,10 +138,10 @@ def readable(run: Run, method: Interpreters) -> Validate:
         scores = {name: math.exp(-nats[name] / count) for name, count in tokens.items() if count}
         return {**scores, "accuracy": mean(list(scores.values()))}
 
-    return validate
+    return HeldOut(samples, validate)
 
 
-def worth(run: Run, method: Scorers) -> Validate:
+def worth(run: Run, method: Scorers) -> HeldOut:
     """What slots and chain are worth, in nats; the best scorers are those that hold the answers likeliest, all four together."""
     samples, size = held_out(run), run.validation.batch
 
@@ -133,13 +150,12 @@ def worth(run: Run, method: Scorers) -> Validate:
         found = {name: part["value"] for name, part in asdict(information(nats)).items() if name != "samples"}
         return {**found, "accuracy": math.exp(-mean([float(each.mean()) for each in nats.values()]))}
 
-    return validate
+    return HeldOut(samples, validate)
 
 
-def scores(stages: list[Planned]) -> dict[str, Any]:
+def scores(stages: list[Planned], asked: Scoring) -> dict[str, Any]:
     """What each finished stage scores on the validation split, what its interpreters say, what its thoughts are worth."""
     found: dict[str, Any] = {}
-    asked = stages[0].run.validation
     judge = function_of(asked.judge, "validation.judge") if asked.judge else None
     for stage in stages:
         method, training = stage.method, stage.run.training
@@ -150,6 +166,7 @@ def scores(stages: list[Planned]) -> dict[str, Any]:
         adapter = training.adapter if method.frozen else str(stage.best) if stage.run.lora else ""
         backbone, companions = opened(base, adapter, method, stage.best, training.device)
         samples, size = held_out(stage.run), stage.run.validation.batch
+        expect_held_out(backbone, method, samples)
         if isinstance(method, Interpreters):
             words = interpreted(backbone, companions, method, samples, size)
             said = by_section(words, encoder=asked.encoder or None, judge=judge)
@@ -157,7 +174,7 @@ def scores(stages: list[Planned]) -> dict[str, Any]:
         elif isinstance(method, Scorers):
             found[stage.name] = asdict(information(scored(backbone, companions, method, samples, size)))
         else:
-            found[stage.name] = stage.validate(backbone, companions, LAST)
+            found[stage.name] = stage.held_out.score(backbone, companions, LAST)
     return found
 
 
@@ -174,10 +191,11 @@ def main(argv: list[str] | None = None) -> int:
                 planned.show(replace(stage.run, training=training), stage.method, asked)
             return 0
         if stages[0].run.training.only_eval:
-            print(json.dumps(scores(stages), indent=1))
+            scoring = build(Scoring, section(asked.values, "validation"), "validation.")
+            print(json.dumps(scores(stages, scoring), indent=1))
             return 0
         for stage in stages:
-            trained(stage.run, stage.method, stage.validate, asked.resume)
+            trained(stage.run, stage.method, stage.held_out, asked.resume)
     except (ConfigError, VideoError, FloatingPointError, ModuleNotFoundError, OSError) as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2

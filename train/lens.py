@@ -47,9 +47,8 @@ def distances(model: Model, lens: TunedLens, clips: int) -> dict[str, list[float
     """Mean divergence of each layer from the last, at the slots of validation clips, by the plain and the tuned lens."""
     source = WorldsSource(split="validation")
     thinking = model.method.thinking(model.method.trained_slots)
-    thoughts = generate.think(
-        model.backbone, [source(i) for i in range(clips)], thinking, model.method.feedback(model.companions)
-    )
+    samples, feedback = [source(i) for i in range(clips)], model.method.feedback(model.companions)
+    thoughts = generate.think(model.backbone, samples, thinking, feedback, model.method.context)
     kinds: dict[str, TunedLens | None] = {"plain": None, "tuned": lens}
     return {
         name: divergence(logits(model.backbone, thoughts.states, kind)).mean((1, 2)).tolist()

@@ -22,12 +22,12 @@ from typing import Any
 from engine.config import ConfigError, build, read_yaml, shard_of
 from engine.container import VideoError
 from engine.data.samples import Sample
-from engine.folders import SETTINGS, as_a_whole, checkpoints
+from engine.folders import SETTINGS, as_a_whole
 from train.command import changed, trained
 from train.fresh import make
 from train.tabulate import tabulate, write
 from train.tested import keep, kept, real_problems, tested
-from train.trials import START, Table, Trial, asked, differing, finished, start_of, trial, trials
+from train.trials import Table, Trial, asked, differing, finished, trial, trials
 
 START_KEPT = "base"  # the folder among kept results of the model that all rows start from
 
@@ -72,11 +72,7 @@ def finish(wanted: Trial) -> None:
     """Trains what isn't trained yet."""
     for stage in wanted.stages:
         if not finished(stage):
-            out = Path(stage.run.training.out)
-            out.mkdir(parents=True, exist_ok=True)
-            if not checkpoints(out):
-                (out / START).write_text(start_of(stage))
-            trained(stage.run, stage.method, stage.validate, resume=True)
+            trained(stage.run, stage.method, stage.held_out, resume=True)
 
 
 def results(

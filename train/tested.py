@@ -17,7 +17,7 @@ from engine import latents
 from engine.backbones.base import Backbone
 from engine.config import ConfigError
 from engine.curriculum import step_groups
-from engine.data.samples import Sample, context
+from engine.data.samples import Sample
 from engine.data.text_worlds import TextWorldsSource
 from engine.data.worlds import WorldsSource
 from engine.evaluation import How, Outcome, evaluate, mean
@@ -130,7 +130,7 @@ def what_slots_hold(
     said = []
     for first in range(0, len(samples), batch):
         part = samples[first : first + batch]
-        layouts = [Layout({"think": (context(sample), *method.thinking(count))}) for sample in part]
+        layouts = [Layout({"think": (method.context(sample), *method.thinking(count))}) for sample in part]
         packed = pack(layouts, backbone.encode, backbone.pad).to(backbone.device)
         last = latents.forward(backbone, packed, feedback)[-1]
         fed_back = packed.latents[packed.slot_sample, packed.slot_row]

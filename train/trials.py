@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from engine import resume
 from engine.config import ConfigError, at_least, build, read_yaml
 from engine.data.gsm8k_icot import Gsm8kIcotSource
 from engine.data.text_worlds import TextWorldsSource
@@ -22,7 +23,9 @@ from engine.resume import INDIFFERENT, first_difference
 from train.command import Run, over, section
 from train.heima import Planned, plan
 
-START = "start.txt"  # in a run's folder: what tells the weights that it was started from
+START = (
+    "start.txt"  # in the folder of a run that an earlier version began: what tells the weights that it was started from
+)
 OWN = {"method", "training", "lora", "validation", "worlds", "text_worlds"}  # a run's sections without a file of data
 
 
@@ -189,7 +192,7 @@ def finished(stage: Planned) -> bool:
     if not (last := checkpoints(out)[-1:]):
         return False
     saved = json.loads((out / SETTINGS).read_text())
-    if (out / START).exists() and (out / START).read_text() != start_of(stage):
+    if not started_alike(out, saved, stage):
         raise ConfigError(
             f"{out} was started from other weights than {stage.run.training.init} holds now: move it away."
         )
@@ -198,8 +201,17 @@ def finished(stage: Planned) -> bool:
     return int(last[0].name.removeprefix("step-")) >= stage.run.training.steps
 
 
+def started_alike(out: Path, saved: Mapping[str, Any], stage: Planned) -> bool:
+    """Whether a run started from the weights that its stage starts from now, as its settings tell; runs that an earlier version
+    began say it in a file of its own, or not at all."""
+    training = stage.run.training
+    if "start" in saved:
+        return bool(saved["start"] == resume.start_of(training.init, training.adapter))
+    return not (out / START).exists() or (out / START).read_text() == start_of(stage)
+
+
 def start_of(stage: Planned) -> str:
-    """What tells the weights that a run starts from, where they are files here."""
+    """What tells the weights that a kept result's run started from, where they are files here."""
     training = stage.run.training
     return fingerprint(*(Path(place) for place in (training.init, training.adapter) if place))
 

@@ -22,7 +22,21 @@ from transformers.utils.hub import cached_file
 from engine import masks
 from engine.config import ConfigError
 from engine.footage import Footage
-from engine.layout import CLOSE, END, REPLY, Encoded, Frames, Opening, Packed, Seen, Segment, Special, Visual, Written
+from engine.layout import (
+    BEGIN,
+    CLOSE,
+    END,
+    REPLY,
+    Encoded,
+    Frames,
+    Opening,
+    Packed,
+    Seen,
+    Segment,
+    Special,
+    Visual,
+    Written,
+)
 from engine.video import Sampling
 
 if TYPE_CHECKING:
@@ -129,6 +143,12 @@ class Backbone:
         rotary = self.text_config.to_dict().get("rope_parameters") or {}  # GPT-2 has none
         return rotary.get("rope_type") in ("dynamic", "longrope")
 
+    @property
+    def begins(self) -> str:
+        """The token that the tokenizer sets before every text; "" where it sets none."""
+        start = self.tokenizer.bos_token
+        return start if start and self.tokenizer.encode("") == [self.tokenizer.bos_token_id] else ""
+
     def token(self, name: str) -> int:
         """The id of a special token. Errors: KeyError if the tokenizer lacks it."""
         found = self.tokenizer.convert_tokens_to_ids(name)
@@ -194,6 +214,8 @@ class Backbone:
                 pieces = self.written(seen)
             elif isinstance(seen, Opening):
                 pieces = self.structure(self.chat(seen)[0])
+            elif seen == BEGIN:
+                pieces = [Special(self.begins)] if self.begins else []
             elif seen in (REPLY, CLOSE):
                 pieces = self.structure(self.chat(Opening())[1 if seen == REPLY else 2])
             else:
@@ -230,9 +252,9 @@ class Backbone:
 
         before, between = written(*turns[:-1], add_generation_prompt=True).split(WORDS)
         behind = written(*turns).rpartition(WORDS)[2]
-        start, end = self.tokenizer.bos_token, self.tokenizer.decode([self.end])
-        if start and start not in before and self.tokenizer.encode("") == [self.tokenizer.bos_token_id]:
-            before = start + before  # which this tokenizer sets before every text
+        end = self.tokenizer.decode([self.end])
+        if self.begins not in before:
+            before = self.begins + before
         return before, between, end + behind.partition(end)[2]
 
     def said(self, text: str) -> Any:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from engine.config import ConfigError
 from engine.container import VideoError
-from engine.layout import CLOSE, END, REPLY, Opening, Piece, Seen, Segment, Special, target
+from engine.layout import BEGIN, CLOSE, END, REPLY, Opening, Piece, Seen, Segment, Special, target
 
 SYSTEM = "You are a helpful assistant"
 
@@ -39,7 +39,8 @@ MARK = re.compile(r"###|The answer is:")  # of a plain answer: Coconut's, CODI's
 @dataclass(frozen=True)
 class Sample:
     """`dialect`: how a sample becomes text. chat: a turn of a conversation, the steps between <think> and </think>, the
-    answer between <answer> and </answer>. plain: Coconut's, the question, a step a line, `### answer`.
+    answer between <answer> and </answer>. plain: Coconut's, the question, a step a line, `### answer`, unless the method says
+    how else they are joined.
     """
 
     visual: Seen | tuple[Seen, ...] | None  # several: images, in the order in which they are asked about
@@ -110,22 +111,23 @@ def question_text(sample: Sample) -> str:
     return with_options(sample.question, sample.options)
 
 
-def context(sample: Sample) -> Segment:
-    """Chat: system prompt, the user's turn and the opening of the assistant's. Plain: the question.
+def context(sample: Sample, behind: str = "\n") -> Segment:
+    """Chat: system prompt, the user's turn and the opening of the assistant's. Plain: the question, and `behind` it.
 
-    The chat format, and the tokens around a visual, are the family's, and the backbone's to write.
+    The chat format, what a text begins with, and the tokens around a visual, are the family's, and the backbone's to write.
     """
     if sample.dialect == "plain":
-        return Segment("context", (*sample.visuals, f"{sample.question}\n"))
+        return Segment("context", (BEGIN, *sample.visuals, f"{sample.question}{behind}"))
     turn = user_turn(sample.question, sample.options, sample.problem_type)
     return Segment("context", (Opening(SYSTEM, bool(sample.visuals)), *sample.visuals, *turn, REPLY))
 
 
-def chain(sample: Sample, first: int = 0) -> Segment:
-    """The written steps from `first` on; in chat between their tags, in plain a line each."""
+def chain(sample: Sample, first: int = 0, between: str = "\n", behind: str = "\n") -> Segment:
+    """The written steps from `first` on; in chat between their tags, in plain with what stands between two of them and behind
+    the last."""
     steps = sample.steps[first:]
     if sample.dialect == "plain":
-        return target("".join(f"{step}\n" for step in steps))
+        return target(between.join(steps) + behind if steps else "")
     return target(Special("<think>"), "\n".join(steps), Special("</think>"))
 
 

@@ -246,7 +246,7 @@ def codi(weights: Weights, base: str, alpha: float, latents: int) -> tuple[Backb
         steps = StepSupervision(mean="tokens", missing="ignore", first_position=0)
         companions[DECODER] = steps.decoder(backbone)
         filled(companions[DECODER], merged(under(explained, "base_model.model."), alpha), start.tokens, {})
-    method = Codi(num_latent=latents, prj_dim=inner, last_step=False, steps=steps)
+    method = Codi(num_latent=latents, prj_dim=inner, last_step=False, steps=steps, text="icot")
     return backbone, companions, method
 
 

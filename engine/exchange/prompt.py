@@ -16,7 +16,6 @@ from torch import Tensor
 
 from engine.ask import posed
 from engine.backbones.base import Backbone
-from engine.data.samples import context
 from engine.layout import Frames, Layout, Packed, marker, pack
 from engine.models import Model
 
@@ -64,7 +63,7 @@ def prompt(
         raise ValueError(
             "This model's slots are fed back, one after another: only this engine can answer silently with it."
         )
-    packed = pack([Layout({"line": (context(sample), *behind)})], backbone.encode, backbone.pad)
+    packed = pack([Layout({"line": (model.method.context(sample), *behind)})], backbone.encode, backbone.pad)
     ids = packed.ids[0].tolist()
     whole = backbone.decode(ids)
     notices = [SERVED]

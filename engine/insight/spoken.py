@@ -18,10 +18,7 @@ from engine.data.samples import Dialect, thoughts_of
 from engine.generate import Thoughts, Written
 from engine.insight.replace import each_alone, replaced
 from engine.layout import Layout, pack, slots
-from engine.methods.coconut import Coconut
-from engine.methods.codi import Codi
 from engine.methods.method import Method
-from engine.methods.pause import PauseDistillation
 from engine.methods.steps import DECODER, StepSupervision
 
 
@@ -62,16 +59,16 @@ def taught(
     a chain of `steps` steps; the input of one that is fed back.
     """
     decoded = decoder_of(method, companions)
-    if decoded is None:
+    if decoded is None or not thoughts.count:
         return [[] for _ in range(thoughts.batch)]
-    if not isinstance(method, PauseDistillation):  # fed back
+    if method.thinks == "fed back":
         states = backbone.fed(thoughts.states[0], thoughts.positions)
     else:
         layers = [decoded.layer(slot, steps) for slot in range(thoughts.count)]
         states = torch.stack(
             [read_at(backbone, thoughts.states[:, :, i], layer) for i, layer in enumerate(layers)], dim=1
         )
-    size = method.c_thought if isinstance(method, Coconut) else 1
+    size = method.slots_a_step
     states = states[:, : states.shape[1] // size * size]  # a thought that isn't whole says nothing
     groups = states.unflatten(1, (-1, size)).flatten(0, 1)  # [thoughts, states a thought, dim]
     if not len(groups):
@@ -89,11 +86,8 @@ def taught(
 
 
 def decoder_of(method: Method, companions: nn.ModuleDict) -> StepSupervision | None:
-    """How a step decoder (SIM-CoT) taught this method's slots; None for a model without one, and for Coconut's filler, whose
-    steps are read one row before its slots."""
-    if not isinstance(method, PauseDistillation | Coconut | Codi) or DECODER not in companions:
-        return None
-    return None if isinstance(method, Coconut) and method.thoughts == "filler" else method.steps
+    """How a step decoder (SIM-CoT) taught this method's slots; None for a model without one."""
+    return method.supervision if DECODER in companions else None
 
 
 def tells(method: Method, companions: nn.ModuleDict) -> bool:

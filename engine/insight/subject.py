@@ -30,7 +30,7 @@ class Subject:
 
     def think(self, samples: Sequence[Sample]) -> generate.Thoughts:
         feedback = self.method.feedback(self.companions)
-        return generate.think(self.backbone, samples, self.method.thinking(self.slots), feedback)
+        return generate.think(self.backbone, samples, self.method.thinking(self.slots), feedback, self.method.context)
 
 
 @dataclass(frozen=True)

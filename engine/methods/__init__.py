@@ -23,7 +23,7 @@ def find(name: str) -> type[Method]:
     module = import_module(f"{__name__}.{file}")
     made = [
         thing for thing in vars(module).values()
-        if isinstance(thing, type) and issubclass(thing, Method) and thing.__module__ == module.__name__
+        if isinstance(thing, type) and issubclass(thing, Method) and thing is not Method and thing.__module__ == module.__name__
     ]  # fmt: skip
     chosen = [thing for thing in made if not wanted or thing.__name__ == wanted]
     if len(chosen) != 1:

@@ -78,7 +78,7 @@ class Coconut(Method):
             return 0, 0
         most = self.c_thought * self.max_latent_stage
         whole = self.pad_latent_to_max or self.schedule == "constant"
-        return (most if whole else self.c_thought), most
+        return (most if whole else min(self.c_thought, most)), most
 
     @property
     def trained_slots(self) -> int:
@@ -87,6 +87,11 @@ class Coconut(Method):
     @property
     def slots_a_step(self) -> int:
         return self.c_thought
+
+    @property
+    def supervision(self) -> StepSupervision | None:
+        """Fillers' steps are read one row before them, where no thought stands."""
+        return None if self.thoughts == "filler" else self.steps
 
     def thinking(self, count: int) -> tuple[Segment, ...]:
         return thinking(count, self.thoughts) if self.mode == "coconut" else ()

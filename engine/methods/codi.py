@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -28,11 +28,20 @@ from engine.objectives import position_distance
 
 PROJECTOR = "projector"
 PROMPT = "The answer is:"
+JOINTS = {  # what stands behind the question, between two steps, and behind the last
+    "lines": ("\n", "\n", "\n"),
+    "icot": ("", " ", ""),
+    "icot-full": ("", " ", "\n"),
+    "commonsense": ("\n", " ", "\n"),
+}
 
 
 @dataclass(frozen=True)
 class Codi(Method):
     """
+    text: how plain text is joined. lines: a line break behind the question and each step, as Coconut's. Others as CODI joins the
+    data of that name: icot = GSM8k-Aug, no line breaks, and a space between two steps; icot-full = GSM8k-Aug-NL, the same with
+    a line break behind the chain; commonsense = CommonsenseQA and StrategyQA, and with one behind the question too.
     last_step: the teacher writes it too; the published recipes leave it out, since it says the answer.
     answer_token: the states are drawn together where this token of the answer is predicted, 0 being its first; 1 where a
     tokenizer writes the space before a number apart, as published for Llama and Qwen.
@@ -40,6 +49,7 @@ class Codi(Method):
 
     tokens: ClassVar[tuple[str, ...]] = (*SPECIAL_TOKENS, START, LATENT, STOP)
 
+    text: Literal["lines", "icot", "icot-full", "commonsense"] = "lines"
     num_latent: int = 6
     prj_dim: int = 768
     prj_dropout: float = 0.0
@@ -57,19 +67,32 @@ class Codi(Method):
     def slot_range(self) -> tuple[int, int]:
         return self.num_latent, self.num_latent
 
+    @property
+    def supervision(self) -> StepSupervision | None:
+        return self.steps
+
+    def context(self, sample: Sample) -> Segment:
+        return context(sample, JOINTS[self.text][0])
+
     def thinking(self, count: int) -> tuple[Segment, ...]:
         return thinking(count)
 
     def layout(self, sample: Sample, rng: np.random.Generator, epoch: int = 0) -> Layout:
         written = sample if self.last_step else replace(sample, steps=sample.steps[:-1])
-        trunk, think, answered = context(sample), thinking(self.num_latent), solution(sample, PROMPT)
+        _, between, behind = JOINTS[self.text]
+        trunk, think, answered = self.context(sample), thinking(self.num_latent), solution(sample, PROMPT)
         readings: tuple[Reading, ...] = ()
         if self.steps:  # z_n too, which is never fed
             groups = [[(think[1], i - 1)] for i in range(self.num_latent + 1)]
-            readings = self.steps.readings(groups, sample.steps, sample.answer, rng)
+            steps, joint = sample.steps, "\n"
+            if (
+                between == " "
+            ):  # the published decoder reads the chain's own tokens, in which the space begins the next step
+                steps, joint = (*steps[:1], *(f" {step}" for step in steps[1:])), ""
+            readings = self.steps.readings(groups, steps, sample.answer, rng, joint)
         branches = {
             "answer": (trunk, *think, *answered, ending(sample)),
-            "teacher": (trunk, chain(written), *answered, ending(sample)),
+            "teacher": (trunk, chain(written, 0, between, behind), *answered, ending(sample)),
         }
         return Layout(branches, readings=readings)
 

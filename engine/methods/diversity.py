@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from engine.backbones.base import SPECIAL_TOKENS
-from engine.config import ConfigError
+from engine.config import ConfigError, at_least
 from engine.data.samples import Sample, context, ending, solution
 from engine.layout import Layout, Segment
 from engine.methods.coconut import LATENT, START, STOP, thinking
@@ -35,6 +35,7 @@ class Diversity(Method):
     def __post_init__(self) -> None:
         if self.num_latent < 2:
             raise ConfigError(f"num_latent = {self.num_latent}: to be kept apart, there must be at least two.")
+        at_least(0, self, "diversity")
 
     @property
     def writes(self) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.config import ConfigError
+from engine.config import ConfigError, at_least
 from engine.data.samples import Sample, context, ending, hint, letter, option_lines, solution
 from engine.layout import Layout, Segment, Special, marker, slots, target
 from engine.methods.method import Method, Outcome, weighted
@@ -20,7 +20,7 @@ class Lookup(Method):
     replacement, so that no letter follows from those that are taken. Then each of them again in silence: a chain that
     has come to "ball middle", the slots, and the letter as the answer.
 
-    Errors: ConfigError for a sample without options.
+    Errors: ConfigError for a sample without options, or whose chain has no step before the one that names the letter.
 
     bare: the share of samples that show the option lines without the prompt around them; among few tokens the matching
     one is found sooner, and then among many.
@@ -30,9 +30,17 @@ class Lookup(Method):
     lines: int = 5
     pauses: int = 8
 
+    def __post_init__(self) -> None:
+        at_least(1, self, "lines")
+        at_least(0, self, "pauses")
+        if not 0 <= self.bare <= 1:
+            raise ConfigError(f"bare is {self.bare}: it is a share, from 0 to 1.")
+
     def layout(self, sample: Sample, rng: np.random.Generator, epoch: int = 0) -> Layout:
         if not sample.options:
             raise ConfigError("The look-up needs questions with options, as the worlds have them.")
+        if len(sample.steps) < 2:
+            raise ConfigError("The look-up needs chains of two steps or more, whose last one names the letter.")
         lines = option_lines(sample.options)
         trunk = Segment("context", (lines, "\n")) if rng.random() < self.bare else context(sample)
         drawn = rng.integers(len(sample.options), size=self.lines).tolist()

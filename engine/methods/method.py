@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from engine import latents, masks, objectives
 from engine.backbones.base import SPECIAL_TOKENS, Backbone, Sight
 from engine.config import ConfigError
-from engine.data.samples import Sample
+from engine.data.samples import Sample, context
 from engine.latents import Feedback
 from engine.layout import Layout, Packed, Readings, Rows, Segment
+
+if TYPE_CHECKING:
+    from engine.methods.steps import StepSupervision
 
 COMPANIONS = "companions.safetensors"  # beside a model: what its method trains with it
 META = "sotto.json"  # beside a model or an adapter: its method, its pauses, in what form and how large its data was; a name
@@ -29,7 +32,7 @@ Tokens = Mapping[tuple[str, int], float]
 
 
 def expect_slots(count: int) -> None:
-    """Errors: ConfigError for a number of slots that nobody is to think in."""
+    """Errors: ConfigError for a number of slots outside the supported range."""
     if not 0 <= count <= MOST_SLOTS:
         raise ConfigError(f"{count} pauses: choose 0 to {MOST_SLOTS}.")
 
@@ -139,6 +142,10 @@ class Method:
         """What a latent receives, made from the state before it."""
         return latents.unchanged
 
+    def context(self, sample: Sample) -> Segment:
+        """What stands before its thinking: a sample's question, with what it is about."""
+        return context(sample)
+
     def thinking(self, count: int) -> tuple[Segment, ...]:
         """What stands behind the context before a silent answer, with `count` slots; nothing for a method without any."""
         return ()
@@ -194,6 +201,11 @@ class Method:
     def slots_a_step(self) -> int:
         """How many of its slots stand for one step of a chain."""
         return 1
+
+    @property
+    def supervision(self) -> StepSupervision | None:
+        """How a step decoder (SIM-CoT) taught its slots; None where none did, or none can be asked what they hold."""
+        return None
 
     def stage(self, epoch: int) -> int:
         """The curriculum's stage. Where it changes, the optimizer starts anew, and the best model is looked for anew, since what

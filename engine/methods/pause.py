@@ -75,6 +75,10 @@ class PauseDistillation(Method):
     def slot_range(self) -> tuple[int, int]:
         return self.pauses
 
+    @property
+    def supervision(self) -> StepSupervision | None:
+        return self.steps
+
     def thinking(self, count: int) -> tuple[Segment, ...]:
         return (slots("<pause>", count),)
 

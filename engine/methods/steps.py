@@ -71,11 +71,13 @@ class StepSupervision:
         steps: tuple[str, ...],
         answer: str,
         rng: np.random.Generator,
+        joint: str = "\n",
     ) -> tuple[Reading, ...]:
-        """groups: the states of each slot (c_thought of them) -> what each must say."""
+        """groups: the states of each slot (c_thought of them) -> what each must say. joint: stands between steps that one slot
+        must say together."""
         words = self.words[rng.integers(len(self.words))]
         said = tuple(last_words(step, words) for step in steps) if words else steps
-        texts = step_groups(said, len(groups), self.missing, answer)
+        texts = step_groups(said, len(groups), self.missing, answer, joint)
         return tuple(
             Reading(
                 DECODER,

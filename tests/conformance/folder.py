@@ -40,6 +40,7 @@ class Numerals:
     eos_token_id: int
     unk_token_id: int | None = None
     chat_template: str | None = None
+    bos_token: str | None = None
 
     def get_added_vocab(self) -> Mapping[str, int]:
         return self.ids
