@@ -230,7 +230,7 @@ def collapsed(inside: Inside | None) -> str:
         told = "In part: the slots are much alike."
     else:
         told = "No: the slots differ clearly from each other."
-    said = {}
+    said: dict[str, str] = {}
     if count > 1:
         said |= {
             "Effective rank": f"{last['effective_rank']:.1f} of at most {count} directions",
