@@ -240,7 +240,7 @@ def _chain(
 ) -> generate.Written:
     """The written chain behind the same prefill, or behind that of another prompt."""
     if other is not None:
-        thoughts = generate.think(model.backbone, [other], ())
+        thoughts = generate.think(model.backbone, [other], (), asked=model.method.context)
     return generate.explicit(model.backbone, thoughts, model.longest_chain, heed)
 
 
