@@ -90,7 +90,7 @@ def asked_for(name: str, known: Sequence[str]) -> tuple[Path, bool]:
     if name.endswith(WRITTEN) and (folder := folder_of(name.removesuffix(WRITTEN), known)):
         return folder, True
     raise ValueError(
-        f"There is no method {name!r}: choose among {', '.join(known)}, or name a folder; NAME{WRITTEN} is a model's written chain."
+        f"There is no method {name.removesuffix(WRITTEN)!r}: choose among {', '.join(known)}, or name a folder; NAME{WRITTEN} is a model's written chain."
     )
 
 

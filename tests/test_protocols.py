@@ -119,6 +119,9 @@ def test_options_keep_the_letters_of_their_columns(media):
         assert (broken.text, broken.options) == ("How many? Options:\nA. 0\nB. 1\nD. 7", ())
         for said, score in (("D", 1), ("7", 1), ("C", 0), ("B", 0), ("0", 0)):
             assert grade("mmstar", [broken], said) == [score]
+    (late,) = questions("mmstar", wrote(media, "late.json", [row | {"A": None, "C": 5}]), media)
+    assert late.text.endswith("Options:\nB. 1\nC. 5")
+    assert grade("mmstar", [late], "B") == [1]
 
 
 def test_a_question_may_show_several_pictures(media):
@@ -243,6 +246,7 @@ def test_intervals():
             "a number for a numerical problem, not 'three'",
         ),
         ("aokvqa-choice", {"correct_choice_idx": True}, "correct_choice_idx must be one of 0 to 1, not True"),
+        ("aokvqa-direct", {"direct_answers": "['dog',"}, "direct_answers must be a list, not"),
         ("aokvqa-choice", {"choices": ["cat"]}, "choices must be a list of 2 to 26"),
         ("aokvqa-choice", {"choices": ["cat", "cat"]}, "choices[0] and choices[1] are the same ('cat')"),
         ("video-r1", {"solution": ""}, "solution"),
@@ -251,7 +255,7 @@ def test_intervals():
         ("mmstar", {"image": "images/gone.jpg"}, "names no file"),
         ("mmstar", {"image": "!" * 100}, "nor a picture in base64"),
         ("mmstar", {"image": "['images/1.jpg', 'b.jpg']"}, "names no file"),
-        ("mmstar", {"image": "['a.jpg', "}, "a list of pictures that can't be read"),
+        ("mmstar", {"image": "['a.jpg', "}, "image must be a list, not"),
         ("mathvista", {"answer_type": None}, "answer_type missing"),
         ("mathvista", {"choices": "[1,"}, "choices must be a list"),
         ("hallusionbench", {"answer": "maybe"}, "yes or no"),
@@ -262,6 +266,7 @@ def test_bad_rows_are_named(media, name, change, sentence):
     rows = {
         "video-r1": VIDEO_R1,
         "aokvqa-choice": AOKVQA,
+        "aokvqa-direct": AOKVQA,
         "mmstar": {"index": 0, "question": "Which?", "A": "x", "B": "y", "answer": "A", "image": "images/1.jpg"},
         "mathvista": {"question": "How?", "answer": "1", "answer_type": "integer", "pid": "1", "image": "images/1.jpg"},
         "hallusionbench": {"index": "VD_a_0_0_0_0", "question": "Is it?", "answer": "Yes", "category": "VD",

@@ -234,8 +234,6 @@ ENCODINGS = {
     b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16",
     b"[\0": "UTF-16LE", b"{\0": "UTF-16LE", b"\0[": "UTF-16BE", b"\0{": "UTF-16BE",
 }  # fmt: skip
-
-
 ONE_OBJECT = "is one JSON object, not a list or a row a line: give the list of its rows alone"
 
 

@@ -12,8 +12,9 @@
     steps                    the written chain, a text a step; or an object, {"SUMMARY": "...", ...}, for named sections
     chain                    the same as one text, a step a line; instead of steps
     answer                   text, a number, true or false; of options a letter, or one of their texts; needed
-    type                     multiple choice (where there are options), numerical (where the answer is a number) or regression, both of numbers,
-                             OCR, free-form (anything else) or as asked; it decides what is said about the form of an answer
+    type                     multiple choice (where there are options), numerical (where the answer is a number), regression
+                             (of a number too), OCR, free-form (anything else) or as asked; it decides what is said about the
+                             form of an answer
     id, note                 whatever you like; nobody reads them
 
 A field that isn't one of these is an error, and so is <image> or <video> in the question: what is shown stands before it.

@@ -13,6 +13,7 @@ import csv
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,12 @@ class Table:
     def shown(self, row: Row) -> tuple[Media, ...]:
         """A row's pictures: one or a list of them in `image_path`, `image`, `imagename` or `filename`, each a file's name or,
         in `image`, what stands there in base64, maybe at another row. None for a row without any. Errors: BadRow."""
-        given = next((row[name] for name in ("image_path", "image", "imagename", "filename") if row.get(name)), "")
-        return tuple(self._picture(each) for each in _several(self.pictures.get(str(given), given)))
+        name = next((name for name in ("image_path", "image", "imagename", "filename") if row.get(name)), "")
+        if not name:
+            return ()
+        given = self.pictures.get(str(row[name]), row[name])
+        several = isinstance(given, list) or str(given).startswith("[")
+        return tuple(self._picture(str(each)) for each in (_listed(given, name) if several else [given]))
 
     def _picture(self, given: str) -> Media:
         if len(given) <= 512 and (self.media / given).is_file():
@@ -105,17 +110,6 @@ class Table:
             return base64.b64decode(given, validate=True)
         except binascii.Error:
             raise BadRow(f"holds neither a file's name nor a picture in base64: {given[:40]!r}") from None
-
-
-def _several(given: Any) -> list[str]:
-    """The texts of a list, which in a table is written out, or the one that is given. Errors: BadRow."""
-    if isinstance(given, str) and given.startswith("["):
-        try:
-            given = ast.literal_eval(given)
-        except (ValueError, SyntaxError):
-            raise BadRow(f"holds a list of pictures that can't be read: {given[:40]!r}") from None
-    listed = given if isinstance(given, list) else [given]
-    return [str(each) for each in listed if each not in ("", None)]
 
 
 def table(path: Path, media: Path) -> Table:
@@ -201,6 +195,16 @@ def questions(name: str, file: str | Path, media: str | Path) -> list[Question]:
     return found
 
 
+def _listed(given: Any, name: str) -> list[Any]:
+    """A list, which in a table is written out. Errors: BadRow."""
+    if isinstance(given, str) and given.startswith("["):
+        with suppress(ValueError, SyntaxError):
+            given = ast.literal_eval(given)
+    if not isinstance(given, list):
+        raise BadRow(f"{name} must be a list, not {given!r:.40}")
+    return given
+
+
 def _name(row: Row, *columns: str) -> str:
     for each in columns:
         if row.get(each) not in (None, ""):
@@ -265,10 +269,9 @@ def _aokvqa_direct(row: Row, given: Table) -> Question | None:
     """Questions that people found hard to answer without the choices are left out, as published."""
     if row.get("difficult_direct_answer"):
         return None
-    answers = column(row, "direct_answers")
-    answers = ast.literal_eval(answers) if isinstance(answers, str) and answers.startswith("[") else answers
-    if not isinstance(answers, list) or not answers:
-        raise BadRow(f"direct_answers must be a list, not {answers!r:.40}")
+    answers = _listed(column(row, "direct_answers"), "direct_answers")
+    if not answers:
+        raise BadRow("direct_answers is empty")
     told = tuple(said(each, "direct_answers") for each in answers)
     asked = _aokvqa(row, given)
     facts = {"answers": told}
@@ -290,7 +293,7 @@ def _optional(row: Row, given: Table) -> Question:
     asked = "\n".join(part for part in (_cell(row, "hint"), text(row, "question")) if part)
     groups = _groups(row, "category", "l2-category", "l2_category")
     options, facts = tuple(offered.values()), {}
-    if offered and letter(len(offered) - 1) not in offered:
+    if list(offered) != columns[: len(offered)]:
         last = columns.index(max(offered))
         facts = {"offered": tuple(offered.get(name, f"\0{name}") for name in columns[: last + 1])}
         lines = "\n".join(f"{name}. {told}" for name, told in offered.items())
@@ -361,15 +364,7 @@ def _hallusion_summed(graded: Sequence[Graded]) -> dict[str, Any]:
 
 
 def _mathvista(row: Row, given: Table) -> Question:
-    choices = row.get("choices") or []
-    if isinstance(choices, str):
-        try:
-            choices = ast.literal_eval(choices)
-        except (ValueError, SyntaxError):
-            raise BadRow(f"choices must be a list, not {choices!r:.40}") from None
-    if not isinstance(choices, list):
-        raise BadRow(f"choices must be a list, not {choices!r:.40}")
-    options = tuple(str(choice) for choice in choices)
+    options = tuple(map(str, _listed(row.get("choices") or [], "choices")))
     kind = _name(row, "answer_type")
     try:
         precision = int(float(row.get("precision") or 0))
