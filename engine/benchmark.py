@@ -82,14 +82,16 @@ def folder_of(name: str, known: Sequence[str]) -> Path | None:
     return Path(name) if name and Path(name).is_dir() else None
 
 
-def place(name: str, known: Sequence[str]) -> Path:
-    """The folder of a shipped model, or of any other. Errors: ValueError where there is neither."""
-    folder = folder_of(name, known)
-    if folder is None:
-        raise ValueError(
-            f"There is no method {name!r}: choose among {', '.join(known)}, or name a folder; NAME{WRITTEN} is a model's written chain."
-        )
-    return folder
+def asked_for(name: str, known: Sequence[str]) -> tuple[Path, bool]:
+    """A model's folder, and whether its written chain is meant: WRITTEN is a part of a folder's name where there is one of
+    the whole. Errors: ValueError where there is none of either."""
+    if folder := folder_of(name, known):
+        return folder, False
+    if name.endswith(WRITTEN) and (folder := folder_of(name.removesuffix(WRITTEN), known)):
+        return folder, True
+    raise ValueError(
+        f"There is no method {name.removesuffix(WRITTEN)!r}: choose among {', '.join(known)}, or name a folder; NAME{WRITTEN} is a model's written chain."
+    )
 
 
 def measure(
@@ -99,7 +101,7 @@ def measure(
     WRITTEN behind it, its written chain. Errors: ValueError for an unknown or missing method, or so many pauses, before
     any clip is made."""
     known = shipped()
-    places = {name: place(name.removesuffix(WRITTEN), known) for name in methods}
+    places = {name: asked_for(name, known) for name in methods}
     expect_slots(pauses or 0)
     records = benchmark.records()
     samples = benchmark.samples(records)
@@ -107,9 +109,10 @@ def measure(
     figures = {}
     used = {}
     for name in methods:
-        model = load(places[name], device=device)
+        folder, written = places[name]
+        model = load(folder, device=device)
         method = model.method
-        how: How = "silent" if method.silent and not name.endswith(WRITTEN) else "explicit"
+        how: How = "silent" if method.silent and not written else "explicit"
         method.expect(how)
         if not model.taught:
             raise ValueError(

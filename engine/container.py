@@ -7,6 +7,7 @@ pictures are taken as they are stored; of several videos in one file the main on
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -32,6 +33,17 @@ CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,"
     "ogg,wav,mp3,flac,aac"  # these so that a file of sound is told from one of rubbish
 )
+# How a picture of each demuxer begins, unless it moves. FFmpeg itself goes by a file's name too, and takes a photograph, or a
+# name with a mark such as ? in it, for one of a numbered series, which would read other files.
+PICTURES = {
+    "jpeg_pipe": rb"\xff\xd8\xff",
+    "png_pipe": rb"\x89PNG\r\n\x1a\n(?!.*acTL)",
+    "webp_pipe": rb"RIFF....WEBP(?!VP8X.*ANIM)",
+    "bmp_pipe": rb"BM....\0\0\0\0",
+    "gif": rb"GIF8[79]a",
+}
+HEAD_BYTES = 2**16  # by which a picture is told
+READABLE = "a whole MP4, MOV, WebM, MKV, AVI or GIF file, or a JPEG, PNG, WebP or BMP picture"
 INDEXED = ("mov", "matroska")  # jumps are exact here
 STAMPED = (*INDEXED, "gif")  # every packet carries its moment; in other containers frames are counted
 
@@ -102,8 +114,12 @@ def inspect(path: str | Path, deadline: float, seconds: float) -> Source:
     except av.error.FFmpegError:  # at the start: no video; later: what came before is used
         pass
     if first is None:
-        raise VideoError(f"{path.name} can't be read or is cut off: give a whole MP4, MOV, WebM, MKV, AVI or GIF file.")
+        raise VideoError(f"{path.name} can't be read or is cut off: give {READABLE}.")
 
+    notices = []
+    if kind.endswith("_pipe") and len(rows) > 1:  # a phone's photograph has previews and maps of depth behind it
+        notices.append(f"Of the {len(rows)} pictures in the file the first is read.")
+        rows = rows[:1]
     stamped = (kind in STAMPED or kind.endswith("_pipe")) and all(row[0] is not None for row in rows)
     if stamped:  # frames that an edit list hides serve others only; a stamp standing twice is a VP8 frame never shown
         table = {pts: length for pts, _, length, _, hidden in rows if not hidden}
@@ -120,7 +136,6 @@ def inspect(path: str | Path, deadline: float, seconds: float) -> Source:
     width, height = (first.height, first.width) if turns % 2 else (first.width, first.height)
     check_limits(path, width, height, duration)
 
-    notices = []
     missing = max(declared - end, (stored - len(rows)) / fps)
     if kind in (*INDEXED, "avi") and missing > max(0.25, 3 / fps):
         notices.append(f"The file says that it lasts {end + missing:.2f} s, but it is cut off after {end:.2f} s.")
@@ -150,11 +165,11 @@ def checked(path: str | Path) -> Path:
         if plain:
             path.open("rb").close()
     except PermissionError:
-        raise VideoError(f"{path.name} may not be read: give permission, or another file.") from None
+        raise VideoError(f"{path.name}: permission denied: make it readable, or give another file.") from None
     except (OSError, ValueError):  # missing, a name too long, a zero byte in the name
         raise VideoError(f"There is no file {path.name[:80]!r}: check the path.") from None
     if not plain:
-        what = "a folder" if path.is_dir() else "no plain file"
+        what = "a folder" if path.is_dir() else "not a regular file"
         raise VideoError(f"{path.name or path} is {what}: give a video file.")
     if not 0 < size <= MAX_BYTES:
         what = f"has {size / 2**30:.1f} GB; at most {MAX_BYTES / 2**30:g} are read" if size else "is empty"
@@ -165,9 +180,9 @@ def checked(path: str | Path) -> Path:
 def check_limits(path: Path, width: int, height: int, seconds: float) -> None:
     if not 0 < width * height <= MAX_PIXELS:  # FFmpeg says 0 where it refuses
         side = math.isqrt(MAX_PIXELS)
-        raise VideoError(f"{path.name} has pictures of no known size, or of more than {side} x {side}.")
+        raise VideoError(f"{path.name} has frames of unknown size, or larger than {side} x {side}.")
     if max(width, height) >= MAX_ASPECT * min(width, height):
-        raise VideoError(f"{path.name} has pictures of {width} x {height}: too long for their height or width.")
+        raise VideoError(f"{path.name} has frames of {width} x {height}: the aspect ratio is too extreme.")
     if seconds > MAX_HOURS * 3600:
         raise VideoError(f"{path.name} lasts {seconds / 3600:.1f} hours: at most {MAX_HOURS:g} are read.")
 
@@ -176,7 +191,14 @@ def opened(path: Path) -> InputContainer:
     import av
 
     limits = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
-    return av.open(str(path), options=limits, metadata_errors="replace")
+    return av.open(str(path), format=picture_kind(path), options=limits, metadata_errors="replace")
+
+
+def picture_kind(path: Path) -> str | None:
+    """The demuxer of a file that begins as a picture does; None for any other, whose demuxer FFmpeg finds."""
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    return next((kind for kind, begins in PICTURES.items() if re.match(begins, head, re.DOTALL)), None)
 
 
 def frames_of(packets: Iterable[Packet], recovers: bool = True) -> Iterator[tuple[VideoFrame, bool]]:

@@ -70,7 +70,7 @@ class Sampling:
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """Frames of one file, and how they were come by. `asked` frames were wanted; fewer means `notices` says why."""
+    """Frames of one file, and how they were obtained. `asked` frames were wanted; fewer means `notices` says why."""
 
     frames: np.ndarray  # uint8 [frames, height, width, 3], RGB, upright, resized
     times: np.ndarray  # float64 [frames], seconds at which each of them starts, from the start of the file's first
@@ -210,7 +210,7 @@ def _moments(source: Source, sampling: Sampling) -> tuple[np.ndarray, float, tup
     notices: tuple[str, ...] = ()
     if stored == 1:
         spacing = duration if sampling.fps is None else 1 / sampling.fps
-        return np.zeros(1), spacing, ("The file holds a single picture, so nothing moves in it.",)
+        return np.zeros(1), spacing, ("A single picture is read, so nothing moves in it.",)
     if sampling.frames is not None:
         count = sampling.frames
         if count > stored:

@@ -1,6 +1,9 @@
 """check-data and prepare as a user types them; and that a large file is opened without its media."""
 
+import bz2
+import gzip
 import json
+import lzma
 import random
 from contextlib import suppress
 from dataclasses import fields
@@ -80,7 +83,7 @@ def test_every_format_is_recognised_and_clean(capsys, folder, name):
 def test_the_formats_are_those_of_a_configuration():
     named = {f.name for f in fields(Run)} - {"method", "training", "lora", "validation", "worlds", "text_worlds"}
     assert set(check.FORMATS) == named
-    assert len(set(check.FORMATS.values())) == len(check.FORMATS)
+    assert len({known.reader for known in check.FORMATS.values()}) == len(check.FORMATS)
 
 
 def test_a_report_counts_what_is_there(capsys, folder):
@@ -168,10 +171,26 @@ def test_a_format_and_a_root_may_be_named(capsys, folder, tmp_path):
     ("content", "more", "says"),
     [
         (None, [], "Can't read"),
-        (b"", [], "none of the formats"),
-        (b"just words\n", [], "none of the formats"),
+        (b"", [], "file holds no rows"),
+        (b" \n\n", [], "file holds no rows"),
+        (b"[]", [], "file holds no rows"),
+        (b"just words\n", [], "file, line 1: row is not valid JSON"),
         (b'{"a": 1}\n', [], "none of the formats"),
-        (b"\x00\xff\x00" * 99, [], "none of the formats"),
+        (b"[[1, 2], [3]]", [], "file, sample 0: row must hold fields, not [1, 2]"),
+        (b'{"data": [{"question": "a"}]}', [], "file is one JSON object, not a list or a row a line"),
+        (b'{\n "data": [\n  {"question": "a"}\n ]\n}\n', [], "file is one JSON object, not a list or a row a line"),
+        (b"\x00\xff\x00" * 99, [], "file, line 1: row is not UTF-8 text (byte 1 of it)"),
+        ('{"question": "O\xf9 ?"}'.encode("latin-1"), [], "write the file as UTF-8 first (iconv -f LATIN1"),
+        (json.dumps([OWN]).encode("utf-16"), [], "file is UTF-16: write it as UTF-8 first (iconv -f UTF-16 -t UTF-8)"),
+        (json.dumps(OWN).encode("utf-16-be"), [], "file is UTF-16BE: write it as UTF-8 first"),
+        (json.dumps([OWN]).encode("utf-32"), [], "file is UTF-32: write it as UTF-8 first"),
+        (gzip.compress(b"{}"), [], "file is compressed (gzip): unpack it first (gunzip file)"),
+        (lzma.compress(b"{}"), [], "file is compressed (xz): unpack it first (unxz file)"),
+        (bz2.compress(b"{}"), [], "file is compressed (bzip2): unpack it first (bunzip2 file)"),
+        (b"PK\x03\x04" + b"\0" * 99, [], "file is compressed (zip): unpack it first (unzip file)"),
+        (b"\x28\xb5\x2f\xfd" + b"\0" * 99, [], "file is compressed (zstd): unpack it first (unzstd file)"),
+        (gzip.compress(b"{}"), ["--format", "jsonl"], "file is compressed (gzip)"),
+        (b'{\n "question": "a"\n}\n', ["--format", "jsonl"], "file is one JSON object, not a list or a row a line"),
         (b"PAR1" + b"\0" * 99, [], "Parquet"),
         (b'[{"question": "a", "answer": "b"', [], "the list has no end"),
         (b'[{"question": "a", "answer": "b"}] and more', [], "stands behind the end of the list"),
@@ -208,6 +227,26 @@ def test_codis_data_sets(folder):
     assert first("nl.json") == (("Half of 8 is 8/2 = 4 eggs.", "She eats 1, e.g. for lunch.", "So 4 - 1 = 3."), "3")
     assert first("csqa.jsonl") == (("1. People write at desks.", "2. So B."), "B")
     assert first("strategy.json") == (("Hens need air.", "There is none."), "False")
+
+
+def test_rows_of_video_r1_that_cannot_be_scored_are_counted_and_named(capsys, folder):
+    rows = [R1, R1 | {"solution": "<answer>D</answer>"}, R1 | {"options": ["A. left", "B. left"]}, R1]
+    file = wrote(folder, "unscored.json", rows)
+    code, out, _ = ran(capsys, "check-data", file)
+    assert code == 1
+    assert "4 rows, 2 of them usable" in out
+    assert "sample 1: solution must be a letter from A to B or the text of an option, not 'D'" in out
+    assert "sample 2: options[0] and options[1] are the same ('left')" in out
+    assert len(VideoR1Source(file, held_out=1, leave_out=2)) == 1
+
+
+def test_nothing_is_left_where_a_prepared_file_cannot_be_placed(capsys, folder, tmp_path):
+    file = wrote(folder, "placed.json", [AOKVQA])
+    (tmp_path / "out.json").mkdir()
+    code, _, err = ran(capsys, "prepare", "aokvqa", file, str(tmp_path / "out.json"))
+    assert code == 2
+    assert "out.json is a folder: name a file to write." in err
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
 
 
 def test_aokvqa_is_prepared(capsys, folder, tmp_path):
@@ -270,7 +309,7 @@ def test_rows_of_a_list_are_found_wherever_they_stand(tmp_path):
         return rng.choice(kinds)()
 
     for case in range(60):
-        rows = [value(3) for _ in range(rng.randrange(6))]
+        rows = [value(3) for _ in range(rng.randrange(1, 6))]
         path = tmp_path / f"{case}.json"
         indent, ascii_only = rng.choice([None, 1]), rng.random() < 0.5
         path.write_text(rng.choice(["", " \n", "\ufeff"]) + json.dumps(rows, indent=indent, ensure_ascii=ascii_only) + "\n")  # fmt: skip

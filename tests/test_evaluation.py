@@ -8,7 +8,7 @@ import pytest
 
 from engine import evaluation, generate, models
 from engine.backbones.base import add_tokens
-from engine.benchmark import Benchmark, measure
+from engine.benchmark import Benchmark, asked_for, measure
 from engine.data import worlds
 from engine.data.worlds import WorldsSource, corrupted, frames
 from engine.evaluation import Outcome, evaluate, neighbours, steps_right, summary, wilson
@@ -163,6 +163,16 @@ def test_a_step_decoder_says_the_thoughts():
 def test_a_method_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="no method 'runs/nothing'"):
         measure(Benchmark(limit=3), ["runs/nothing-explicit"], None, "cpu", print)
+
+
+def test_a_folder_is_taken_by_its_whole_name_before_its_neighbours_written_chain(tmp_path):
+    beside, explicit = tmp_path / "a", tmp_path / "a-explicit"
+    beside.mkdir()
+    assert asked_for(f"{beside}-explicit", ["pause"]) == (beside, True)
+    explicit.mkdir()
+    assert asked_for(str(explicit), ["pause"]) == (explicit, False)
+    assert asked_for(f"{explicit}-explicit", ["pause"]) == (explicit, True)
+    assert asked_for("pause-explicit", ["pause"]) == (models.SMALL / "pause", True)
 
 
 def test_a_blind_source_has_no_visual():

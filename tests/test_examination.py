@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 from torch import nn
 
 from engine import models, worlds
@@ -195,7 +196,7 @@ def test_a_step_decoder_says_thoughts_too(model, media, tmp_path):
     examine(taught, exam(media, mode="spoken", limit=1), tmp_path / "said")
     (line,) = lines(tmp_path / "said" / "answers-1-of-1.jsonl")
     assert isinstance(line["thoughts"], str)
-    with pytest.raises(ConfigError, match="Nobody has learnt to say"):
+    with pytest.raises(ConfigError, match="can't put its thoughts into words"):
         examine(replace(taught, companions=nn.ModuleDict()), exam(media, mode="spoken", limit=1), tmp_path / "not")
     assert not (tmp_path / "not").exists()
 
@@ -210,6 +211,23 @@ def test_pictures_in_a_table(model, tmp_path):
     assert found[0]["problem"] is None
     assert found[1]["problem"]  # base64 of no picture
     assert told["unread"] == 1
+
+
+def test_several_pictures_are_shown_in_their_order(model, tmp_path, monkeypatch):
+    from tests.test_protocols import PICTURE
+
+    Image.new("RGB", (56, 56), "white").save(tmp_path / "white.png")
+    row = {"index": "0", "question": "Which?", "A": "x", "B": "y", "answer": "B", "image": ["white.png", PICTURE]}
+    file = wrote(tmp_path, "mmstar.json", [row, row | {"index": "1", "image": [PICTURE, "white.png"]}])
+    asked = []
+    real = examination.respond
+    monkeypatch.setattr(examination, "respond", lambda b, part, *a, **k: asked.extend(part) or real(b, part, *a, **k))
+    assert examine(model, exam(tmp_path, name="mmstar", file=file), tmp_path / "out")["unread"] == 0
+    first, second = ([each.patches for each in sample.visuals] for sample in asked)
+    assert [len(first), len(second)] == [2, 2]
+    assert (first[0] == second[1]).all()
+    assert (first[1] == second[0]).all()
+    assert not (first[0] == first[1]).all()
 
 
 def run(capsys, *words) -> tuple[int, str, str]:

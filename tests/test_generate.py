@@ -186,6 +186,12 @@ def test_the_thoughts_stand_between_the_thinking_tags():
         ("The answer is: Mia is a lempus.", "", "Mia is a lempus."),
         ("# 2", "# 2", "2"),
         ("no mark", "no mark", "no mark"),
+        ("He plays.\n### C#", "He plays.", "C#"),
+        ("### F# minor", "", "F# minor"),
+        ("<<1+1=2>>####2", "<<1+1=2>>", "2"),
+        ("So it is 2 ## 3 # 4", "So it is 2 ## 3 # 4", "4"),
+        ("### Paris, Texas", "", "Paris, Texas"),
+        ("### $1,234,567.50", "", "$1234567.50"),
     ],
 )
 def test_plain_answers_stand_behind_either_mark(text, chain, answer):

@@ -150,17 +150,17 @@ def test_answers_are_the_engines_own_in_the_order_of_the_requests(harness, folde
     image = Image.effect_noise((90, 60), 60).convert("RGB")
     kind = found_as_lmms_eval_finds_it()
     made = kind.create_from_arg_string(f"pretrained={folder},pauses=5,longest=6", {"batch_size": 2, "device": "cpu"})
-    asked, made.task_dict = requests(folder, [image], [str(folder / "clip.mp4")], [])
+    asked, made.task_dict = requests(folder, [image], [str(folder / "clip.mp4")], [], [image, image.rotate(180)])
     answers = made.generate_until(asked)
     model = models.load(folder, device="cpu")
-    assert len(answers) == 3
+    assert len(answers) == 4
     for i, answer in enumerate(answers):
         sample = made.sample(asked[i].args, folder)
-        assert (sample.question, sample.visual is None) == (f"What is {i}?", i == 2)
+        assert (sample.question, len(sample.visuals)) == (f"What is {i}?", (1, 1, 0, 2)[i])
         (alone,) = respond(model.backbone, [sample], model.method, "silent", 5, longest=6)
         assert alone.slots == 5
         assert answer == answer_of(alone.text)
-    assert [told[0] for told in made.cache_hook.told] == ["generate_until"] * 3
+    assert [told[0] for told in made.cache_hook.told] == ["generate_until"] * 4
     assert (made.batch_size, made.rank, made.world_size) == (2, 0, 1)
 
 
@@ -168,8 +168,8 @@ def test_what_it_cannot_do_is_said(harness, folder):
     kind = found_as_lmms_eval_finds_it()
     made = kind(pretrained=str(folder), device="cpu")
     image = Image.effect_noise((90, 60), 60)
-    asked, made.task_dict = requests(folder, [image, image])
-    with pytest.raises(ValueError, match="2 images at once"):
+    asked, made.task_dict = requests(folder, [7])
+    with pytest.raises(ValueError, match="shows a int; this engine takes images"):
         made.generate_until(asked)
     asked, made.task_dict = requests(folder, [image], settings={"temperature": 0.7})
     with pytest.raises(ValueError, match="greedily"):

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import gzip
 import io
 import json
 
@@ -63,7 +64,7 @@ def test_video_r1(media):
     ]
     asked = questions("video-r1", wrote(media, "eval.json", [VIDEO_R1, *more]), media)
     assert (asked[0].id, asked[0].options, asked[0].true) == ("7", ("it falls", "it rises"), "B")
-    assert (asked[0].still, asked[0].media) == (False, media / "clip.mp4")
+    assert (asked[0].still, asked[0].media) == (False, (media / "clip.mp4",))
     found = grade("video-r1", asked, "B", "3", "9.3", "go right", "a red ball")
     assert found == pytest.approx([1, 1, 0.9, 0.5, 1])
     told = summary("video-r1", [Graded(q, s) for q, s in zip(asked, found)])
@@ -73,15 +74,17 @@ def test_video_r1(media):
     assert told["by"]["problem_type"]["OCR"]["score"] == 0.5
 
 
+AOKVQA = {
+    "split": "val", "image_id": 42, "question_id": "q1", "question": "What is it?", "choices": ["cat", "dog"],
+    "correct_choice_idx": 1, "direct_answers": ["dog"] * 2 + ["puppy"] * 8, "difficult_direct_answer": False,
+}  # fmt: skip
+
+
 def test_aokvqa_both_ways(media):
-    row = {
-        "split": "val", "image_id": 42, "question_id": "q1", "question": "What is it?", "choices": ["cat", "dog"],
-        "correct_choice_idx": 1, "direct_answers": ["dog"] * 2 + ["puppy"] * 8, "difficult_direct_answer": False,
-    }  # fmt: skip
-    file = wrote(media, "aokvqa.json", [row, row | {"question_id": "q2", "difficult_direct_answer": True}])
+    file = wrote(media, "aokvqa.json", [AOKVQA, AOKVQA | {"question_id": "q2", "difficult_direct_answer": True}])
     chosen = questions("aokvqa-choice", file, media)
     assert [each.true for each in chosen] == ["B", "B"]
-    assert chosen[0].media == media / "val2017" / "000000000042.jpg"
+    assert chosen[0].media == (media / "val2017" / "000000000042.jpg",)
     assert grade("aokvqa-choice", chosen, "B", "a cat") == [1, 0]
     direct = questions("aokvqa-direct", file, media)
     assert [each.id for each in direct] == ["q1"]  # the one that is hard without choices is left out
@@ -96,7 +99,7 @@ def test_tables_of_options(media):
     other = row | {"index": "1", "hint": "", "image": PICTURE, "category": "naming"}
     asked = questions("mmbench", tsv(media, "mmbench.tsv", [row, turned, other]), media)
     assert (asked[0].text, asked[0].options) == ("Look.\nWhich?", ("x", "y"))
-    assert asked[0].media == asked[1].media == base64.b64decode(PICTURE)
+    assert asked[0].media == asked[1].media == (base64.b64decode(PICTURE),)
     assert asked[2].text == "Which?"
     found = grade("mmbench", asked, "B", "B", "y")
     assert found == [1, 0, 1]
@@ -106,10 +109,33 @@ def test_tables_of_options(media):
     assert told["by"]["category"] == {"finding": figures([1, 0]), "naming": figures([1])}
 
 
+def test_options_keep_the_letters_of_their_columns(media):
+    """An option may be the number 0; where a column between is empty, the ones behind it keep their letters."""
+    row = {"index": 0, "question": "How many?", "A": 0, "B": 1, "answer": "B", "image": "images/1.jpg"}
+    gap = row | {"index": 1, "C": "", "D": 7, "answer": "D"}
+    for file in (wrote(media, "zero.json", [row, gap]), tsv(media, "zero.tsv", [row, gap])):
+        whole, broken = questions("mmstar", file, media)
+        assert (whole.options, whole.true) == (("0", "1"), "B")
+        assert (broken.text, broken.options) == ("How many? Options:\nA. 0\nB. 1\nD. 7", ())
+        for said, score in (("D", 1), ("7", 1), ("C", 0), ("B", 0), ("0", 0)):
+            assert grade("mmstar", [broken], said) == [score]
+    (late,) = questions("mmstar", wrote(media, "late.json", [row | {"A": None, "C": 5}]), media)
+    assert late.text.endswith("Options:\nB. 1\nC. 5")
+    assert grade("mmstar", [late], "B") == [1]
+
+
+def test_a_question_may_show_several_pictures(media):
+    row = {"index": 0, "question": "Which?", "A": "x", "B": "y", "answer": "B", "image": ["images/1.jpg", PICTURE]}
+    both = (media / "images" / "1.jpg", base64.b64decode(PICTURE))
+    (listed,) = questions("mmstar", wrote(media, "listed.json", [row]), media)
+    (told,) = questions("mmstar", tsv(media, "listed.tsv", [row]), media)
+    assert listed.media == told.media == both
+
+
 def test_mmstar_with_options_in_the_question(media):
     rows = [{"index": 3, "question": "Which?\nOptions: A: x, B: y", "answer": "B", "image": "images/1.jpg"}]
     asked = questions("mmstar", wrote(media, "mmstar.json", rows), media)
-    assert (asked[0].options, asked[0].media) == ((), media / "images" / "1.jpg")
+    assert (asked[0].options, asked[0].media) == ((), (media / "images" / "1.jpg",))
     assert grade("mmstar", asked, "(B)") == [1]
     assert grade("mmstar", asked, "A") == [0]
     assert grade("mmstar", asked, "y") == [0]
@@ -152,7 +178,7 @@ def test_hallusionbench_without_a_picture(media):
         "question": "Is it?", "gt_answer": "1", "filename": None,
     }  # fmt: skip
     (asked,) = questions("hallusionbench", wrote(media, "vs.json", [row]), media)
-    assert asked.media is None
+    assert asked.media == ()
 
 
 def test_mathvista_as_published_and_as_a_table(media):
@@ -211,12 +237,25 @@ def test_intervals():
         ("video-r1", {"path": "gone.mp4"}, "sample 0: names no file"),
         ("video-r1", {"problem_type": "odd"}, "unknown problem_type 'odd'"),
         ("video-r1", {"options": ["A. one"]}, "of 2 to 26"),
+        ("video-r1", {"options": ["B. one", "A. two"]}, "options[0] begins with the letter B, and stands where A does"),
+        ("video-r1", {"options": ["A. one", "B. one"]}, "options[0] and options[1] are the same ('one')"),
+        ("video-r1", {"solution": "C"}, "a letter from A to B or the text of an option, not 'C'"),
+        (
+            "video-r1",
+            {"problem_type": "numerical", "solution": "three"},
+            "a number for a numerical problem, not 'three'",
+        ),
+        ("aokvqa-choice", {"correct_choice_idx": True}, "correct_choice_idx must be one of 0 to 1, not True"),
+        ("aokvqa-direct", {"direct_answers": "['dog',"}, "direct_answers must be a list, not"),
+        ("aokvqa-choice", {"choices": ["cat"]}, "choices must be a list of 2 to 26"),
+        ("aokvqa-choice", {"choices": ["cat", "cat"]}, "choices[0] and choices[1] are the same ('cat')"),
         ("video-r1", {"solution": ""}, "solution"),
         ("mmstar", {"answer": None}, "answer missing"),
         ("mmstar", {"answer": "E"}, "one of its 2 options"),
         ("mmstar", {"image": "images/gone.jpg"}, "names no file"),
         ("mmstar", {"image": "!" * 100}, "nor a picture in base64"),
-        ("mmstar", {"image": "['a.jpg', 'b.jpg']"}, "several pictures"),
+        ("mmstar", {"image": "['images/1.jpg', 'b.jpg']"}, "names no file"),
+        ("mmstar", {"image": "['a.jpg', "}, "image must be a list, not"),
         ("mathvista", {"answer_type": None}, "answer_type missing"),
         ("mathvista", {"choices": "[1,"}, "choices must be a list"),
         ("hallusionbench", {"answer": "maybe"}, "yes or no"),
@@ -226,6 +265,8 @@ def test_intervals():
 def test_bad_rows_are_named(media, name, change, sentence):
     rows = {
         "video-r1": VIDEO_R1,
+        "aokvqa-choice": AOKVQA,
+        "aokvqa-direct": AOKVQA,
         "mmstar": {"index": 0, "question": "Which?", "A": "x", "B": "y", "answer": "A", "image": "images/1.jpg"},
         "mathvista": {"question": "How?", "answer": "1", "answer_type": "integer", "pid": "1", "image": "images/1.jpg"},
         "hallusionbench": {"index": "VD_a_0_0_0_0", "question": "Is it?", "answer": "Yes", "category": "VD",
@@ -242,8 +283,22 @@ def test_bad_files(media):
     (media / "torn.json").write_text('[{"a": 1}, {')
     with pytest.raises(ConfigError, match="not valid JSON"):
         table(media / "torn.json", media)
-    with pytest.raises(ConfigError, match="holds no question"):
+    (media / "torn.jsonl").write_text('{"a": 1}\n{\n')
+    with pytest.raises(ConfigError, match=r"torn\.jsonl, line 2: row is not valid JSON"):
+        table(media / "torn.jsonl", media)
+    with pytest.raises(ConfigError, match="holds no rows"):
         table(media / wrote(media, "none.json", []), media)
+    for name, content, says in (
+        ("packed.json", gzip.compress(b"[]"), r"is compressed \(gzip\): unpack it first \(gunzip packed\.json\)"),
+        ("packed.tsv", gzip.compress(b"index"), r"is compressed \(gzip\)"),
+        ("wide.tsv", "index\tA".encode("utf-16"), "is UTF-16: write it as UTF-8 first"),
+        ("latin.tsv", b"index\tquestion\n1\t\xe9?\n", "latin.tsv, line 2: row is not UTF-8 text"),
+        ("latin.json", b'[{"question": "\xe9?"}]', "latin.json, sample 0: row is not UTF-8 text"),
+        ("head.tsv", b"index\tquestion\n", "holds no rows"),
+    ):
+        (media / name).write_bytes(content)
+        with pytest.raises(ConfigError, match=says):
+            table(media / name, media)
     lines = "\n".join([json.dumps(VIDEO_R1), "", json.dumps(VIDEO_R1 | {"problem_id": 8})])
     (media / "rows.jsonl").write_text(lines)
     assert [each.id for each in questions("video-r1", media / "rows.jsonl", media)] == ["7", "8"]

@@ -191,8 +191,8 @@ def test_steps_beyond_the_limit_are_named(folder):
 
 
 BAD = [
-    (Gsm8kIcotSource, "a.txt", "How many? #### 7", "line 2: question and chain must be parted by one"),
-    (Gsm8kIcotSource, "a.txt", "How many?||<<1+1=2>>", "line 2: chain and answer must be parted by one ####, not 0"),
+    (Gsm8kIcotSource, "a.txt", "How many? #### 7", "line 2: question and chain must be separated by exactly one"),
+    (Gsm8kIcotSource, "a.txt", "How many?||<<1+1=2>>", "line 2: chain and answer must be separated by exactly one ####, not 0"),
     (Gsm8kIcotSource, "a.txt", "How many?||<<1+1=2>> #### ", "line 2: answer is empty"),
     (Gsm8kIcotSource, "a.txt", " ||<<1+1=2>> #### 2", "line 2: question is empty"),
     (Gsm8kIcotSource, "a.txt", "How #### many?||<<1+1=2>> 2", "line 2: question must stand before"),
@@ -276,9 +276,13 @@ def test_bad_conversations_are_named(folder, change, says):
     [
         ({"image_id": 7}, "image_id names no file"),
         ({"image_id": "7"}, "image_id must be a number"),
+        ({"image_id": True}, "image_id must be a number, not True"),
         ({"correct_choice_idx": 2}, "correct_choice_idx must be one of 0 to 1, not 2"),
         ({"correct_choice_idx": None}, "correct_choice_idx must be one of 0 to 1, not None"),
+        ({"correct_choice_idx": True}, "correct_choice_idx must be one of 0 to 1, not True"),
         ({"choices": "cat"}, "choices must be a list"),
+        ({"choices": ["dog"], "correct_choice_idx": 0}, r"choices must be a list of 2 to 26, not \['dog'\]"),
+        ({"choices": ["dog", " dog"]}, r"choices\[0\] and choices\[1\] are the same \('dog'\)"),
         ({"choices": ["", "dog"]}, r"choices\[0\] is empty"),
         ({"rationales": []}, "steps holds no steps"),
         ({"rationales": ["It barks.", 2]}, r"rationales\[1\] must be text, not 2"),
@@ -309,9 +313,9 @@ def test_files_that_cannot_be_read_are_named(folder):
         CodiSource(wrote(folder, "broken.jsonl", [CODI[0], "{"]))(0)
     with pytest.raises(ConfigError, match="must be more than 3"):
         Gsm8kIcotSource(wrote(folder, "gsm.txt", ICOT), held_out=3)(0)
-    with pytest.raises(ConfigError, match="set held_out or validation_file"):
+    with pytest.raises(ConfigError, match="has no rows held out: set held_out or validation_file"):
         Gsm8kIcotSource(wrote(folder, "gsm.txt", ICOT), split="validation")(0)
-    with pytest.raises(ConfigError, match="holds nothing to use for test"):
+    with pytest.raises(ConfigError, match="holds no rows"):
         CoconutSource(wrote(folder, "none.json", []), split="test")(0)
 
 

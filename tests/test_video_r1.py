@@ -41,6 +41,43 @@ def test_every_epoch_is_one_shuffled_round_without_the_held_out(data):
     assert [held(i).question for i in range(2)] == ["Question 4?", "Question 5?"]
 
 
+def parsed(data, **change):
+    (row, *_) = json.loads((data / "data.json").read_text())
+    return VideoR1Source(str(data / "data.json")).parse(row | change)
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        (["A: left", "B: right"], ("left", "right")),
+        (["A)left", "B)right"], ("left", "right")),
+        (["A.Yes", "B.9 cm"], ("Yes", "9 cm")),
+        (["A. A", "B. C"], ("A", "C")),
+        (["U.S. troops", "U.K. troops"], None),
+        (["J. S. Bach", "G. F. Handel"], None),
+        (["A. Lincoln", "Obama"], None),
+        (["A.D.", "B.C."], None),
+        (["A:B", "B:A"], None),
+    ],
+)
+def test_letters_are_taken_off_only_where_each_option_has_its_own(data, given, options):
+    assert parsed(data, options=given).options == (options or tuple(given))
+
+
+def test_an_answer_is_the_letter_of_an_option_whatever_the_texts_are(data):
+    answers = {"B": "B", "left": "A", "right": "B"}
+    options = ["A. left", "B. right"]
+    assert {
+        each: parsed(data, options=options, solution=f"<answer>{each}</answer>").answer for each in answers
+    } == answers
+    assert parsed(data, options=["A. B", "B. A"], solution="<answer>B</answer>").answer == "B"
+
+
+def test_options_are_shown_for_a_multiple_choice_alone(data):
+    sample = parsed(data, problem_type="numerical", options=["A. 3", "B. 4"], solution="<answer>1,003.5</answer>")
+    assert (sample.options, sample.answer) == ((), "1,003.5")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -49,9 +86,23 @@ def test_every_epoch_is_one_shuffled_round_without_the_held_out(data):
         ({"path": "./none.mp4"}, "sample 1: path names no file"),
         ({"problem": " "}, "sample 1: problem is empty"),
         ({"data_type": "sound"}, "sample 1: data_type must be image or video, not 'sound'"),
-        ({"options": ["A. Yes"]}, "sample 1: options must be a list, of 2 to 26"),
+        ({"options": ["A. Yes"]}, "sample 1: options must be a list of 2 to 26"),
         ({"options": ["A. Yes", "B."]}, r"sample 1: options\[1\] is empty"),
         ({"options": ["A. Yes", 2]}, r"sample 1: options\[1\] must be text, not 2"),
+        (
+            {"options": ["B. right", "A. left"]},
+            r"sample 1: options\[0\] begins with the letter B, and stands where A does",
+        ),
+        ({"options": ["A. left", "B. left"]}, r"sample 1: options\[0\] and options\[1\] are the same \('left'\)"),
+        ({"solution": "<answer>D</answer>"}, "solution must be a letter from A to B or the text of an option, not 'D'"),
+        (
+            {"problem_type": "numerical", "solution": "<answer>three</answer>"},
+            "solution must be a number for a numerical problem, not 'three'",
+        ),
+        (
+            {"problem_type": "regression", "solution": "<answer>3 m</answer>"},
+            "must be a number for a regression problem",
+        ),
         ({"process": "It moves."}, "sample 1: process must be <think>...</think>, not 'It moves.'"),
         ({"process": "<thought>It moves.</thought>"}, "sample 1: process must be <think>"),
         ({"process": "<think> </think>"}, "sample 1: process holds no steps"),

@@ -13,9 +13,10 @@ from typing import Any
 
 from engine.config import ConfigError
 from engine.data.coconut_json import problem
-from engine.data.files import BadRow, Rows, field, json_rows, said, text
+from engine.data.files import BadRow, Rows, distinct, field, json_rows, said, text
 from engine.data.media import PicturedSource
 from engine.data.samples import Sample
+from engine.folders import write_whole
 from engine.footage import Footage
 
 
@@ -39,36 +40,53 @@ class AokvqaSource(PicturedSource):
 
     def parse(self, raw: Any) -> Sample:
         row = rewritten(raw)
-        number = field(raw, "image_id")
-        if not isinstance(number, int):
-            raise BadRow(f"image_id must be a number, not {number!r:.40}")
-        return replace(problem(self, row), visual=self.image(f"{number:012d}.jpg", "image_id"))
+        return replace(problem(self, row), visual=self.image(image_name(raw), "image_id"))
+
+
+def image_name(raw: Any) -> str:
+    """COCO's name of an annotation's image. Errors: BadRow."""
+    number = field(raw, "image_id")
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise BadRow(f"image_id must be a number, not {number!r:.40}")
+    return f"{number:012d}.jpg"
+
+
+def choice(raw: Any) -> tuple[tuple[str, ...], int]:
+    """An annotation's choices, and which of them is right. Errors: BadRow."""
+    choices, right = field(raw, "choices"), field(raw, "correct_choice_idx")
+    if not isinstance(choices, list) or not 2 <= len(choices) <= 26:
+        raise BadRow(f"choices must be a list of 2 to 26, not {choices!r:.40}")
+    if not isinstance(right, int) or isinstance(right, bool) or not 0 <= right < len(choices):
+        raise BadRow(f"correct_choice_idx must be one of 0 to {len(choices) - 1}, not {right!r:.40}")
+    texts = tuple(said(each, f"choices[{place}]") for place, each in enumerate(choices))
+    distinct(texts, "choices")
+    return texts, right
 
 
 def rewritten(raw: Any) -> dict[str, Any]:
     """An annotation's {question, steps, answer}. Errors: BadRow."""
-    choices, right, reasons = field(raw, "choices"), field(raw, "correct_choice_idx"), field(raw, "rationales")
-    for name, value in (("choices", choices), ("rationales", reasons)):
-        if not isinstance(value, list):
-            raise BadRow(f"{name} must be a list, not {value!r:.40}")
-    if not isinstance(right, int) or not 0 <= right < len(choices):
-        raise BadRow(f"correct_choice_idx must be one of 0 to {len(choices) - 1}, not {right!r:.40}")
-    offered = ", ".join(f"{place}: {said(choice, f'choices[{place}]')}" for place, choice in enumerate(choices))
+    choices, right = choice(raw)
+    reasons = field(raw, "rationales")
+    if not isinstance(reasons, list):
+        raise BadRow(f"rationales must be a list, not {reasons!r:.40}")
+    offered = ", ".join(f"{place}: {each}" for place, each in enumerate(choices))
     steps = [said(reason, f"rationales[{place}]") for place, reason in enumerate(reasons)]
     named = [f"Step {number}: {step}" for number, step in enumerate(steps, 1)]
     return {
         "question": f"{text(raw, 'question')} The choices are {offered}.",
         "steps": named if len(steps) > 1 else [f"Let me think about this: {step}" for step in steps],
-        "answer": choices[right].strip(),
+        "answer": choices[right],
     }
 
 
 def prepare(source: AokvqaSource, out: str | os.PathLike[str]) -> int:
     """Writes a split in Multimodal CoCoNuT's form, images as seen from the new file's folder -> number of samples.
 
-    Errors: ConfigError for annotations that can't be used, OSError for a place that can't be written to.
+    Errors: ConfigError for annotations that can't be used or a folder's place, OSError for one that can't be written to.
     """
     target = Path(out)
+    if target.is_dir():
+        raise ConfigError(f"{target} is a folder: name a file to write.")
     rows = []
     for sample in (source(place) for place in range(len(source))):
         (image,) = (shown for shown in sample.visuals if isinstance(shown, Footage))
@@ -76,9 +94,7 @@ def prepare(source: AokvqaSource, out: str | os.PathLike[str]) -> int:
         row = {"image_path": seen, "question": sample.question, "steps": list(sample.steps), "answer": sample.answer}
         rows.append(row)
     target.parent.mkdir(parents=True, exist_ok=True)
-    made = target.with_name(target.name + ".unfinished")
-    made.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(made, target)
+    write_whole(target, json.dumps(rows, indent=1, ensure_ascii=False))
     return len(rows)
 
 

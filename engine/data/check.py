@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from engine.container import VideoError
 from engine.data.aokvqa import AokvqaSource, MultimodalCoconutSource
 from engine.data.coconut_json import CoconutSource
 from engine.data.codi_json import CodiSource
-from engine.data.files import NUMBER, BadRow, FileSource, NoFile, is_list
+from engine.data.files import NUMBER, ONE_OBJECT, BadRow, FileSource, NoFile
 from engine.data.gsm8k_icot import Gsm8kIcotSource
 from engine.data.jsonl import JsonlSource
 from engine.data.llava_cot import LlavaCotSource
@@ -26,25 +25,24 @@ from engine.data.samples import Sample, letter
 from engine.data.video_r1 import VideoR1Source
 from engine.footage import Footage
 
-# By the name that each has in a configuration.
-FORMATS: dict[str, type[FileSource]] = {
-    "jsonl": JsonlSource,
-    "video_r1": VideoR1Source,
-    "llava_cot": LlavaCotSource,
-    "aokvqa": AokvqaSource,
-    "multimodal_coconut": MultimodalCoconutSource,
-    "coconut_json": CoconutSource,
-    "gsm8k_icot": Gsm8kIcotSource,
-    "codi_json": CodiSource,
-}
-# Fields that a row of a format has and no row of the others; the first that fits is taken.
-MARKS = {
-    "video_r1": {"problem", "process", "solution"},
-    "llava_cot": {"conversations"},
-    "aokvqa": {"rationales", "image_id"},
-    "multimodal_coconut": {"image_path", "steps"},
-    "codi_json": {"question", "cot"},
-    "coconut_json": {"steps", "edges"},  # ProsQA's, also as JSON lines
+
+class Format(NamedTuple):
+    """marks: fields that a row of this format has and no row of those behind it in the table; none where it is told otherwise."""
+
+    reader: type[FileSource]
+    marks: frozenset[str] = frozenset()
+
+
+# By the name that each has in a configuration; the first whose marks a row has is taken.
+FORMATS = {
+    "video_r1": Format(VideoR1Source, frozenset({"problem", "process", "solution"})),
+    "llava_cot": Format(LlavaCotSource, frozenset({"conversations"})),
+    "aokvqa": Format(AokvqaSource, frozenset({"rationales", "image_id"})),
+    "multimodal_coconut": Format(MultimodalCoconutSource, frozenset({"image_path", "steps"})),
+    "codi_json": Format(CodiSource, frozenset({"question", "cot"})),
+    "coconut_json": Format(CoconutSource, frozenset({"steps", "edges"})),  # ProsQA's, also as JSON lines
+    "jsonl": Format(JsonlSource),
+    "gsm8k_icot": Format(Gsm8kIcotSource),
 }
 LOOKED_AT = 20  # rows that a format is told by
 
@@ -102,23 +100,23 @@ class Report:
 
 def recognised(file: str) -> str:
     """The name of the format that a file's first rows have. Errors: ConfigError for none, or a file that can't be read."""
-    path = Path(file)
-    try:
-        whole_list = is_list(path)
-        with path.open("rb") as stream:
-            head = stream.read(65536).lstrip(b" \t\r\n\xef\xbb\xbf")
-    except OSError as error:
-        raise ConfigError(f"Can't read {file}: {error.strerror}.") from None
-    if head.startswith(b"PAR1"):
-        raise ConfigError(f"{file} is a Parquet file: write it as JSON lines first (`datasets` has to_json).")
+    source = CoconutSource(file, split="test")
+    rows = list(islice(source.raw(), LOOKED_AT))
+    with source.path.open("rb") as stream:
+        head = stream.read(65536).lstrip(b" \t\r\n\xef\xbb\xbf")
     if b"||" in head and not head.startswith((b"{", b"[")):
         return "gsm8k_icot"
-    rows = [set(row) for _, row in islice(CoconutSource(file, split="test").raw(), LOOKED_AT) if isinstance(row, dict)]
-    for name, marks in MARKS.items():
-        if any(marks <= row for row in rows):
+    fields = [set(row) for _, row in rows if isinstance(row, dict)]
+    for name, known in FORMATS.items():
+        if known.marks and any(known.marks <= row for row in fields):
             return name
-    if any({"question", "answer"} & row for row in rows):
-        return "coconut_json" if whole_list else "jsonl"
+    if any({"question", "answer"} & row for row in fields):
+        return "coconut_json" if head.startswith(b"[") else "jsonl"
+    if not fields:
+        _, _, where, problem = next(source.each())
+        raise ConfigError(f"{file}, {where}: {problem}.")
+    if len(fields) == 1 and any(isinstance(value, list | dict) for value in rows[0][1].values()):
+        raise ConfigError(f"{file} {ONE_OBJECT}.")
     raise ConfigError(f"{file} has none of the formats that are known ({', '.join(FORMATS)}): --format NAME names one.")
 
 
@@ -145,8 +143,6 @@ def check(source: FileSource, name: str, media: int = 0) -> Report:
             options.append(len(found.options))
         if media:
             places += [(where, each) for each in found.visuals if isinstance(each, Footage)]
-    if not report.rows:
-        raise ConfigError(f"{source.path} holds no rows.")
     report.steps, report.options = _three(steps), _three(options)
     for place in np.unique(np.linspace(0, len(places) - 1, min(media, len(places))).round().astype(int)).tolist():
         where, footage = places[place]
@@ -165,7 +161,7 @@ def reader(file: str, name: str = "", root: str = "", without_steps: bool = Fals
         raise ConfigError(f"There is no format {name!r}: {', '.join(FORMATS)}.")
     name = name or recognised(file)
     given: dict[str, Any] = {"file": file, "without_steps": without_steps, "most_steps": most_steps, "held_out": 0}
-    kind = FORMATS[name]
+    kind = FORMATS[name].reader
     if root and not issubclass(kind, MediaSource):
         raise ConfigError(f"root: {name} names no clips or images.")
     if root:

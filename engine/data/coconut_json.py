@@ -1,5 +1,5 @@
-"""Coconut's format: a JSON list of {question, steps, answer}, for GSM8k, ProntoQA and ProsQA. Other keys are let be, but for
-those of what is shown or chosen from, which would be lost.
+"""Coconut's format: a JSON list of {question, steps, answer}, for GSM8k, ProntoQA and ProsQA. Other keys are ignored, except
+media and options, which would be lost: rows with them are refused.
 """
 
 from __future__ import annotations

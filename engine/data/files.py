@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from engine.config import ConfigError, at_least
-from engine.data.samples import Sample
+from engine.data.samples import Sample, letter
 
 
 class BadRow(ValueError):
@@ -184,7 +184,7 @@ class FileSource(ABC):
     def _rows(self) -> Rows:
         try:
             return self.index(self.path)
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             name = self.path if self.path.name else "the data (set its file)"
             raise ConfigError(f"Can't read {name}: {error}.") from None
 
@@ -199,7 +199,7 @@ class FileSource(ABC):
         if self.split == "train":
             return 0, count - self.held_out
         if not self.held_out:
-            raise ConfigError(f"{self.path} is all for training: set held_out or validation_file for the validation.")
+            raise ConfigError(f"{self.path} has no rows held out: set held_out or validation_file for the validation.")
         return count - self.held_out, count
 
     def needed(self, steps: Sequence[str], field: str) -> tuple[str, ...]:
@@ -221,8 +221,40 @@ def _state(file: int | Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
+# How files begin that aren't text in UTF-8: what is packed and by what it is unpacked, and the encodings with their marks, or
+# with JSON's first one. A longer beginning stands before a shorter one.
+PACKED = {
+    b"\x1f\x8b": ("gzip", "gunzip"),
+    b"PK\x03\x04": ("zip", "unzip"),
+    b"\xfd7zXZ\0": ("xz", "unxz"),
+    b"BZh": ("bzip2", "bunzip2"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
+}
+ENCODINGS = {
+    b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16",
+    b"[\0": "UTF-16LE", b"{\0": "UTF-16LE", b"\0[": "UTF-16BE", b"\0{": "UTF-16BE",
+}  # fmt: skip
+ONE_OBJECT = "is one JSON object, not a list or a row a line: give the list of its rows alone"
+
+
+def expect_text(path: Path) -> None:
+    """Errors: ConfigError for a file that isn't text in UTF-8, saying what it is and how it becomes that; OSError."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    for begins, (kind, tool) in PACKED.items():
+        if head.startswith(begins):
+            raise ConfigError(f"{path} is compressed ({kind}): unpack it first ({tool} {path.name}).")
+    if head.startswith(b"PAR1"):
+        raise ConfigError(f"{path} is a Parquet file: write it as JSON lines first (`datasets` has to_json).")
+    for begins, encoding in ENCODINGS.items():
+        if head.startswith(begins):
+            raise ConfigError(f"{path} is {encoding}: write it as UTF-8 first (iconv -f {encoding} -t UTF-8).")
+
+
 def lines(path: Path) -> Rows:
-    """The lines of a text file that hold anything; the first is line 1."""
+    """The lines of a text file that hold anything; the first is line 1. Errors: ConfigError for a file without any, or of
+    another kind; OSError."""
+    expect_text(path)
     state, numbers, spans, start = _state(path), [], [], 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -230,11 +262,17 @@ def lines(path: Path) -> Rows:
                 numbers.append(number)
                 spans.append((start, start + len(line)))
             start += len(line)
+    if not spans:
+        raise ConfigError(f"{path} holds no rows.")
+    if is_object(path, *spans[0]):
+        raise ConfigError(f"{path} {ONE_OBJECT}.")
     return Rows(path, "line", np.array(numbers, np.int64), np.array(spans, np.int64).reshape(-1, 2), state)
 
 
 def json_rows(path: Path) -> Rows:
-    """The elements of a JSON list (its first is sample 0), or JSON lines. Errors: ConfigError for a list without an end."""
+    """The elements of a JSON list (its first is sample 0), or JSON lines. Errors: ConfigError for a list without an end, or
+    a file without rows or of another kind; OSError."""
+    expect_text(path)
     state = _state(path)
     if not is_list(path):
         return lines(path)
@@ -243,6 +281,8 @@ def json_rows(path: Path) -> Rows:
             spans = np.array(list(_elements(text)), np.int64).reshape(-1, 2)
         except ValueError as problem:
             raise ConfigError(f"{path} is not valid JSON: {problem}.") from None
+    if not len(spans):
+        raise ConfigError(f"{path} holds no rows.")
     return Rows(path, "sample", np.arange(len(spans)), spans, state)
 
 
@@ -253,6 +293,28 @@ def is_list(path: Path) -> bool:
             if begun := block.lstrip(b" \t\r\n\xef\xbb\xbf"):
                 return begun.startswith(b"[")
     return False
+
+
+def is_object(path: Path, start: int, stop: int) -> bool:
+    """Is the file a single JSON object over several lines, of which the first stands from `start` to `stop`? The whole is
+    read only where that line is the beginning of one. Errors: OSError."""
+    with path.open("rb") as file:
+        file.seek(start)
+        first = file.read(stop - start).decode("utf-8-sig", errors="replace").strip()
+        try:
+            json.loads(first)
+        except json.JSONDecodeError as error:
+            if not first.startswith("{") or error.pos < len(first):  # a row that is broken
+                return False
+        except (ValueError, RecursionError):
+            return False
+        else:
+            return False
+        file.seek(start)
+        try:
+            return isinstance(as_json(written(file.read())), dict)
+        except BadRow:
+            return False
 
 
 # What a JSON list falls apart at: texts, and objects that hold no other objects, as a whole, which is three times as fast as
@@ -291,7 +353,10 @@ def written(text: bytes) -> str:
     try:
         return text.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadRow(f"row is not UTF-8 text (byte {error.start} of it)") from None
+        raise BadRow(
+            f"row is not UTF-8 text (byte {error.start} of it): write the file as UTF-8 first (iconv -f LATIN1 -t UTF-8, if it "
+            "is Latin-1)"
+        ) from None
 
 
 def as_json(text: str) -> Any:
@@ -324,7 +389,7 @@ def said(value: Any, name: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise BadRow(f"{name} holds half a character (\\ud800 to \\udfff), which no tokenizer takes") from None
+        raise BadRow(f"{name} contains an unpaired surrogate (\\ud800 to \\udfff), which no tokenizer takes") from None
     return value.strip()
 
 
@@ -334,6 +399,63 @@ def answered(value: Any, name: str = "answer") -> str:
         raise BadRow(f"{name} must be a finite number, not {value}")
     answer = said(str(value) if isinstance(value, bool | int | float) else value, name)
     return answer.replace(",", "") if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", answer) else answer
+
+
+def number(text: str) -> float | None:
+    """A whole text as one number, thousands with commas or without; None for anything else."""
+    try:
+        found = float(text.replace(",", ""))
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def fitting(answer: str, kind: str, name: str = "answer") -> str:
+    """The answer, if it's of the kind that a type of problem has. Errors: BadRow."""
+    if kind in ("numerical", "regression") and number(answer) is None:
+        raise BadRow(f"{name} must be a number for a {kind} problem, not {answer!r:.40}")
+    return answer
+
+
+# Behind its letter an option's text, which is none where it's an abbreviation's next letter ("A.D.") or another's ("A:B").
+LETTERED = re.compile(r"([A-Z])[.:)](?:\s+|(?![A-Z]\b))")
+
+
+def unlettered(options: Sequence[str], name: str = "options") -> tuple[str, ...]:
+    """Options without their letters where each begins with its own ("A. left", "B. right"), else as they are.
+
+    Errors: BadRow for letters that stand at each other's places, of which nobody knows which an answer means.
+    """
+    found = [LETTERED.match(option) for option in options]
+    begun = [each[1] for each in found if each]
+    own = [letter(place) for place in range(len(options))]
+    if begun == own:
+        return tuple(option[each.end() :] for option, each in zip(options, found, strict=True) if each)
+    if len(set(begun)) == len(options) and set(begun) & set(own):
+        place = next(place for place, each in enumerate(begun) if each != own[place])
+        raise BadRow(f"{name}[{place}] begins with the letter {begun[place]}, and stands where {own[place]} does")
+    return tuple(options)
+
+
+def distinct(options: Sequence[str], name: str = "options") -> None:
+    """Errors: BadRow for two options that are the same."""
+    texts = [answered(option, name) for option in options]
+    for place, each in enumerate(texts):
+        if (first := texts.index(each)) < place:
+            raise BadRow(f"{name}[{first}] and {name}[{place}] are the same ({options[place]!r:.40})")
+
+
+def chosen(answer: str, options: Sequence[str], name: str = "answer") -> str:
+    """The letter of the option that the answer names by its letter or its text. Errors: BadRow."""
+    letters = [letter(place) for place in range(len(options))]
+    texts = [answered(option) for option in options]
+    if answer in letters and (answer not in texts or texts.index(answer) == letters.index(answer)):
+        return answer
+    if answer in texts and answer not in letters:
+        return letters[texts.index(answer)]
+    if answer in texts:
+        raise BadRow(f"{name} {answer!r} is the letter of one option and the text of another")
+    raise BadRow(f"{name} must be a letter from A to {letters[-1]} or the text of an option, not {answer!r:.40}")
 
 
 def equations(chain: str, name: str) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ class Gsm8kIcotSource(FileSource):
     def parse(self, raw: str) -> Sample:
         for mark, before, after in (("||", "question", "chain"), ("####", "chain", "answer")):
             if raw.count(mark) != 1:
-                raise BadRow(f"{before} and {after} must be parted by one {mark}, not {raw.count(mark)}")
+                raise BadRow(f"{before} and {after} must be separated by exactly one {mark}, not {raw.count(mark)}")
         question, rest = raw.split("||")
         if "####" in question:
             raise BadRow("question must stand before the chain and the answer")

@@ -12,8 +12,9 @@
     steps                    the written chain, a text a step; or an object, {"SUMMARY": "...", ...}, for named sections
     chain                    the same as one text, a step a line; instead of steps
     answer                   text, a number, true or false; of options a letter, or one of their texts; needed
-    type                     multiple choice (where there are options), numerical (where the answer is a number), regression,
-                             OCR, free-form (anything else) or as asked; it decides what is said about the form of an answer
+    type                     multiple choice (where there are options), numerical (where the answer is a number), regression
+                             (of a number too), OCR, free-form (anything else) or as asked; it decides what is said about the
+                             form of an answer
     id, note                 whatever you like; nobody reads them
 
 A field that isn't one of these is an error, and so is <image> or <video> in the question: what is shown stands before it.
@@ -27,9 +28,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.data.files import NUMBER, BadRow, Rows, answered, field, lines, said, text
+from engine.data.files import (
+    NUMBER,
+    BadRow,
+    Rows,
+    answered,
+    chosen,
+    distinct,
+    field,
+    fitting,
+    lines,
+    said,
+    text,
+    unlettered,
+)
 from engine.data.media import FilmedSource, sampled
-from engine.data.samples import TYPE_HINTS, Dialect, Sample, letter, with_options
+from engine.data.samples import TYPE_HINTS, Dialect, Sample, with_options
 from engine.footage import Footage
 
 SHOWN = ("video", "image", "images")
@@ -59,9 +73,10 @@ class JsonlSource(FilmedSource):
         if found := re.search("<(image|video)>", question):
             raise BadRow(f"question has the marker {found[0]}: leave it out, what is shown stands before the question")
         options = listed(raw, "options") if "options" in raw else ()
-        if len(options) == 1 or len(options) > 26 or len(set(map(answered, options))) < len(options):
-            raise BadRow(f"options must be 2 to 26 different texts, not {list(options)!r:.60}")
-        if options and all(re.match(rf"{letter(place)}[.):]\s", each) for place, each in enumerate(options)):
+        if len(options) == 1 or len(options) > 26:
+            raise BadRow(f"options must be 2 to 26 texts, not {list(options)!r:.60}")
+        distinct(options)
+        if unlettered(options) != options:
             raise BadRow(f"options must be texts without their letters, not {list(options)!r:.60}")
         usual = "multiple choice" if options else "numerical" if _number(raw) else "free-form"
         kind = text(raw, "type") if "type" in raw else usual
@@ -71,8 +86,7 @@ class JsonlSource(FilmedSource):
             raise BadRow(f"type is {kind}, and options {'are given' if options else 'are missing'}")
         sections, steps = self._chain(raw)
         answer = answered(field(raw, "answer"))
-        if options:
-            answer = chosen(answer, options)
+        answer = chosen(answer, options) if options else fitting(answer, kind)
         if self.dialect == "plain":
             question, options = with_options(question, options), ()
         return Sample(self._shown(raw), question, options, steps, answer, kind, self.dialect, sections)
@@ -99,7 +113,7 @@ class JsonlSource(FilmedSource):
     def _chain(self, raw: dict) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """(names of the sections, if they have any; steps)."""
         if "steps" in raw and "chain" in raw:
-            raise BadRow("chain stands beside steps: give one of them")
+            raise BadRow("chain and steps are both given: give one of them")
         if "chain" in raw:
             if not isinstance(raw["chain"], str):
                 raise BadRow(f"chain must be text, not {raw['chain']!r:.40}")
@@ -115,19 +129,6 @@ def listed(raw: dict, name: str) -> tuple[str, ...]:
     if not isinstance(raw[name], list):
         raise BadRow(f"{name} must be a list of texts, not {raw[name]!r:.40}")
     return tuple(said(each, f"{name}[{place}]") for place, each in enumerate(raw[name]))
-
-
-def chosen(answer: str, options: tuple[str, ...]) -> str:
-    """The letter of the option that the answer names by its letter or its text. Errors: BadRow."""
-    letters = [letter(place) for place in range(len(options))]
-    texts = [answered(option) for option in options]
-    if answer in letters and (answer not in texts or texts.index(answer) == letters.index(answer)):
-        return answer
-    if answer in texts and answer not in letters:
-        return letters[texts.index(answer)]
-    if answer in texts:
-        raise BadRow(f"answer {answer!r} is the letter of one option and the text of another")
-    raise BadRow(f"answer must be a letter from A to {letters[-1]} or the text of an option, not {answer!r:.40}")
 
 
 def _number(raw: dict) -> bool:

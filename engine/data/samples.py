@@ -1,6 +1,7 @@
 """One training or test sample, the chat prompt it becomes, and its chain and answer found again in a reply.
 
-Knows no method, model or file format.
+Knows no model and no file format, and of methods only the marks by which those that are trained here enclose or open an
+answer.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ Dialect = Literal["chat", "plain"]
 ANSWER = re.compile(r"<(?:answer|CONCLUSION)>\s*(.*?)\s*</(?:answer|CONCLUSION)>", re.DOTALL)
 THOUGHTS = re.compile(r"<think>\s*(.*?)\s*</think>", re.DOTALL)
 TAG = re.compile(r"</?(?:think|answer)>")
-MARK = re.compile(r"###|The answer is:")  # of a plain answer: Coconut's, CODI's
+MARK = re.compile(r"#{3,}|The answer is:")  # of a plain answer: Coconut's, CODI's
+LOOSE = re.compile(r"(?<!\S)##?(?!\S)")  # Coconut scores what follows any "#"; within a word it's no mark ("C#")
 
 
 @dataclass(frozen=True)
@@ -154,11 +156,11 @@ def ending(sample: Sample) -> Segment:
 
 def answer_of(text: str, dialect: Dialect = "chat") -> str:
     """What stands between the last answer or conclusion tags, or without tags the whole text; plain: of that, what follows
-    the last mark."""
+    the last mark, thousands without commas."""
     for found in ANSWER.finditer(text):
         text = found[1]
     if dialect == "plain":
-        text = MARK.split(text)[-1].rpartition("#")[2].replace(",", "")
+        text = re.sub(r"(?<=\d),(?=\d)", "", LOOSE.split(MARK.split(text)[-1])[-1])
     return text.strip()
 
 

@@ -1,4 +1,4 @@
-"""A model sits a real benchmark: its answers a line each in a file that can be gone on with, shard by shard, then scores.
+"""Runs a model on a real benchmark: one answer per line, resumable, shard by shard, then scores.
 
 The folder holds `answers-1-of-4.jsonl` for each shard: the settings, then an answer a line, written as soon as its batch is
 done. A line that a kill has torn is dropped. When the last shard is done, `summary.json` holds the scores of all. Clips are
@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +21,7 @@ import numpy as np
 
 from engine import ask, models
 from engine.config import ConfigError
-from engine.data.samples import Sample, answer_of
+from engine.data.samples import Sample, answer_of, looked_at
 from engine.evaluation import mean, respond
 from engine.exams import scores
 from engine.exams.protocols import PROTOCOLS, Graded, Protocol, Question, questions, summary
@@ -101,13 +100,13 @@ def examine(
     protocol_of(exam.name, judge)
     model.method.expect("explicit" if exam.mode == "explicit" else "silent")
     if exam.mode == "spoken" and not spoken.speaks(model.method, model.companions):
-        raise ConfigError("Nobody has learnt to say this model's thoughts: ask for its silent answer.")
+        raise ConfigError("This model can't put its thoughts into words: ask for its silent answer.")
     asked = questions(exam.name, exam.file, exam.media)[: exam.limit]
     if exam.name == "video-r1" and any(each.kind == "free-form" for each in asked):
         scores.rouge("", "")  # says what to install now rather than hours later
     if batch < 1:
         raise ConfigError(f"batch {batch}: answer at least one question at a time.")
-    for still in {each.still for each in asked if each.media is not None}:
+    for still in {each.still for each in asked if each.media}:
         # One that has no eyes, or none for videos, says so before the first question.
         model.backbone.see(Frames(np.zeros((1, 224, 224, 3), np.uint8), 1.0, still))
     settings = described(exam, model)
@@ -209,23 +208,22 @@ def batches(model: models.Model, exam: Examination, waiting: Sequence[Question],
 
 
 def seen(model: models.Model, exam: Examination, question: Question, folder: Path) -> Sample | str:
-    """The question as it is put to the model, its clip decoded and cut; or what is wrong with the clip."""
+    """The question as it is put to the model, what it shows decoded and cut; or what is wrong with that."""
     kind = question.kind if exam.hints else "as asked"
     sample = ask.posed(model, None, question.text, question.options, kind, exam.mode == "explicit")
-    place = question.media
-    if place is None:
-        return sample
-    if isinstance(place, bytes):
-        held, place = place, folder / "picture"
-        place.write_bytes(held)
     try:
-        return replace(sample, visual=model.backbone.see(Footage(place, exam.sampling, question.still)))
+        files = [each if isinstance(each, Path) else laid(each, folder, i) for i, each in enumerate(question.media)]
+        shown = tuple(Footage(file, exam.sampling, question.still) for file in files)
+        return looked_at(replace(sample, visual=shown), model.backbone.see)
     except (ValueError, OSError) as error:
         return " ".join(str(error).split())
-    finally:
-        if isinstance(question.media, bytes):
-            with suppress(OSError):
-                place.unlink()
+
+
+def laid(picture: bytes, folder: Path, number: int) -> Path:
+    """A picture in a file, in place of the last question's."""
+    place = folder / f"picture-{number}"
+    place.write_bytes(picture)
+    return place
 
 
 def answered(model: models.Model, exam: Examination, part: Ready, judge: Judge | None) -> Iterator[Line]:

@@ -10,25 +10,26 @@ import ast
 import base64
 import binascii
 import csv
-import io
-import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from engine.config import ConfigError
-from engine.data.files import BadRow, said, text
+from engine.data.aokvqa import choice, image_name
+from engine.data.files import BadRow, as_json, expect_text, is_list, json_rows, said, text, written
 from engine.data.files import field as column
 from engine.data.samples import ANSWER, letter
-from engine.data.video_r1 import posed
+from engine.data.video_r1 import posed, solved
 from engine.evaluation import Z, mean, wilson
 from engine.exams import scores
 from engine.exams.scores import Judge
 
 Row = Mapping[str, Any]
+Media = Path | bytes  # a file, or a picture itself
 Entry = tuple[str, Any]  # where a row stands ("line 3"), and what stands there
 REFERENCE = 64  # characters: a shorter picture is the index of the row that holds it
 ROTATION = 10**6  # MMBench asks a question again, its options rotated, under its index plus a multiple of this
@@ -43,7 +44,7 @@ class Question:
     text: str
     options: tuple[str, ...]
     kind: str
-    media: Path | bytes | None
+    media: tuple[Media, ...]  # what is shown, in its order
     still: bool
     true: str
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -81,7 +82,7 @@ class Table:
     path: Path
     media: Path
     rows: tuple[Entry, ...]
-    pictures: Mapping[str, str]  # those that stand in the table, by their rows' index
+    pictures: Mapping[str, Any]  # those that stand in the table, by their rows' index
 
     def file(self, name: str) -> Path:
         """Errors: BadRow for a file that isn't there, so that no run ends over it hours later."""
@@ -90,18 +91,17 @@ class Table:
             raise BadRow(f"names no file ({path})")
         return path
 
-    def picture(self, row: Row) -> Path | bytes | None:
-        """A row's picture: a file of `image_path`, `image`, `imagename` or `filename`, or what stands in `image`.
+    def shown(self, row: Row) -> tuple[Media, ...]:
+        """A row's pictures: one or a list of them in `image_path`, `image`, `imagename` or `filename`, each a file's name or,
+        in `image`, what stands there in base64, maybe at another row. None for a row without any. Errors: BadRow."""
+        name = next((name for name in ("image_path", "image", "imagename", "filename") if row.get(name)), "")
+        if not name:
+            return ()
+        given = self.pictures.get(str(row[name]), row[name])
+        several = isinstance(given, list) or str(given).startswith("[")
+        return tuple(self._picture(str(each)) for each in (_listed(given, name) if several else [given]))
 
-        None for a row without any. Errors: BadRow.
-        """
-        given = next((str(row[name]) for name in ("image_path", "image", "imagename", "filename") if row.get(name)), "")
-        if not given:
-            return None
-        if given.startswith("["):
-            raise BadRow("has several pictures; questions about one are what can be asked")
-        if given in self.pictures:
-            given = self.pictures[given]
+    def _picture(self, given: str) -> Media:
         if len(given) <= 512 and (self.media / given).is_file():
             return self.media / given
         if len(given) <= REFERENCE or Path(given[:256]).suffix:
@@ -115,11 +115,12 @@ class Table:
 def table(path: Path, media: Path) -> Table:
     """Errors: ConfigError for a file that can't be read, or is none of the forms above."""
     try:
+        expect_text(path)
         rows = _tsv(path) if path.suffix.lower() == ".tsv" else _json_table(path)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, csv.Error) as error:
         raise ConfigError(f"Can't read {path}: {error}.") from None
     if not rows:
-        raise ConfigError(f"{path} holds no question.")
+        raise ConfigError(f"{path} holds no rows.")
     held = {}
     for _, row in rows:
         if isinstance(row, dict) and len(str(row.get("image") or "")) > REFERENCE:
@@ -128,39 +129,49 @@ def table(path: Path, media: Path) -> Table:
 
 
 def _json_table(path: Path) -> list[Entry]:
-    """A list; a mapping of names to rows, which become their ids; or a row a line. Errors: ConfigError."""
-    whole = path.read_text(encoding="utf-8-sig")
-    try:
-        found = json.loads(whole)
-    except json.JSONDecodeError as error:
-        if path.suffix.lower() != ".jsonl" and not whole.lstrip().startswith("{"):
-            raise ConfigError(f"{path} is not valid JSON: {error}.") from None
-        return [
-            (f"line {place}", _json_line(path, place, line))
-            for place, line in enumerate(whole.split("\n"), 1)
-            if line.strip()
-        ]
-    if isinstance(found, list):
-        return [(f"sample {place}", row) for place, row in enumerate(found)]
-    if isinstance(found, dict) and all(isinstance(row, dict) for row in found.values()):
-        return [(f"sample {name}", {"id": name} | row) for name, row in found.items()]
-    return [("line 1", found)]
+    """A list; a mapping of names to rows, which become their ids; or a row a line. Errors: ConfigError, OSError."""
+    if named := _mapping(path):
+        return [(f"sample {name}", {"id": name} | row) for name, row in named.items()]
+    rows = json_rows(path)
+    texts = rows.texts(range(len(rows)))
+    return [_entry(path, rows.where(place), text) for place, text in enumerate(texts)]
 
 
-def _json_line(path: Path, place: int, line: str) -> Any:
+def _mapping(path: Path) -> dict[str, dict[str, Any]] | None:
+    """What a file holds that is a mapping of names to rows; None for any other file. Errors: OSError."""
+    if is_list(path):
+        return None
     try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}, line {place} is not valid JSON: {error}.") from None
+        found = as_json(written(path.read_bytes()))
+    except BadRow:  # a row a line; each says what is wrong with it
+        return None
+    return found if isinstance(found, dict) and all(isinstance(row, dict) for row in found.values()) else None
+
+
+def _entry(path: Path, where: str, text: bytes) -> Entry:
+    """Errors: ConfigError."""
+    try:
+        return where, as_json(written(text))
+    except BadRow as problem:
+        raise ConfigError(f"{path}, {where}: {problem}.") from None
 
 
 def _tsv(path: Path) -> list[Entry]:
     before = csv.field_size_limit(sys.maxsize)  # of the whole process; a picture is longer than it allows
     try:
-        lines = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), delimiter="\t")
-        return [(f"row {place}", row) for place, row in enumerate(lines, 1)]
+        return [(f"row {place}", row) for place, row in enumerate(csv.DictReader(_lines(path), delimiter="\t"), 1)]
     finally:
         csv.field_size_limit(before)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Errors: ConfigError, OSError."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield written(line)
+            except BadRow as problem:
+                raise ConfigError(f"{path}, line {number}: {problem}.") from None
 
 
 def questions(name: str, file: str | Path, media: str | Path) -> list[Question]:
@@ -182,6 +193,16 @@ def questions(name: str, file: str | Path, media: str | Path) -> list[Question]:
     if not found:
         raise ConfigError(f"{file} holds nothing that {name} asks.")
     return found
+
+
+def _listed(given: Any, name: str) -> list[Any]:
+    """A list, which in a table is written out. Errors: BadRow."""
+    if isinstance(given, str) and given.startswith("["):
+        with suppress(ValueError, SyntaxError):
+            given = ast.literal_eval(given)
+    if not isinstance(given, list):
+        raise BadRow(f"{name} must be a list, not {given!r:.40}")
+    return given
 
 
 def _name(row: Row, *columns: str) -> str:
@@ -212,8 +233,8 @@ def _video_r1(row: Row, given: Table) -> Question:
     answer = text(row, "solution")
     found = ANSWER.search(answer)
     groups = {"problem_type": (kind,)} | _groups(row, "data_source")
-    true = said(found[1] if found else answer, "solution")
-    media = given.file(text(row, "path"))
+    true = solved(found[1] if found else answer, kind, options)
+    media = (given.file(text(row, "path")),)
     return Question(_name(row, "problem_id", "id"), text(row, "problem"), options, kind, media, still, true, groups)
 
 
@@ -232,22 +253,14 @@ def _video_r1_summed(graded: Sequence[Graded]) -> dict[str, Any]:
 
 
 def _aokvqa(row: Row, given: Table) -> Question:
-    place = column(row, "image_id")
-    if not isinstance(place, int):
-        raise BadRow(f"image_id must be a number, not {place!r:.40}")
-    name = f"{place:012d}.jpg"
+    name = image_name(row)
     inside = f"{row.get('split', 'val')}2017/{name}"  # as COCO's folders are called
-    media = given.file(inside if (given.media / inside).is_file() else name)
+    media = (given.file(inside if (given.media / inside).is_file() else name),)
     return Question(text(row, "question_id"), text(row, "question"), (), "free-form", media, True, "")
 
 
 def _aokvqa_choice(row: Row, given: Table) -> Question:
-    choices, right = column(row, "choices"), column(row, "correct_choice_idx")
-    if not isinstance(choices, list) or not 2 <= len(choices) <= 26:
-        raise BadRow(f"choices must be a list of 2 to 26, not {choices!r:.40}")
-    if not isinstance(right, int) or not 0 <= right < len(choices):
-        raise BadRow(f"correct_choice_idx must be one of 0 to {len(choices) - 1}, not {right!r:.40}")
-    options = tuple(said(choice, "choices") for choice in choices)
+    options, right = choice(row)
     asked = _aokvqa(row, given)
     return Question(asked.id, asked.text, options, "multiple choice", asked.media, True, letter(right))
 
@@ -256,10 +269,9 @@ def _aokvqa_direct(row: Row, given: Table) -> Question | None:
     """Questions that people found hard to answer without the choices are left out, as published."""
     if row.get("difficult_direct_answer"):
         return None
-    answers = column(row, "direct_answers")
-    answers = ast.literal_eval(answers) if isinstance(answers, str) and answers.startswith("[") else answers
-    if not isinstance(answers, list) or not answers:
-        raise BadRow(f"direct_answers must be a list, not {answers!r:.40}")
+    answers = _listed(column(row, "direct_answers"), "direct_answers")
+    if not answers:
+        raise BadRow("direct_answers is empty")
     told = tuple(said(each, "direct_answers") for each in answers)
     asked = _aokvqa(row, given)
     facts = {"answers": told}
@@ -270,24 +282,37 @@ def _aokvqa_direct(row: Row, given: Table) -> Question | None:
 
 
 def _optional(row: Row, given: Table) -> Question:
+    """Each option keeps the letter of its column. Where a column between is empty, they stand in the question with theirs."""
     columns = [letter(i) for i in range(26)]
-    offered = [str(row[name]).strip() for name in columns if str(row.get(name) or "").strip() not in ("", "nan")]
-    true = str(row.get("answer") or "").strip().upper()
+    offered = {name: told for name in columns if (told := _cell(row, name))}
+    true = _cell(row, "answer").upper()
     if not true:
         raise BadRow("answer missing: a split whose answers aren't published can't be scored here")
-    if offered and true not in columns[: len(offered)]:
+    if offered and true not in offered:
         raise BadRow(f"answer must be one of its {len(offered)} options' letters, not {true!r:.20}")
-    hint = str(row.get("hint") or "").strip()
-    asked = text(row, "question")
-    asked = f"{hint}\n{asked}" if hint not in ("", "nan") else asked
+    asked = "\n".join(part for part in (_cell(row, "hint"), text(row, "question")) if part)
     groups = _groups(row, "category", "l2-category", "l2_category")
-    media = given.picture(row)
-    return Question(_name(row, "index", "id"), asked, tuple(offered), "multiple choice", media, True, true, groups)
+    options, facts = tuple(offered.values()), {}
+    if list(offered) != columns[: len(offered)]:
+        last = columns.index(max(offered))
+        facts = {"offered": tuple(offered.get(name, f"\0{name}") for name in columns[: last + 1])}
+        lines = "\n".join(f"{name}. {told}" for name, told in offered.items())
+        asked, options = f"{asked} Options:\n{lines}", ()
+    name = _name(row, "index", "id")
+    return Question(name, asked, options, "multiple choice", given.shown(row), True, true, groups, facts)
+
+
+def _cell(row: Row, name: str) -> str:
+    """What stands in a table's column, be it the number 0; "" for nothing, as pandas and others write it."""
+    value = row.get(name)
+    told = "" if value is None else str(value).strip()
+    return "" if told == "nan" else told
 
 
 def _option_score(told: str, question: Question, judge: Judge | None) -> float:
-    """Where options stand within the question (MMStar's other form), they are four and only their letters count."""
-    offered = question.options or ("\0A", "\0B", "\0C", "\0D")
+    """Where options stand within the question, their letters count: their own, or in MMStar's other form four, without their
+    texts."""
+    offered = question.facts.get("offered") or question.options or ("\0A", "\0B", "\0C", "\0D")
     return float(scores.option_letter(told, offered) == question.true)
 
 
@@ -307,12 +332,12 @@ def _hallusion(row: Row, given: Table) -> Question:
         part = (text(row, "category"), text(row, "subcategory"))
         name, true = "_".join([*part, *places]), {"0": "No", "1": "Yes"}.get(str(row["gt_answer"]))
         seen = str(row.get("visual_input", "1")) != "0"
-        media = given.picture(row) if seen else None
+        media = given.shown(row) if seen else ()
     else:
         name = _name(row, "index")
         places = name.split("_")[3:6]
         part = (text(row, "category"), text(row, "l2-category"))
-        true, media = scores.yes_or_no(str(row.get("answer") or "")) or None, given.picture(row)
+        true, media = scores.yes_or_no(_cell(row, "answer")) or None, given.shown(row)
     if len(places) != 3:
         raise BadRow(f"index must be like VD_figure_0_0_0_1, not {name!r:.40}")
     if true is None:
@@ -339,15 +364,7 @@ def _hallusion_summed(graded: Sequence[Graded]) -> dict[str, Any]:
 
 
 def _mathvista(row: Row, given: Table) -> Question:
-    choices = row.get("choices") or []
-    if isinstance(choices, str):
-        try:
-            choices = ast.literal_eval(choices)
-        except (ValueError, SyntaxError):
-            raise BadRow(f"choices must be a list, not {choices!r:.40}") from None
-    if not isinstance(choices, list):
-        raise BadRow(f"choices must be a list, not {choices!r:.40}")
-    options = tuple(str(choice) for choice in choices)
+    options = tuple(map(str, _listed(row.get("choices") or [], "choices")))
     kind = _name(row, "answer_type")
     try:
         precision = int(float(row.get("precision") or 0))
@@ -357,12 +374,12 @@ def _mathvista(row: Row, given: Table) -> Question:
     if options and true not in options:
         raise BadRow(f"answer must be one of its choices, not {true!r:.40}")
     groups = _groups(row, "task", "question_type")
-    unit = str(row.get("unit") or "").strip()
-    asked = text(row, "question") + (f" (Unit: {unit})" if unit not in ("", "None", "nan") else "")
+    unit = _cell(row, "unit")
+    asked = text(row, "question") + (f" (Unit: {unit})" if unit not in ("", "None") else "")
     problem = "multiple choice" if options else "numerical" if kind in ("integer", "float") else "free-form"
     facts = {"answer_type": kind, "precision": precision}
     name = _name(row, "index", "pid", "id")
-    return Question(name, asked, options, problem, given.picture(row), True, true, groups, facts)
+    return Question(name, asked, options, problem, given.shown(row), True, true, groups, facts)
 
 
 def _mathvista_score(told: str, question: Question, judge: Judge | None) -> float:
@@ -379,7 +396,7 @@ def _mmvet(row: Row, given: Table) -> Question:
     groups = {"capability": tuple(str(part).strip() for part in parts)}
     name = _name(row, "index", "question_id", "id")
     true = text(row, "answer")
-    return Question(name, text(row, "question"), (), "free-form", given.picture(row), True, true, groups)
+    return Question(name, text(row, "question"), (), "free-form", given.shown(row), True, true, groups)
 
 
 def judged(told: str, question: Question, judge: Judge | None) -> float:

@@ -6,7 +6,6 @@ needs no network; a judge for answers that rules can't score is whatever functio
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from engine.data.files import number
 from engine.data.samples import letter
 
 Judge = Callable[[str, str, str], float]  # (question, what was said, what is true) -> 0 to 1
@@ -27,15 +27,6 @@ NEEDS_ROUGE = "Free-form answers are scored by ROUGE: pip install rouge-score."
 
 def exact(said: str, true: str) -> float:
     return float(said.strip() == true.strip())
-
-
-def number(text: str) -> float | None:
-    """A whole text as one number, thousands with commas or without; None for anything else."""
-    try:
-        found = float(text.replace(",", ""))
-    except ValueError:
-        return None
-    return found if math.isfinite(found) else None
 
 
 def numerical(said: str, true: str) -> float:

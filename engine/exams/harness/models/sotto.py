@@ -14,7 +14,7 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 
 from engine import ask, models
-from engine.data.samples import Sample, answer_of
+from engine.data.samples import Sample, answer_of, looked_at
 from engine.evaluation import respond
 from engine.footage import Footage
 
@@ -58,7 +58,7 @@ class Sotto(lmms):
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Requests' args: (context, generation settings, doc_to_visual, doc_id, task, split) -> their answers, in order.
 
-        Errors: ValueError for sampling, for several images or other media, and for a clip that can't be read.
+        Errors: ValueError for sampling, for other media than images and clips, and for a clip that can't be read.
         """
         answers = list[str]()
         waiting = iter(requests)
@@ -80,20 +80,20 @@ class Sotto(lmms):
         if settings.get("do_sample") or (settings.get("temperature") or 0) > 0 or (settings.get("num_beams") or 1) > 1:
             raise ValueError(f"{task} asks for sampling or beams; this engine decodes greedily.")
         given = doc_to_visual(self.task_dict[task][split][doc]) or []
-        if len(given) > 1:
-            raise ValueError(f"{task} shows {len(given)} images at once; this engine takes one image or one clip.")
         sample = ask.posed(self.sotto, None, context.replace("<image>", "").strip(), (), "as asked")
-        if not given:
-            return sample
-        if isinstance(given[0], str):
-            place, still = Path(given[0]), False
-        elif isinstance(given[0], Image.Image):
-            place, still = folder / "picture.png", True
-            given[0].convert("RGB").save(place)
+        shown = tuple(self.footage(each, task, folder / f"picture-{place}.png") for place, each in enumerate(given))
+        return looked_at(replace(sample, visual=shown), self.sotto.backbone.see)
+
+    def footage(self, given: Any, task: str, place: Path) -> Footage:
+        """What a task shows, an image as a file at `place`. Errors: ValueError."""
+        if isinstance(given, Image.Image):
+            given.convert("RGB").save(place)
+        elif isinstance(given, str):
+            place = Path(given)
         else:
-            raise ValueError(f"{task} shows a {type(given[0]).__name__}; this engine takes an image or a clip's path.")
-        sampling = replace(self.sotto.sampling_of(still), **self.chosen)
-        return replace(sample, visual=self.sotto.backbone.see(Footage(place, sampling, still)))
+            raise ValueError(f"{task} shows a {type(given).__name__}; this engine takes images and clips' paths.")
+        still = isinstance(given, Image.Image)
+        return Footage(place, replace(self.sotto.sampling_of(still), **self.chosen), still)
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         raise NotImplementedError(
