@@ -105,19 +105,18 @@ def expect_same(out: Path, wanted: Mapping[str, Any]) -> None:
     if batches[0] != batches[1]:
         raise ConfigError(_begun_otherwise(out, "samples a step", *batches))
     names = ("init", "adapter")
-    if "start" in saved:  # which runs that an earlier version began haven't
-        if saved["start"] != wanted["start"]:
-            raise ConfigError(
-                f"{out} was started from other weights than {' and '.join(filter(None, map(wanted['training'].get, names)))} "
-                "hold now: restore them, or choose another folder."
-            )
-        moved = list(names)
-    else:
-        moved = [name for name in names if same_weights(training.get(name, ""), wanted["training"][name])]
+    known = "start" in saved  # which runs that an earlier version began haven't
+    moved = [name for name in names if known or same_weights(training.get(name, ""), wanted["training"][name])]
     indifferent = {f"training.{name}" for name in (*MAY_CHANGE, *moved)}
     compared = {name: held for name, held in wanted.items() if name not in UNCOMPARED}
     if other := first_difference(saved, compared, indifferent):
         raise ConfigError(_begun_otherwise(out, *other))
+    places = [wanted["training"][name] for name in names]
+    if known and saved["start"] != start_of(*places):
+        raise ConfigError(
+            f"{out} was started from other weights than {' and '.join(filter(None, places))} hold now: restore them, or choose "
+            "another folder."
+        )
 
 
 def _begun_otherwise(out: Path, name: str, was: Any, asked: Any) -> str:

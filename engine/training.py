@@ -203,7 +203,6 @@ def train(
     settings = {"training": asdict(config), "processes": accelerator.num_processes}
     settings |= {"hardware": hardware(accelerator.device), "method": described(method), **(note or {})}
     settings |= {"lora": asdict(lora)} if lora else {}
-    settings["start"] = start_of(config.init, config.adapter)
     found = checkpoints(out) if resume else []
     if found or (out / "best").exists():
         expect_same(out, json.loads(json.dumps(settings, default=str)))
@@ -214,6 +213,7 @@ def train(
             print(f"{out} is finished, and there is nothing to do: its best model is in {out / 'best'}.")
         return out / "best"
     _possible(config, accelerator, bool(method.renewed(LAST)))
+    settings["start"] = start_of(config.init, config.adapter)
     backbone, companions, added = made_ready(config, method, lora)
     if companions_alone(config, method) and not len(companions):
         raise ConfigError("frozen: nothing would learn, since the method has no companions beside the model.")
