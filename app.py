@@ -353,7 +353,7 @@ class Page:
 
     # The API: these docstrings are its documentation, and that of its MCP tools.
 
-    def think(self, clip: str | None, question: str, options: str, pauses: int, write_chain: bool) -> dict[str, Any]:
+    def think(self, clip: Record | None, question: str, options: str, pauses: int, write_chain: bool) -> dict[str, Any]:
         """Answers a question about a video clip after thinking in a few silent slots, and says what it thought.
 
         Args:
@@ -367,7 +367,7 @@ class Page:
             familiar (false = the model knows no such clips and abstains), notices, settings.
         """
         try:
-            stages = self.stages(clip, question, options, pauses, write_chain)
+            stages = self.stages(api.path_of(clip), question, options, pauses, write_chain)
             return ask.as_json(*next(item for item in stages if isinstance(item, tuple)))
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
@@ -515,10 +515,11 @@ class Page:
                 with gr.Column(scale=5, min_width=300, elem_id="ask"):
                     clip = gr.Video(label="Clip", sources=["upload"], height=252, autoplay=True, elem_id="clip")
                     gr.HTML(cards.UNPLAYABLE, elem_id="unplayable")
-                    picture = gr.UploadButton(
-                        "Upload a GIF or a picture", file_types=cards.PICTURES, size="sm", elem_id="picture"
-                    )
-                    reveal = gr.Button("Show the true answer", size="sm", visible=False, elem_id="reveal", scale=0)
+                    with gr.Row(elem_id="under"):
+                        picture = gr.UploadButton(
+                            "Upload a GIF or a picture", file_types=cards.PICTURES, size="sm", elem_id="picture"
+                        )
+                        reveal = gr.Button("Show the true answer", size="sm", visible=False, elem_id="reveal", scale=0)
                     truth_card = gr.HTML(visible=False, elem_id="truth")
                     with gr.Tabs(elem_id="sources"):
                         with gr.Tab("Examples"):
@@ -617,18 +618,14 @@ class Page:
             results, cleared, filled, revealed, slotted, layered = (
                 [parts[name] for name in names] for names in (RESULTS, CLEARED, FILLED, REVEALED, SLOTTED, LAYERED)
             )
-            fields = [question, options, pauses]
             told: Callable[..., dict[str, Any]] = partial(dict, api_visibility="private", show_progress="hidden")
             model_turn: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
             film_turn: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "film"}
             pressed = think.click(busy, None, [notices, think, stop], js="() => sotto.thinking()", **told(queue=False))
-            answered = pressed.then(self.on_think, [clip, *fields, chain, other, layer, visit], results,
+            answered = pressed.then(self.on_think, [clip, question, options, pauses, chain, other, layer, visit], results,
                                     **told(show_progress="minimal", show_progress_on=status, **model_turn))  # fmt: skip
             for ended in (answered.then, answered.failure):  # `then` follows no failure, such as a full line
-                ended(idle, None, [status, think, stop], **told(queue=False)).then(
-                    None, [asked, *fields], js="(...given) => sotto.settled(...given)"
-                )
-            gr.on([field.input for field in fields], None, [asked, *fields], js="(...given) => sotto.edited(...given)")
+                ended(idle, None, [status, think, stop], **told(queue=False)).then(None, js="() => sotto.settled()")
             ends: dict[str, Any] = {"cancels": [answered]}  # in the line or at work, it makes room for others
             stop.click(None, **ends)
             picks.click(self.on_pick, visit, filled, **told(queue=False, **ends))
@@ -676,6 +673,8 @@ def theme() -> gr.Theme:
         input_border_color_dark="*neutral_700", button_secondary_background_fill="white",
         button_secondary_background_fill_dark="*neutral_800", button_secondary_border_color="*neutral_300",
         button_secondary_border_color_dark="*neutral_600", button_border_width="1px",
+        body_text_color_subdued="*neutral_500", button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
     )  # fmt: skip
 
 

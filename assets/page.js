@@ -20,23 +20,30 @@ window.sotto = {
     sotto.bring(sotto.place('#results'));
   },
 
-  /* Once nothing runs any more. asked: the HTML that holds what was asked; the others are the fields of the next question. */
-  settled(...given) {
-    sotto.compare(...given);
-    sotto.drawn(() => sotto.keep('#think'));
+  /* Once nothing runs any more. */
+  settled() {
+    sotto.drawn(() => {
+      sotto.compare();
+      sotto.keep('#think');
+    });
   },
 
-  compare(asked, question, options, pauses) {
-    const card = new DOMParser().parseFromString(asked ?? '', 'text/html').querySelector('[data-asked]');
-    const next = [question, options.split('\n').map(line => line.trim()).filter(Boolean), pauses];
+  /* Tells whether the answer is to what the fields ask now. */
+  compare() {
+    const card = sotto.place('#asked [data-asked]');
+    const options = sotto.place('#options textarea').value.split('\n').map(line => line.trim()).filter(Boolean);
+    const next = [sotto.place('#question textarea').value, options, Number(sotto.place('#pauses input[type=number]').value)];
     const same = !card || JSON.stringify(JSON.parse(card.dataset.asked)) === JSON.stringify(next);
     if (same) delete sotto.place('#results').dataset.old;
     else sotto.place('#results').dataset.old = 'changed';
   },
 
-  /* The fields were changed, maybe while the model thinks. */
-  edited(...given) {
-    if (sotto.place('#results').dataset.old !== 'again') sotto.compare(...given);
+  /* A field was changed, maybe while the model thinks. */
+  edited(event) {
+    if (!event.target.closest('#question, #options, #pauses')) return;
+    sotto.drawn(() => {
+      if (sotto.place('#results').dataset.old !== 'again') sotto.compare();
+    });
   },
 
   filming() {
@@ -63,6 +70,9 @@ window.sotto = {
     for (const wait of [50, 400]) setTimeout(() => dispatchEvent(new Event('resize')), wait);
   },
 };
+
+document.addEventListener('input', sotto.edited);
+document.addEventListener('click', sotto.edited); // a slider has a button too
 
 const clipOf = event => (event.target.tagName === 'VIDEO' ? event.target.closest('#clip') : null);
 /* Gradio would call it an error of the page. A picture is shown as the poster of the film that it isn't. */

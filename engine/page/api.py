@@ -14,31 +14,20 @@ EXAMPLE = {"path": "assets/examples/cups-3-2.mp4", "meta": {"_type": "gradio.Fil
 NO_FILE = "The clip must be an uploaded file: send handle_file(path) from gradio_client."
 
 
-class Parameter(Api):
-    """One parameter, shown nowhere."""
-
-    def __init__(self, label: str, about: str, kind: dict[str, Any], example: Any, default: Any = None) -> None:
-        """kind: its JSON schema; default: None where it must be given."""
-        super().__init__(default, kind | {"additional_description": about}, label)
-        self.example = example
-
-    def get_block_name(self) -> str:
-        return "api"
-
-    def example_payload(self) -> Any:
-        return self.example
+def parameter(label: str, about: str, kind: dict[str, Any], example: Any, default: Any = None) -> Api:
+    """One parameter. kind: its JSON schema; default: None where it must be given."""
+    made = Api(default, kind | {"additional_description": about}, label)
+    made.example_payload = lambda: example  # type: ignore[method-assign]  # of a subclass Gradio writes a stub to the disk
+    return made
 
 
-class File(Parameter):
-    """A file that was uploaded before; Gradio has seen to it that it was."""
-
-    def preprocess(self, payload: Any) -> str | None:
-        """Its path. Errors: gr.Error with a sentence."""
-        if payload is None:
-            return None
-        if not is_file_obj_with_meta(payload):
-            raise gr.Error(NO_FILE, print_exception=False)
-        return payload["path"]
+def path_of(given: object) -> str | None:
+    """The path of a file that was uploaded before, which Gradio has seen to. Errors: ValueError with a sentence."""
+    if given is None:
+        return None
+    if not isinstance(given, dict) or not is_file_obj_with_meta(given):
+        raise ValueError(NO_FILE)
+    return str(given["path"])
 
 
 def whole(name: str, given: object, least: int, most: int) -> int:
@@ -55,25 +44,25 @@ def words(name: str, given: object) -> str:
     return given or ""
 
 
-def to_think(clip: gr.Video, most: int, usual: int) -> list[Parameter]:
+def to_think(clip: gr.Video, most: int, usual: int) -> list[Api]:
     """The parameters of a question. clip: a component that takes the same files; most, usual: pauses."""
     whole_number, text = {"type": "integer"}, {"type": "string"}
     return [
-        File("Clip", "A video, GIF or picture.", clip.api_info(), EXAMPLE),
-        Parameter("Question", "What to answer.", text, "Where is the ball at the end?"),
-        Parameter(
+        parameter("Clip", "A video, GIF or picture.", clip.api_info(), EXAMPLE),
+        parameter("Question", "What to answer.", text, "Where is the ball at the end?"),
+        parameter(
             "Options", "One a line, 2 to 26 of them; empty for an open question.", text, "left\nmiddle\nright", ""
         ),
-        Parameter("Pauses", f"Number of silent thinking slots, 0 to {most}.", whole_number, usual, usual),
-        Parameter("Chain", "Whether to answer by a written chain of thought too.", {"type": "boolean"}, True, True),
+        parameter("Pauses", f"Number of silent thinking slots, 0 to {most}.", whole_number, usual, usual),
+        parameter("Chain", "Whether to answer by a written chain of thought too.", {"type": "boolean"}, True, True),
     ]
 
 
-def to_film(families: Sequence[str], most: int, last: int) -> list[Parameter]:
+def to_film(families: Sequence[str], most: int, last: int) -> list[Api]:
     """The parameters of a new clip. most: steps; last: the largest seed."""
     whole_number, choice = {"type": "integer"}, {"type": "string", "enum": [*families]}
     return [
-        Parameter("World", f"One of {', '.join(families)}.", choice, families[0], families[0]),
-        Parameter("Steps", f"Number of steps, 1 to {most}.", whole_number, 4, 4),
-        Parameter("Seed", f"0 to {last}; the same three always make the same clip.", whole_number, 7, 7),
+        parameter("World", f"One of {', '.join(families)}.", choice, families[0], families[0]),
+        parameter("Steps", f"Number of steps, 1 to {most}.", whole_number, 4, 4),
+        parameter("Seed", f"0 to {last}; the same three always make the same clip.", whole_number, 7, 7),
     ]
