@@ -66,6 +66,8 @@ ICON = (
     "<circle cx='23' cy='16' r='3' opacity='.4'/></g></svg>"
 )
 MEANWHILE = "The clip was changed while the model thought: press Think again to ask about the new one."
+# Gradio hides it on phones, and keeps the page's own styles away from it.
+FOOT = "<style>footer .show-api, footer .show-api-divider { display: flex !important; }</style>"
 PICKED = """element.addEventListener('click', event => {
   const button = event.target.closest('button');
   if (button) trigger('click', {index: Number(button.dataset.index)});
@@ -701,7 +703,7 @@ def serve(page: Page, folder: Path, host: str, port: int, share: bool) -> None:
         server_name=host, server_port=port, share=share, max_file_size=UPLOAD, allowed_paths=[str(EXAMPLES)],
         state_session_capacity=SESSIONS, enable_monitoring=False, run_history=False, ssr_mode=False, theme=theme(),
         css_paths=ASSETS / "style.css", css=cards.trained_mark(trained, MOST_PAUSES),
-        head=f'<link rel="icon" href="data:image/svg+xml,{ICON}"><script>{SCRIPT.read_text(encoding="utf-8")}</script>',
+        head=f'<link rel="icon" href="data:image/svg+xml,{ICON}"><script>{SCRIPT.read_text(encoding="utf-8")}</script>{FOOT}',
         footer_links=["api", "settings"],
         app_kwargs={
             "middleware": [Middleware(Guard, folder, UPLOAD, UPLOADS)],

@@ -377,7 +377,7 @@ def test_it_fits_and_can_be_read(page: Page) -> None:
             assert fits(page)
             for plot in plots:
                 uncut(page, plot)
-        for button in ("#think", "#stop", "#download", "#reveal"):
+        for button in (".show-api", "#think", "#stop", "#download", "#reveal"):
             box = page.locator(button).bounding_box()
             assert box is not None
             assert 0 <= box["x"] <= box["x"] + box["width"] <= size["width"]
