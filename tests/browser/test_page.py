@@ -326,6 +326,7 @@ def test_a_gif_is_shown_and_answered_and_what_cannot_be_played_is_said(page: Pag
     expect(page.locator("#inside")).to_contain_text("no slots to look into")
     for place in ("#slots", "#steps_like h4", "#way", "#layer", "#teacher h4"):
         expect(page.locator(place)).to_be_hidden()
+    page.locator("#clip button[aria-label=Clear]").click()
     (tmp_path / "mine.avi").write_bytes(b"RIFF")
     upload(page, tmp_path / "mine.avi")
     expect(page.locator("#unplayable")).to_contain_text("can't play this clip")
