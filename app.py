@@ -46,13 +46,13 @@ from engine import __version__, ask, models, worlds
 from engine.benchmark import shipped
 from engine.guard import Guard, sweeping
 from engine.insight import plots
-from engine.page import cards, panels, share
+from engine.page import api, cards, panels, share
 from engine.sandbox import Sandbox
 from engine.video import Clip, Sampling, read
 
 ASSETS = Path(__file__).resolve().parent / "assets"
-EXAMPLES = ASSETS / "examples"
-MOST_PAUSES = 32
+EXAMPLES, SCRIPT = ASSETS / "examples", ASSETS / "page.js"
+MOST_PAUSES, MOST_STEPS = 32, 10
 LONGEST_SEED = 2**53  # a browser counts no further
 READING = 20.0  # seconds that one clip may take of everybody's time; frames read until then are used
 LINE = 64  # visitors who may wait at once
@@ -66,24 +66,24 @@ ICON = (
     "<circle cx='23' cy='16' r='3' opacity='.4'/></g></svg>"
 )
 MEANWHILE = "The clip was changed while the model thought: press Think again to ask about the new one."
-TO_RESULTS = "() => { if (innerWidth < 900) document.querySelector('#results').scrollIntoView({behavior: 'smooth'}) }"
-REDRAW = (
-    "() => { for (const wait of [50, 400]) setTimeout(() => dispatchEvent(new Event('resize')), wait) }"  # hidden plots
-)
+# Gradio hides it on phones, and keeps the page's own styles away from it.
+FOOT = "<style>footer .show-api, footer .show-api-divider { display: flex !important; }</style>"
 PICKED = """element.addEventListener('click', event => {
   const button = event.target.closest('button');
   if (button) trigger('click', {index: Number(button.dataset.index)});
 });"""
+EXAMPLE = f"{PICKED}\nelement.addEventListener('click', event => sotto.chosen(event.target.closest('button')));"
 
 # Components by name, as the events of the page set them.
 LAYERED = ("slots", "steps")  # by a layer
 SLOTTED = (*LAYERED, "visit", "chips", "words", "strip", "looked", "changed", "lens", "teacher", "way")  # by a slot
 RESULTS = (
-    *SLOTTED, "status", "notices", "empty", "shown", "answers", "compared", "thoughts", "note", "matters", "meanings",
-    "many", "by_number", "collapsed", "download", "truth_card",
+    *SLOTTED, "status", "notices", "empty", "shown", "asked", "answers", "compared", "thoughts", "note", "matters", "meanings",
+    "many", "by_number", "hollow", "against", "collapsed", "download", "truth_card",
 )  # fmt: skip
 CLEARED = ("visit", "reveal", "truth_card", "notices", "empty", "shown")
 FILLED = ("clip", "question", "options", *CLEARED)
+PLOTS = ("looked", "changed", "by_number", "slots", "steps", "teacher", "way")
 REVEALED = ("truth_card", "reveal", "answers", "thoughts", "compared", "words")
 
 Record = dict[str, Any]  # a world's clip as `worlds.as_json` tells it
@@ -119,11 +119,11 @@ class Visit:
         steps = [step["text"] for step in judge["steps"]] if judge else None
         both = {each.settings["model"]: each for each in (reply, other) if each}
         return {
-            "answers": cards.answers(reply, judge),
+            "asked": cards.asked(reply, other), "answers": cards.answers(reply, judge),
             "thoughts": cards.thoughts(reply, judge),
             "compared": panels.compared(both, judge) if other else "",
             "words": panels.slot_words(reply, self.slot, steps),
-        }
+        }  # fmt: skip
 
     def truth_card(self) -> dict[str, Any]:
         """The true answer's card once it is known, as the reply before the visitor may be to another question."""
@@ -223,11 +223,11 @@ def thinking(
 
 def filmed(family: str, steps: float, seed: float | None) -> Iterator[tuple[Record, str]]:
     """Record and path of a new clip; the file is there until the iterator goes on. Errors: ValueError with a sentence."""
-    if seed is None or seed != int(seed) or not 0 <= seed < LONGEST_SEED:
-        raise ValueError(f"The seed must be a whole number from 0 to {LONGEST_SEED - 1}: type one, or roll it.")
-    record = worlds.make(family, int(steps), int(seed), "fresh")
+    steps = api.whole("The number of steps", steps, 1, MOST_STEPS)
+    seed = api.whole("The seed", seed, 0, LONGEST_SEED - 1)
+    record = worlds.make(family, steps, seed, "fresh")
     with TemporaryDirectory() as folder:
-        path = Path(folder) / f"{family}-{int(steps)}-{int(seed)}.mp4"
+        path = Path(folder) / f"{family}-{steps}-{seed}.mp4"
         worlds.write(record, path)
         yield worlds.as_json(record), str(path)
 
@@ -279,8 +279,9 @@ def beside(own: str | Path | None, wanted: Sequence[str | Path]) -> list[str | P
 
 
 def row(names: Sequence[str], **values: Any) -> Row:
-    """New values of the components called `names`; those not given stay as they are."""
-    return [values.get(name, gr.skip()) for name in names]
+    """New values of the components called `names`; those not given stay as they are. A plot that is None isn't there."""
+    plots = {name: gr.Plot(values[name], visible=values[name] is not None) for name in PLOTS if name in values}
+    return [(values | plots).get(name, gr.skip()) for name in names]
 
 
 def busy() -> list[Any]:
@@ -291,6 +292,14 @@ def busy() -> list[Any]:
 def idle() -> list[Any]:
     """Status and the two buttons when nothing runs, whether it was finished, stopped, or failed."""
     return ["", gr.Button("Think", interactive=True), gr.Button(interactive=False)]
+
+
+def film_busy() -> gr.Button:
+    return gr.Button("Filming …", interactive=False)
+
+
+def film_idle() -> gr.Button:
+    return gr.Button("Film it", interactive=True)
 
 
 class Page:
@@ -314,14 +323,14 @@ class Page:
             raise ValueError("There is no clip yet: pick an example, film one, or upload your own.")
         if clip and not Path(clip).is_file():
             raise ValueError(f"The clip is gone, as clips are after {LIFE / HOUR:g} hours: pick or upload it again.")
-        if pauses != int(pauses) or not 0 <= pauses <= MOST_PAUSES:
-            raise ValueError(f"{pauses:g} pauses: choose a whole number from 0 to {MOST_PAUSES}.")
-        ask.check(question or "", lines(options), int(pauses))
+        pauses = api.whole("The number of pauses", pauses, 0, MOST_PAUSES)
+        question, options = api.words("The question", question), api.words("The options", options)
+        ask.check(question, lines(options), pauses)
         truth = visit.truth if visit else None
-        runs = [(self.model, self.thinking, int(pauses))]
+        runs = [(self.model, self.thinking, pauses)]
         if other in self.others:
             against = self.others[other]
-            runs.append((against, on_gpu(partial(thinking, against)), against.pauses_near(int(pauses))))
+            runs.append((against, on_gpu(partial(thinking, against)), against.pauses_near(pauses)))
         frames: Clip | None = None
         seconds, given = 0.0, None if visit is None else dict[str, Clip]()
         for model, run, slots in runs:
@@ -346,7 +355,7 @@ class Page:
 
     # The API: these docstrings are its documentation, and that of its MCP tools.
 
-    def think(self, clip: str, question: str, options: str, pauses: int, write_chain: bool) -> dict[str, Any]:
+    def think(self, clip: Record | None, question: str, options: str, pauses: int, write_chain: bool) -> dict[str, Any]:
         """Answers a question about a video clip after thinking in a few silent slots, and says what it thought.
 
         Args:
@@ -360,7 +369,7 @@ class Page:
             familiar (false = the model knows no such clips and abstains), notices, settings.
         """
         try:
-            stages = self.stages(clip, question, options, pauses, write_chain)
+            stages = self.stages(api.path_of(clip), question, options, pauses, write_chain)
             return ask.as_json(*next(item for item in stages if isinstance(item, tuple)))
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
@@ -425,6 +434,7 @@ class Page:
             shown = row(
                 RESULTS, visit=visit, notices=cards.notices(reply), empty=gr.HTML(visible=False),
                 shown=gr.Column(visible=True), note=cards.teacher_note(reply),
+                hollow=cards.hollow(reply), against=cards.steps_note(reply),
                 matters=panels.matters(reply), meanings=panels.meanings(inside), many=panels.many(reply),
                 collapsed=panels.collapsed(inside),
                 by_number=plots.by_number(inside.fewer, options) if inside and inside.fewer else None,
@@ -506,14 +516,21 @@ class Page:
             with gr.Row(elem_id="columns"):
                 with gr.Column(scale=5, min_width=300, elem_id="ask"):
                     clip = gr.Video(label="Clip", sources=["upload"], height=252, autoplay=True, elem_id="clip")
-                    reveal = gr.Button("Show the true answer", size="sm", visible=False, elem_id="reveal", scale=0)
+                    gr.HTML(cards.UNPLAYABLE, elem_id="unplayable")
+                    with gr.Row(elem_id="under"):
+                        picture = gr.UploadButton(
+                            "Upload a GIF or a picture", file_types=cards.PICTURES, size="sm", elem_id="picture"
+                        )
+                        reveal = gr.Button("Show the true answer", size="sm", visible=False, elem_id="reveal", scale=0)
                     truth_card = gr.HTML(visible=False, elem_id="truth")
                     with gr.Tabs(elem_id="sources"):
                         with gr.Tab("Examples"):
-                            picks = gr.HTML(cards.gallery(self.examples), js_on_load=PICKED, elem_id="examples")
+                            picks = gr.HTML(cards.gallery(self.examples), js_on_load=EXAMPLE, elem_id="examples")
                         with gr.Tab("Film a new clip"):
                             family = gr.Radio(list(worlds.FAMILIES), value=worlds.FAMILIES[0], label="World")
-                            steps = gr.Slider(1, 10, value=4, step=1, label="Steps", info=steps_info, elem_id="steps")
+                            steps = gr.Slider(
+                                1, MOST_STEPS, value=4, step=1, label="Steps", info=steps_info, elem_id="steps"
+                            )
                             with gr.Row(elem_id="seeding"):
                                 seed = gr.Number(7, label="Seed", precision=0, min_width=80, scale=2, elem_id="seed")
                                 dice = gr.Button("🎲 Roll", min_width=80, scale=1, elem_id="dice")
@@ -526,7 +543,8 @@ class Page:
                     chain = gr.Checkbox(
                         True, label="Also answer by the written chain", container=False, elem_id="chain"
                     )
-                    other = gr.Dropdown([("no other", ""), *((name, name) for name in self.others)], value="",
+                    choices = [(f"{name}: {cards.in_short(each)}", name) for name, each in self.others.items()]
+                    other = gr.Dropdown([("no other", ""), *choices], value="",
                                         label="Compare with", info="Another model, asked the same.",
                                         visible=bool(self.others), elem_id="other")  # fmt: skip
                     with gr.Row(elem_id="go"):
@@ -537,6 +555,8 @@ class Page:
                     notices = gr.HTML("" if model.taught else cards.banner(ask.UNTAUGHT), elem_id="notices")
                     empty = gr.HTML(cards.EMPTY, elem_id="empty")
                     with gr.Column(visible=False, elem_id="shown") as shown:
+                        gr.HTML(cards.STALE, elem_id="stale")
+                        asked = gr.HTML(elem_id="asked")
                         answers = gr.HTML(elem_id="answers")
                         compared = gr.HTML(elem_id="compared")
                         chips = gr.HTML(js_on_load=PICKED, elem_id="chips")
@@ -548,7 +568,7 @@ class Page:
                             with gr.Tab("Where it looked"):
                                 gr.HTML(panels.lead(panels.LOOKED))
                                 looked = gr.Plot(show_label=False, container=False, elem_id="looked")
-                                gr.HTML(panels.STRIP)
+                                gr.HTML(panels.STRIP, elem_id="strip_head")
                                 strip = gr.HTML(elem_id="strip")
                             with gr.Tab("Does it matter?"):
                                 gr.HTML(panels.lead(panels.MATTERS))
@@ -561,6 +581,7 @@ class Page:
                                 by_number = gr.Plot(show_label=False, container=False, elem_id="number")
                             with gr.Tab("Under the hood"):
                                 gr.HTML(panels.lead(panels.HOOD))
+                                hollow = gr.HTML()
                                 with gr.Row():
                                     with gr.Column(min_width=260, elem_id="slots"):
                                         gr.HTML("<h4>Slot by slot, in one layer</h4>")
@@ -568,6 +589,7 @@ class Page:
                                     with gr.Column(min_width=260, elem_id="steps_like"):
                                         gr.HTML("<h4>Slots against the written steps, in the same layer</h4>")
                                         steps_like = gr.Plot(show_label=False, container=False, elem_classes="s-plot")
+                                        against = gr.HTML()
                                 layer = gr.Slider(0, model.layers, value=model.layers, step=1, elem_id="layer",
                                                   label="Layer", info="0 is the embeddings.")  # fmt: skip
                                 with gr.Row():
@@ -590,42 +612,51 @@ class Page:
             parts = {
                 "visit": visit, "clip": clip, "question": question, "options": options, "reveal": reveal,
                 "truth_card": truth_card, "status": status, "notices": notices, "empty": empty, "shown": shown,
-                "answers": answers, "compared": compared, "chips": chips, "thoughts": thoughts, "words": words,
+                "asked": asked, "answers": answers, "compared": compared, "chips": chips, "thoughts": thoughts, "words": words,
                 "looked": looked, "strip": strip, "matters": matters, "changed": changed, "meanings": meanings, "many": many,
                 "by_number": by_number, "slots": slots, "steps": steps_like, "teacher": teacher, "note": note, "way": way,
-                "lens": lens, "collapsed": collapsed, "download": download,
+                "lens": lens, "hollow": hollow, "against": against, "collapsed": collapsed, "download": download,
             }  # fmt: skip
             results, cleared, filled, revealed, slotted, layered = (
                 [parts[name] for name in names] for names in (RESULTS, CLEARED, FILLED, REVEALED, SLOTTED, LAYERED)
             )
-            asked = [clip, question, options, pauses, chain]
             told: Callable[..., dict[str, Any]] = partial(dict, api_visibility="private", show_progress="hidden")
             model_turn: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
             film_turn: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "film"}
-            pressed = think.click(busy, None, [notices, think, stop], js=TO_RESULTS, **told(queue=False))
-            answered = pressed.then(self.on_think, [*asked, other, layer, visit], results,
+            pressed = think.click(busy, None, [notices, think, stop], js="() => sotto.thinking()", **told(queue=False))
+            answered = pressed.then(self.on_think, [clip, question, options, pauses, chain, other, layer, visit], results,
                                     **told(show_progress="minimal", show_progress_on=status, **model_turn))  # fmt: skip
             for ended in (answered.then, answered.failure):  # `then` follows no failure, such as a full line
-                ended(idle, None, [status, think, stop], **told(queue=False))
+                ended(idle, None, [status, think, stop], **told(queue=False)).then(None, js="() => sotto.settled()")
             ends: dict[str, Any] = {"cancels": [answered]}  # in the line or at work, it makes room for others
             stop.click(None, **ends)
             picks.click(self.on_pick, visit, filled, **told(queue=False, **ends))
-            film.click(self.on_film, [family, steps, seed, visit], filled,
-                       **told(show_progress="full", show_progress_on=clip, **film_turn, **ends))  # fmt: skip
+            filming = film.click(film_busy, None, film, js="() => sotto.filming()", **told(queue=False, **ends))
+            filmed_ = filming.then(self.on_film, [family, steps, seed, visit], filled,
+                                   **told(show_progress="full", show_progress_on=clip, **film_turn))  # fmt: skip
+            for ended in (filmed_.then, filmed_.failure):
+                ended(film_idle, None, film, **told(queue=False)).then(None, js="() => sotto.filmed()")
             gr.on([clip.upload, clip.clear], self.on_clip, [clip, visit], cleared, **told(queue=False, **ends))
+            # Set in the browser alone, as Gradio would convert on this machine what its player can't play.
+            given = picture.upload(None, picture, clip, js="file => file", **told(**ends))
+            given.then(self.on_clip, [clip, visit], cleared, **told(queue=False))
+            gr.on([clip.upload, clip.clear, picture.upload], None, js="() => sotto.chosen()")
             dice.click(lambda: random.randrange(10**6), None, seed, **told(queue=False))
-            reveal.click(self.on_reveal, visit, revealed, **told(queue=False))
+            shows = reveal.click(self.on_reveal, visit, revealed, **told(queue=False))
+            shows.then(None, js="() => sotto.revealed()")
             chips.click(self.on_slot, [layer, visit], slotted, **told(queue=False, trigger_mode="always_last"))
-            tabs.select(None, js=REDRAW, **told(queue=False))
+            tabs.select(None, js="() => sotto.redraw()", **told(queue=False))
             layer.input(self.on_layer, [layer, visit], layered, **told(trigger_mode="always_last"))
             made = shared.click(self.on_share, [visit, layer], page, **told())
             made.then(None, js="() => document.querySelector('#page').click()")
 
             # The API, through a button that nobody sees.
             called, reply = gr.Button(visible=False), gr.JSON(visible=False, label="reply")
-            called.click(self.think, asked, reply, api_name="think", **model_turn)
-            called.click(self.film, [family, steps, seed], [clip, question, options], api_name="film",
-                         **film_turn)  # fmt: skip
+            called.click(
+                self.think, api.to_think(clip, MOST_PAUSES, pauses.value), reply, api_name="think", **model_turn
+            )
+            called.click(self.film, api.to_film(worlds.FAMILIES, MOST_STEPS, LONGEST_SEED - 1), [clip, question, options],
+                         api_name="film", **film_turn)  # fmt: skip
         return demo.queue(max_size=LINE, api_open=False)  # nobody passes the line
 
 
@@ -644,6 +675,8 @@ def theme() -> gr.Theme:
         input_border_color_dark="*neutral_700", button_secondary_background_fill="white",
         button_secondary_background_fill_dark="*neutral_800", button_secondary_border_color="*neutral_300",
         button_secondary_border_color_dark="*neutral_600", button_border_width="1px",
+        body_text_color_subdued="*neutral_500", button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
     )  # fmt: skip
 
 
@@ -670,7 +703,8 @@ def serve(page: Page, folder: Path, host: str, port: int, share: bool) -> None:
         server_name=host, server_port=port, share=share, max_file_size=UPLOAD, allowed_paths=[str(EXAMPLES)],
         state_session_capacity=SESSIONS, enable_monitoring=False, run_history=False, ssr_mode=False, theme=theme(),
         css_paths=ASSETS / "style.css", css=cards.trained_mark(trained, MOST_PAUSES),
-        head=f'<link rel="icon" href="data:image/svg+xml,{ICON}">', footer_links=["api", "settings"],
+        head=f'<link rel="icon" href="data:image/svg+xml,{ICON}"><script>{SCRIPT.read_text(encoding="utf-8")}</script>{FOOT}',
+        footer_links=["api", "settings"],
         app_kwargs={
             "middleware": [Middleware(Guard, folder, UPLOAD, UPLOADS)],
             # Gradio deletes what it knows of; what broken-off uploads leave it doesn't know.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from html import unescape
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from engine import ask, generate, models, worlds
 from engine.ask import UNKNOWN, Explicit, Option, Reply
 from engine.insight import plots, similarity
+from engine.methods import controls
 from engine.methods.coconut import Coconut
 from engine.methods.codi import Codi
 from engine.methods.controls import Silent
@@ -161,6 +164,60 @@ def test_a_silent_answer_says_how_it_was_thought_about(reply: Reply) -> None:
     assert "Silent, in thinking tokens" in cards.answers(heima)
     assert "pauses" not in cards.answers(heima)
     assert "pauses" not in cards.thoughts(heima)
+
+
+def test_thoughts_that_are_fed_back_are_told_apart_from_tokens(reply: Reply) -> None:
+    fed = replace(reply, generated_tokens=11, settings=ASKED | {"thinks": "fed back"})
+    assert "<b>5</b> thoughts fed back" in cards.answers(fed)
+    assert "<b>6</b> tokens written" in cards.answers(fed)
+    assert "3.6× fewer steps" in cards.answers(fed)
+    assert "fed back" not in cards.answers(reply)
+
+
+def test_an_answer_says_who_was_asked_what(reply: Reply) -> None:
+    edited = replace(reply, settings=ASKED | {"question": "<i>Where</i>?", "pauses": 5})
+    other = replace(reply, settings=ASKED | {"model": "n"})
+    assert "m was asked: <q>&lt;i&gt;Where&lt;/i&gt;?</q>" in cards.asked(edited)
+    assert "m and n were asked" in cards.asked(edited, other)
+    (data,) = re.findall('data-asked="([^"]*)"', cards.asked(edited))
+    assert json.loads(unescape(data)) == ["<i>Where</i>?", ["left", "<b>right</b>"], 5]
+
+
+def test_where_there_is_nothing_to_draw_a_sentence_says_why(reply: Reply) -> None:
+    asked = replace(reply, settings=ASKED | {"pauses": 0})
+    assert cards.hollow(asked) == ""
+    assert "ask with one pause or more" in cards.hollow(replace(asked, slots=0))
+    assert cards.steps_note(replace(asked, slots=0)) == ""
+    assert cards.steps_note(asked) == cards.NO_STEPS
+    assert cards.steps_note(replace(asked, explicit=None)) == cards.NO_TEACHER
+
+
+def test_models_are_told_apart_in_a_phrase() -> None:
+    backbone = tiny.tiny_backbone(layers=1)
+    methods = (
+        PauseDistillation(),
+        Silent(pauses=8),
+        Silent(pauses=0),
+        Coconut(),
+        Codi(prj_dim=8),
+        Interpreters(),
+        controls.Explicit(),
+    )
+    told = [
+        cards.in_short(replace(models.Model(backbone, "m", None, models.PUBLISHED_SAMPLING, None, method,
+                                            method.companions(backbone)), trained_pauses=method.slot_range))
+        for method in methods
+    ]  # fmt: skip
+    assert len({*told}) == len(methods)
+    assert told[1] == "pauses taught by the answer alone"
+
+
+def test_the_steps_of_a_world_are_called_what_they_are() -> None:
+    clip = str(ROOT / "assets/examples/cups-3-2.mp4")
+    records = [{"family": family, "difficulty": steps, "clip": clip} for family in worlds.FAMILIES for steps in (1, 3)]
+    assert re.findall(">([a-z]+, [13] [a-z]+)<", cards.gallery(records)) == [
+        "cups, 1 swap", "cups, 3 swaps", "relay, 1 touch", "relay, 3 touches", "tally, 1 number", "tally, 3 numbers",
+    ]  # fmt: skip
 
 
 ALL_AT_ONCE, BLIND, SILENT = "run all at once", "sees neither video nor question", "The model thinks in silence"

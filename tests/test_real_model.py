@@ -228,7 +228,8 @@ def test_options_are_recognised_in_words(said, letter):
 def test_the_page(app, folder, clip):
     model = models.load(folder, device="cpu")
     page = app.Page(model)
-    told = page.think(str(clip), QUESTION, "\n".join(OPTIONS), 0, True)
+    given = {"path": str(clip), "meta": {"_type": "gradio.FileData"}}
+    told = page.think(given, QUESTION, "\n".join(OPTIONS), 0, True)
     assert told["answer"] in OPTIONS
     assert ask.UNTAUGHT in told["notices"]
     assert told["explicit"]["generated_tokens"] > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -31,6 +32,7 @@ TEACHER = """<small>How alike each state is to the one from which the written ch
 last column is the silent answer's own state.</small>"""
 NO_TEACHER = "<small>Tick “Also answer by the written chain” to compare the slots with it.</small>"
 NEVER_TEACHER = "<small>This model hasn't learnt to write a chain that its slots could be compared with.</small>"
+NO_STEPS = "<small>The written chain has no steps to compare the slots with.</small>"
 NO_SLOTS = "This model has no slots."
 ONLY_TOKENS = "This model has no slots: it thinks in tokens that it writes."
 UNTRAINED = "This model was never trained for pauses, so its slots hold nothing to test."
@@ -38,6 +40,20 @@ OWN, OTHERS = "True answer", "The true answer to this clip's own question"
 EMPTY = f"""<div class="s-empty"><b aria-hidden="true">{"<i></i>" * 8}</b>
 <p>Pick, film or upload a clip, then press <strong>Think</strong>.</p>
 <small>The answer, the thoughts, and what the slots hold and do appear here.</small></div>"""
+STALE = """<div class="s-banner" role="status"><span class="s-changed">This is the answer to what was asked before: press
+Think to ask anew.</span><span class="s-again">This is the answer before: the next one is on its way.</span></div>"""
+UNPLAYABLE = (
+    """<div class="s-banner" role="status">Your browser can't play this clip; the model may still read it.</div>"""
+)
+PICTURES = [
+    ".gif",
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".bmp",
+]  # that are uploaded apart, as Gradio's player takes films alone
+STEPS = {"cups": "swap", "relay": "touch", "tally": "number"}  # what a step of each world is
 CHAIN = "Writing the chain out"
 STAGES = ("Reading the clip", "Thinking silently", "Answering", "Saying the thoughts", CHAIN, "Looking inside")
 Truth = Mapping[str, Any]  # a world's record as `worlds.as_json` tells it
@@ -70,6 +86,24 @@ def header(model: Model) -> str:
     )
 
 
+def in_short(model: Model) -> str:
+    """How a model thinks, in a phrase beside its name."""
+    method = model.method
+    if not model.taught:
+        return "never trained to think in silence"
+    if not method.silent:
+        return "writes its chain out"
+    if method.thinks == "fed back":
+        return (
+            "thoughts fed back, taught by its own chain" if method.writes else "thoughts fed back in place of the chain"
+        )
+    if method.thinks == "tokens":
+        return "thinks in tokens of its own"
+    if not model.usual_pauses:
+        return "no pauses, taught by the answer alone"
+    return "pauses taught by the written chain" if method.writes else "pauses taught by the answer alone"
+
+
 def _saying(model: Model) -> str:
     """Who says the thoughts, and what they know; nothing where nobody has learnt to."""
     if isinstance(model.method, Interpreters):
@@ -88,8 +122,11 @@ def gallery(records: Sequence[Truth]) -> str:
         frames = read(record["clip"], Sampling(fps=2.0, pixels=252 * 168, factor=2)).frames
         picture = frames[3 if record["family"] == "tally" else 1][..., ::-1]
         data = base64.b64encode(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 82])[1].tobytes()).decode()
-        name = f"{record['family']}, {record['difficulty']} steps"
-        buttons.append(f"<button data-index='{index}'><img src='data:image/jpeg;base64,{data}' alt=''>{name}</button>")
+        step, count = STEPS[record["family"]], record["difficulty"]
+        name = f"{record['family']}, {count} {step}{'' if count == 1 else 'es' if step == 'touch' else 's'}"
+        buttons.append(
+            f"<button data-index='{index}' aria-pressed='false'><img src='data:image/jpeg;base64,{data}' alt=''>{name}</button>"
+        )
     return f"<div class='s-gallery'>{''.join(buttons)}</div>"
 
 
@@ -126,6 +163,15 @@ def trained_mark(trained: tuple[int, int] | None, most: int) -> str:
     return f"#pauses {{ --s-trained: {width:.1%} 3px; --s-trained-at: {place:.1%} 100%; }}"
 
 
+def asked(reply: Reply, other: Reply | None = None) -> str:
+    """Who was asked what; with the question, options and pauses as data, for the page to see when they are others."""
+    own = reply.settings
+    data = json.dumps([own["question"], own["options"], own["pauses"]])
+    names = " and ".join(text(each.settings["model"]) for each in (reply, other) if each)
+    verb = "were" if other else "was"
+    return f'<h2 class="s-asked" data-asked="{escape(data)}">{names} {verb} asked: <q>{text(own["question"])}</q></h2>'
+
+
 def answers(reply: Reply, truth: Truth | None = None) -> str:
     """The silent answer with its probabilities beside the written chain's, and what the silence saves; of a model that only
     knows the chain, that alone.
@@ -137,18 +183,21 @@ def answers(reply: Reply, truth: Truth | None = None) -> str:
     seconds = reply.seconds["think"] + reply.seconds["answer"]
     bars = _bars(reply.options, reply.answer)
     if not reply.settings["silent"]:
-        only = _verdict("By its written chain", doubt, reply.answer, reply.generated_tokens, seconds, truth, bars)
+        cost = _tokens(reply.generated_tokens)
+        only = _verdict("By its written chain", doubt, reply.answer, cost, seconds, truth, bars)
         return f'<div class="s-answers{muted}">{only}</div>'
-    silent = _verdict(_silently(reply), doubt, reply.answer, reply.generated_tokens, seconds, truth, bars)
+    silent = _verdict(_silently(reply), doubt, reply.answer, _silent_cost(reply), seconds, truth, bars)
     words = reply.explicit
     if words is None:
         why = "Not asked for." if reply.settings["writes"] else "It hasn't learnt to write one."
         written = f"<section><h3>Written chain</h3><p>{why}</p></section>"
         return f'<div class="s-answers{muted}">{silent}{written}</div>'
-    tokens = _times(words.generated_tokens / reply.generated_tokens, "fewer tokens", "more tokens")
+    each = "steps" if _fed_back(reply) else "tokens"
+    tokens = _times(words.generated_tokens / reply.generated_tokens, f"fewer {each}", f"more {each}")
     time = _times(words.seconds / seconds, "less time", "more time")
     saving = f'<p class="s-saving">The silent answer took <b>{tokens}</b> and <b>{time}</b>.</p>'
-    written = _verdict("Written chain", doubt, words.answer, words.generated_tokens, words.seconds, truth, saving)
+    cost = _tokens(words.generated_tokens)
+    written = _verdict("Written chain", doubt, words.answer, cost, words.seconds, truth, saving)
     return f'<div class="s-answers{muted}">{silent}{written}</div>'
 
 
@@ -159,14 +208,30 @@ def _silently(reply: Reply) -> str:
     return "Silent, in thinking tokens" if reply.settings["thinks"] == "tokens" else "At once, without pauses"
 
 
+def _fed_back(reply: Reply) -> int:
+    """The slots that were fed back, each of which is a step of the model, as a token is."""
+    return reply.slots if reply.settings["thinks"] == "fed back" else 0
+
+
+def _silent_cost(reply: Reply) -> str:
+    """The model's steps of a silent answer: thoughts apart from tokens."""
+    fed = _fed_back(reply)
+    thoughts = f"<span><b>{fed}</b> thought{'s' * (fed != 1)} fed back</span>" if fed else ""
+    return thoughts + _tokens(reply.generated_tokens - fed)
+
+
+def _tokens(count: int) -> str:
+    return f"<span><b>{count}</b> token{'s' * (count != 1)} written</span>"
+
+
 def _verdict(
-    title: str, doubt: str, answer: str, tokens: int, seconds: float, truth: Truth | None, more: str
+    title: str, doubt: str, answer: str, cost: str, seconds: float, truth: Truth | None, more: str
 ) -> str:  # fmt: skip
     verdict = mark(answer == truth["answer"], True) if truth else ""
     long = " s-long" if len(answer) > 24 else ""
     return (
         f'<section><h3>{title}</h3>{doubt}<p class="s-big{long}">{text(answer) or "(nothing)"}{verdict}</p>'
-        f'<p class="s-cost"><span><b>{tokens}</b> token{"s" * (tokens != 1)} written</span>'
+        f'<p class="s-cost">{cost}'
         f"<span><b>{duration(seconds)}</b></span></p>{more}</section>"
     )
 
@@ -237,6 +302,27 @@ def teacher_note(reply: Reply) -> str:
     return NO_TEACHER if reply.settings["writes"] else NEVER_TEACHER
 
 
+def hollow(reply: Reply) -> str:
+    """What stands in the place of the slots' states where there is none."""
+    return (
+        ""
+        if reply.slots
+        else f"<p>{slotless(reply) or 'No pauses, so no slots to look into: ask with one pause or more.'}</p>"
+    )
+
+
+def steps_note(reply: Reply) -> str:
+    """Why the slots aren't held against the written steps; nothing where they are, or where there are no slots."""
+    inside = reply.inside
+    if not reply.slots or (inside and inside.steps is not None and inside.steps.shape[1]):
+        return ""
+    if why := slotless(reply):
+        return f"<small>{why}</small>"
+    if reply.explicit:
+        return NO_STEPS
+    return NO_TEACHER if reply.settings["writes"] else NEVER_TEACHER
+
+
 def _written(explicit: Explicit | None, truth: Truth | None) -> str:
     return _steps("The chain, written out", explicit.text, truth) if explicit else ""
 
@@ -266,6 +352,6 @@ def true_answer(truth: Truth, reply: Reply | None = None) -> str:
     whose = OWN if reply is None or answers_own(reply, truth) else OTHERS
     steps = "".join(f"<li>{text(step['text'])}</li>" for step in truth["steps"])
     return (
-        f'<div class="s-truth" role="status"><p>{whose}: <b>{text(truth["answer"])}</b></p>'
+        f'<div class="s-truth" role="status" tabindex="-1"><p>{whose}: <b>{text(truth["answer"])}</b></p>'
         f"<details><summary>The true steps</summary><ol>{steps}</ol></details></div>"
     )

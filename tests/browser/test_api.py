@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 
@@ -28,6 +29,12 @@ def test_two_endpoints_are_public_and_documented(client: Client, server: Server)
     assert names == ["clip", "question", "options", "pauses", "write_chain"]
     assert [parameter["parameter_name"] for parameter in told["/film"]["parameters"]] == ["family", "steps", "seed"]
     assert all(len(endpoint["description"]) > 40 for endpoint in told.values())
+    for endpoint in told.values():
+        assert all(parameter["python_type"]["description"] for parameter in endpoint["parameters"])
+        assert "http" not in json.dumps([parameter["example_input"] for parameter in endpoint["parameters"]])
+    clip, _, options, *_ = told["/think"]["parameters"]
+    assert (ROOT / clip["example_input"]["path"]).is_file()
+    assert (options["parameter_has_default"], options["parameter_default"]) == (True, "")
 
 
 def test_think(client: Client) -> None:
@@ -41,6 +48,31 @@ def test_think(client: Client) -> None:
     assert "states" not in reply
     with pytest.raises(AppError, match="1 option"):
         client.predict(handle_file(str(CLIP)), "Where?", "left", 8, True, api_name="/think")
+
+
+def test_what_is_of_a_wrong_kind_gets_a_sentence(client: Client, server: Server) -> None:
+    before = len(server.log.read_text())
+    clip, question = handle_file(str(CLIP)), "Where is the ball at the end?"
+    for given, told in (
+        ([clip, question, "", None, False], "number of pauses must be a whole number from 0 to 32, not 'None'"),
+        ([clip, question, "", "x", False], "number of pauses"),
+        ([clip, question, "", 2.5, False], "number of pauses"),
+        ([clip, 7, "", 8, False], "question must be text"),
+        ([clip, question, ["left", "right"], 8, False], "options must be text"),
+        ([{"video": clip}, question, "", 8, False], "must be an uploaded file"),
+        ([7, question, "", 8, False], "must be an uploaded file"),
+    ):
+        with pytest.raises(AppError, match=told):
+            client.predict(*given, api_name="/think")
+    for given, told in (
+        (["cups", "abc", 5], "number of steps must be a whole number from 1 to 10"),
+        (["cups", 2.5, 5], "number of steps"),
+        (["cups", 2, "abc"], "seed must be a whole number"),
+        (["chess", 2, 5], "no world"),
+    ):
+        with pytest.raises(AppError, match=told):
+            client.predict(*given, api_name="/film")
+    assert "Traceback" not in server.log.read_text()[before:]
 
 
 def test_film(client: Client) -> None:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Page, Route, expect
 
 from engine import worlds
@@ -271,6 +272,67 @@ def test_what_cannot_be_asked_gets_a_sentence(page: Page) -> None:
     expect(page.locator(".s-error")).to_have_count(0)
 
 
+def test_an_answer_is_seen_keeps_the_keyboard_and_is_told_to_be_old(page: Page) -> None:
+    page.set_viewport_size({"width": 1280, "height": 600})
+    pick(page, 1)
+    expect(page.locator("#examples button").nth(1)).to_have_attribute("aria-pressed", "true")
+    page.mouse.wheel(0, 5000)
+    page.locator("#think").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".s-empty p")).to_be_hidden()
+    expect(page.locator("#asked")).to_be_in_viewport()
+    expect(page.locator("#asked")).to_contain_text(page.locator("#question textarea").input_value())
+    expect(page.locator("#think")).to_be_focused()
+    expect(page.locator("#stale")).to_be_hidden()
+    asked = page.locator("#question textarea").input_value()
+    page.locator("#question textarea").fill("Where was it?")
+    expect(page.locator("#stale")).to_contain_text("asked before")
+    page.locator("#question textarea").fill(asked)
+    expect(page.locator("#stale")).to_be_hidden()
+    page.locator("#pauses input[type=number]").fill("7")
+    expect(page.locator("#stale")).to_be_visible()
+    page.locator("#reveal").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".s-truth")).to_be_focused()
+
+
+def test_filming_is_seen_and_done_once(page: Page) -> None:
+    page.set_viewport_size({"width": 1280, "height": 600})
+    pick(page)
+    page.get_by_role("tab", name="Film a new clip").click()
+    page.mouse.wheel(0, 5000)
+    page.locator("#film").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#film")).to_be_disabled()
+    expect(page.locator("#film")).to_be_enabled()
+    expect(page.locator("#film")).to_have_text("Film it")
+    expect(page.locator("#clip video")).to_have_attribute("src", re.compile("cups-4-7.mp4"))
+    expect(page.locator("#clip")).to_be_in_viewport()
+    expect(page.locator("#film")).to_be_focused()
+    expect(page.locator("#examples button[aria-pressed=true]")).to_have_count(0)
+
+
+def test_a_gif_is_shown_and_answered_and_what_cannot_be_played_is_said(page: Page, tmp_path: Path) -> None:
+    pictures = [Image.new("RGB", (168, 112), (40 * i, 80, 200)) for i in range(6)]
+    pictures[0].save(tmp_path / "mine.gif", save_all=True, append_images=pictures[1:], duration=250)
+    page.locator("#picture").locator("xpath=preceding-sibling::input").set_input_files(str(tmp_path / "mine.gif"))
+    expect(page.locator("#clip video")).to_have_attribute("poster", re.compile("mine.gif"))
+    expect(page.locator("#unplayable")).to_be_hidden()
+    ask(page, ASKED, "left", "right")
+    page.locator("#chain input").uncheck()
+    page.locator("#pauses input[type=number]").fill("0")
+    think(page)
+    tab(page, "Under the hood")
+    expect(page.locator("#inside")).to_contain_text("no slots to look into")
+    for place in ("#slots", "#steps_like h4", "#way", "#layer", "#teacher h4"):
+        expect(page.locator(place)).to_be_hidden()
+    page.locator("#clip button[aria-label=Clear]").click()
+    (tmp_path / "mine.avi").write_bytes(b"RIFF")
+    upload(page, tmp_path / "mine.avi")
+    expect(page.locator("#unplayable")).to_contain_text("can't play this clip")
+    assert page.locator(".toast-body").count() == 0
+
+
 def test_words_stay_words(page: Page) -> None:
     """Neither markup nor special tokens in a question or an option act as such; an unknown question is abstained from."""
     pick(page)
@@ -316,11 +378,23 @@ def test_it_fits_and_can_be_read(page: Page) -> None:
             assert fits(page)
             for plot in plots:
                 uncut(page, plot)
-        for button in ("#think", "#stop", "#download", "#reveal"):
+        for button in (".show-api", "#think", "#stop", "#download", "#reveal"):
             box = page.locator(button).bounding_box()
             assert box is not None
             assert 0 <= box["x"] <= box["x"] + box["width"] <= size["width"]
-    for place in (".s-big", ".s-cost", ".s-share", "#head p", "#chips button", ".s-lead"):
+    for place in (
+        ".s-big",
+        ".s-cost",
+        ".s-share",
+        "#head p",
+        "#chips button",
+        ".s-lead",
+        "footer button",
+        "#pauses .min_value",
+        "#think",
+        "[role=tab].selected",
+        "#asked h2",
+    ):
         readable(page, place, "color", 4.5)
     for place in ("#slots .xtitle", "#slots .ytick text", "#teacher .cbaxis text"):
         readable(page, place, "fill", 3)
