@@ -460,7 +460,9 @@ class Page:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "sotto-reply.html"
             path.write_text(
-                share.page(visit.reply, visit.told, visit.cards() | visit.of_slot() | visit.of_layer(layer)),
+                share.page(
+                    visit.reply, visit.told, visit.cards() | visit.of_slot() | visit.of_layer(layer), int(layer)
+                ),
                 encoding="utf-8",
             )
             yield str(path)

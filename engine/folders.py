@@ -56,8 +56,12 @@ def as_a_whole(place: Path) -> Iterator[Path]:
 def write_whole(place: Path, text: str) -> None:
     """A file in the place of an old one, which whoever reads it meanwhile still finds."""
     made = place.with_name(f"{place.name}.{os.getpid()}{UNFINISHED}")
-    made.write_text(text, encoding="utf-8")
-    os.replace(made, place)
+    try:
+        made.write_text(text, encoding="utf-8")
+        os.replace(made, place)
+    except BaseException:
+        made.unlink(missing_ok=True)
+        raise
 
 
 def restore(out: Path) -> None:

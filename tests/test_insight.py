@@ -160,6 +160,8 @@ def test_a_silent_answer_says_how_it_was_thought_about(reply: Reply) -> None:
     none = replace(reply, slots=0)
     heima = replace(none, settings=ASKED | {"thinks": "tokens", "writes": False}, thoughts="")
     assert "Silent, with 5 pauses" in cards.answers(reply)
+    fed = replace(reply, generated_tokens=9, settings=reply.settings | {"thinks": "fed back"})
+    assert "Silent, with 5 thoughts" in cards.answers(fed)
     assert "At once, without pauses" in cards.answers(none)
     assert "Silent, in thinking tokens" in cards.answers(heima)
     assert "pauses" not in cards.answers(heima)
@@ -296,8 +298,8 @@ def test_a_chain_is_not_charged_for_slots_that_cost_steps(
     thoughts: list[int] = []
     think = generate.think
 
-    def counted(backbone: Any, samples: Any, thought: Any, *more: Any) -> generate.Thoughts:
-        found = think(backbone, samples, thought, *more)
+    def counted(*given: Any, **named: Any) -> generate.Thoughts:
+        found = think(*given, **named)
         thoughts.append(found.count)
         return found
 

@@ -267,7 +267,7 @@ def test_a_model_that_only_knows_its_chain_has_one_answer(reply: Reply) -> None:
     rows = re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td>', panels.compared({"one": only}))
     told = dict(rows)
     assert told["Silent answer"] == "none: it only writes its chain"
-    assert told["Silent tokens and time"] == ""
+    assert told["Silent steps and time"] == ""
     assert "90% sure" in told["Written chain's answer"]
     assert "This model has no slots." in cards.thoughts(only)
     assert told["Thoughts"] in cards.teacher_note(only)
@@ -297,7 +297,8 @@ def test_the_page_to_share_is_whole(reply: Reply) -> None:
         "slots": plots.slots(reply.states, 0, 0), "steps": None, "way": plots.way(reply.states, 0),
         "teacher": plots.teacher(reply.states, reply.answer_state, reply.answer_state, 0),
     }  # fmt: skip
-    page = share.page(reply, None, shown)
+    page = share.page(reply, None, shown, 2)
+    assert "Slot by slot, in layer 2" in page
     assert page.count('class="plotly-graph-div"') == 6
     assert "<i>?" not in page
     assert "<b>right" not in page
@@ -305,8 +306,8 @@ def test_the_page_to_share_is_whole(reply: Reply) -> None:
     assert not re.findall(r'<(?:script|img|link)[^>]*(?:src|href)="(?!data:)', page)
     own = {name: reply.settings[name] for name in ("question", "options")}
     truth = {"answer": "left", "steps": [{"text": "ball starts left"}], "difficulty": 1}
-    assert "True answer: <b>left</b>" in share.page(reply, truth | own, shown)
-    assert "to this clip's own question: <b>left</b>" in share.page(reply, truth | own | {"question": "Why?"}, shown)
+    assert "True answer: <b>left</b>" in share.page(reply, truth | own, shown, 2)
+    assert "to this clip's own question: <b>left</b>" in share.page(reply, truth | own | {"question": "Why?"}, shown, 2)
 
 
 def test_what_was_seen_inside_is_all_in_the_json() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.folders import Journal, as_a_whole, jot, replace_folder, restore
+from engine.folders import Journal, as_a_whole, jot, replace_folder, restore, write_whole
 from tests.serve import ROOT
 
 
@@ -63,3 +63,11 @@ def test_what_stands_is_not_moved_for_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="Nothing was written"), as_a_whole(tmp_path / "best"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    write_whole(tmp_path / "told.json", "{}")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(tmp_path / "told.json", "\ud800")
+    assert [path.name for path in tmp_path.iterdir()] == ["told.json"]
+    assert (tmp_path / "told.json").read_text() == "{}"

@@ -204,7 +204,8 @@ def answers(reply: Reply, truth: Truth | None = None) -> str:
 def _silently(reply: Reply) -> str:
     """A silent answer's title: how it was thought about."""
     if reply.slots:
-        return f"Silent, with {reply.slots} pause{'s' * (reply.slots != 1)}"
+        what = "thought" if reply.settings["thinks"] == "fed back" else "pause"
+        return f"Silent, with {reply.slots} {what}{'s' * (reply.slots != 1)}"
     return "Silent, in thinking tokens" if reply.settings["thinks"] == "tokens" else "At once, without pauses"
 
 

@@ -260,7 +260,7 @@ def compared(replies: Mapping[str, Reply], truth: Mapping[str, object] | None = 
 
 
 def _column(reply: Reply, truth: Mapping[str, object] | None) -> dict[str, str]:
-    """What one model did, aspect by aspect, as HTML."""
+    """What one model did, aspect by aspect, as HTML. A step is a token written or a thought fed back."""
 
     def answered(words: str) -> str:
         return (text(words) or "(nothing)") + (mark(words == truth["answer"], True) if truth else "")
@@ -273,7 +273,7 @@ def _column(reply: Reply, truth: Mapping[str, object] | None) -> dict[str, str]:
     return {
         "Silent answer": f"<b>{answered(reply.answer)}</b>{sure}" if silent else "none: it only writes its chain",
         "Slots": str(reply.slots),
-        "Silent tokens and time": f"{reply.generated_tokens}, {duration(reply.seconds['think'] + reply.seconds['answer'])}"
+        "Silent steps and time": f"{reply.generated_tokens}, {duration(reply.seconds['think'] + reply.seconds['answer'])}"
         if silent
         else "",
         "Written chain's answer": f"<b>{answered(chain.answer)}</b>{'' if silent else sure}" if chain else no_chain,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine import __version__
 from engine.ask import Reply
 from engine.insight import plots
 from engine.page import cards, panels
@@ -22,7 +23,7 @@ small{color:var(--s-quiet)}@media(prefers-color-scheme:dark){:root{--s-quiet:#a1
 --s-wrong:#f87171;--s-warn:#fbbf24;--s-warn-soft:#78350f33;--s-error-soft:#7f1d1d33}}"""
 
 
-def page(reply: Reply, truth: Truth | None, shown: Mapping[str, Any]) -> str:
+def page(reply: Reply, truth: Truth | None, shown: Mapping[str, Any], layer: int) -> str:
     """shown: what stands on the page for the chosen slot and layer, HTML and figures, by name."""
     asked = reply.settings
     options = "".join(f"<li>{text(option)}</li>" for option in asked["options"])
@@ -37,7 +38,7 @@ def page(reply: Reply, truth: Truth | None, shown: Mapping[str, Any]) -> str:
             panels.matters(reply) + _drawn(shown.get("changed")) + panels.meanings(inside),
         ),
         ("How many thoughts?", panels.MANY, panels.many(reply) + _drawn(_by_number(reply))),
-        ("Under the hood", panels.HOOD, _hood(shown) + shown.get("lens", "") + panels.collapsed(inside)),
+        ("Under the hood", panels.HOOD, _hood(reply, shown, layer) + shown.get("lens", "") + panels.collapsed(inside)),
     ]
     body = "".join(f"<h2>{title}</h2>{panels.lead(sentence)}{inner}" for title, sentence, inner in parts)
     told = cards.true_answer(truth, reply) if truth else ""
@@ -46,7 +47,8 @@ def page(reply: Reply, truth: Truth | None, shown: Mapping[str, Any]) -> str:
         f"<title>Sotto: one clip, thought about in silence</title><style>{LOOKS.read_text(encoding='utf-8')}{GROUND}</style>"
         f"<script>{_plotly()}</script><h1>Sotto: one clip, thought about in silence</h1>"
         f"<p><b>{text(asked['question'])}</b></p><ol type='A'>{options}</ol><p><small>{text(settings)}</small></p>"
-        f"{told}{cards.notices(reply)}{shown['answers']}{shown['compared']}{body}</html>"
+        f"{told}{cards.notices(reply)}{shown['answers']}{shown['compared']}{body}"
+        f"<p><small>Sotto {__version__}</small></p></html>"
     )
 
 
@@ -67,11 +69,13 @@ def _by_number(reply: Reply) -> Any:
     return plots.by_number(fewer, [option.text for option in reply.options]) if fewer else None
 
 
-def _hood(shown: Mapping[str, Any]) -> str:
+def _hood(reply: Reply, shown: Mapping[str, Any], layer: int) -> str:
     named = {
-        "slots": "Slot by slot, in one layer",
+        "slots": f"Slot by slot, in layer {layer}",
         "steps": "Slots against the written steps, in the same layer",
         "teacher": "Layer by layer, against the written chain's answer",
         "way": "The slots' way through the layers",
     }
-    return "".join(f"<h3>{title}</h3>{_drawn(shown[name])}" for name, title in named.items() if shown[name] is not None)
+    below = {"teacher": cards.teacher_note(reply)}
+    drawn = {name: _drawn(shown[name]) + below.get(name, "") for name in named if shown[name] is not None}
+    return "".join(f"<h3>{named[name]}</h3>{figure}" for name, figure in drawn.items())
