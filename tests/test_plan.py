@@ -321,3 +321,16 @@ def test_data_that_is_not_there_is_assumed_and_a_faulty_row_is_said(
         assert main("", PauseDistillation, config) == code
         said = capsys.readouterr()
         assert told in (said.err if code else said.out)
+
+
+def test_a_vision_encoder_that_stays_as_it_is_is_not_counted_as_trained() -> None:
+    trained = {}
+    for vision in (True, False):
+        model, method = tiny.tiny_backbone(), PauseDistillation()
+        sample = Sample(tiny.clip(model, 1), "What?", (), ("a",), "b", "free-form")
+        passed = pack([method.layout(sample, np.random.default_rng(0))], model.encode, model.pad)
+        made = plan(Training(vision=vision), method, None, model, torch.nn.ModuleDict(), passed)
+        trained[vision] = made.trained
+    language = {id(parameter) for parameter in model.language_model().parameters()}
+    eyes = sum(p.numel() for p in model.model.parameters() if id(p) not in language)
+    assert trained[True] - trained[False] == eyes > 0

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.config import ConfigError
 from engine.evaluation import evaluate, wilson
+from engine.folders import fingerprint
 from tests.tiny import tiny_backbone, tiny_llama
 from train import table, tested
 from train.table import main
@@ -284,6 +285,15 @@ def test_a_run_made_otherwise_is_refused(place, capsys):
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
     assert main(["--config", config(place)]) == 2
     assert "was started from other weights" in capsys.readouterr().err
+    before = {
+        name: told for name, told in json.loads(kept).items() if name != "start"
+    }  # as an earlier version began it
+    run.write_text(json.dumps(before))
+    for told, said in (("another", "was started from other weights"), (fingerprint(weights.parent), "")):
+        (run.parent / "start.txt").write_text(told)
+        main(["--config", config(place), "--finished", "--rows", "answer-only"])
+        err = capsys.readouterr().err
+        assert f"{run.parent} {said}" in err if said else f"{run.parent} was started" not in err
 
 
 def test_stages_are_one_budget(place):
