@@ -208,7 +208,7 @@ def test_nothing_is_written_past_the_last_position():
     written = generate.explicit(gpt2, thoughts, limit=1000)
     assert int(thoughts.after_context) + written.tokens[0] == gpt2.most_positions
     assert written.ids == generate.explicit(gpt2, thoughts, limit=written.tokens[0]).ids
-    with pytest.raises(ValueError, match=r"this model has learnt 256"):
+    with pytest.raises(ValueError, match=r"this model supports 256"):
         generate.think(gpt2, [replace(asked, question="How many? " * 40)], ())
 
 

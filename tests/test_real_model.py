@@ -323,7 +323,8 @@ def test_other_models_get_no_advice_that_can_not_work(app, folder, clip, method,
     settings = told["visit"].reply.settings
     assert (settings["taught"], settings["thinks"]) == (model.taught, thinks)
     assert "ask with" not in told["matters"] + told["many"] + told["strip"]
-    assert ("pauses" in told["answers"]) == (thinks != "tokens")
+    title = {"": "with 2 pauses", "fed back": "with 2 thoughts", "tokens": "in thinking tokens"}
+    assert f"Silent, {title[thinks]}" in told["answers"]
 
 
 def test_a_compared_model_takes_the_clip_as_it_takes_clips(app, folder, clip):
@@ -360,7 +361,8 @@ def test_models_of_the_same_name_are_told_apart(app, folder, tmp_path, monkeypat
     assert list(pages[0].others) == ["small pause (2)"]
     assert pages[0].others["small pause (2)"].name == "small pause (2)"
     parts = {block.elem_id: block for block in pages[0].build().blocks.values() if block.elem_id}
-    assert parts["other"].choices == [("no other", ""), ("small pause (2)", "small pause (2)")]
+    phrase = "small pause (2): never trained to think in silence"
+    assert parts["other"].choices == [("no other", ""), (phrase, "small pause (2)")]
     assert app.beside(None, [first]) == [first]  # with an adapter, the page's model isn't what the folder holds
     assert app.beside("some/model", ["some/model", "some/other"]) == ["some/other"]
 
