@@ -214,7 +214,7 @@ def test_data_that_is_not_there_is_assumed_and_a_faulty_row_is_said(
         ([row | {"video": "later.mp4"}], 0, "4 of answer\n"),
         ([row], 0, "1 of the data"),
         ([row | {"answer": ""}, row | {"video": "later.mp4"}], 2, "line 1: answer is empty"),
-        ([], 2, "holds nothing"),
+        ([], 2, "holds no rows"),
     ):
         if rows is not None:
             (tmp_path / "rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
