@@ -40,6 +40,7 @@ except ImportError:
 
 import gradio as gr
 import torch
+from gradio.components.api_component import Api
 from starlette.middleware import Middleware
 
 from engine import __version__, ask, models, worlds
@@ -280,8 +281,8 @@ def beside(own: str | Path | None, wanted: Sequence[str | Path]) -> list[str | P
 
 def row(names: Sequence[str], **values: Any) -> Row:
     """New values of the components called `names`; those not given stay as they are. A plot that is None isn't there."""
-    plots = {name: gr.Plot(values[name], visible=values[name] is not None) for name in PLOTS if name in values}
-    return [(values | plots).get(name, gr.skip()) for name in names]
+    drawn = {name: gr.Plot(values[name], visible=values[name] is not None) for name in PLOTS if name in values}
+    return [(values | drawn).get(name, gr.skip()) for name in names]
 
 
 def busy() -> list[Any]:
@@ -292,6 +293,13 @@ def busy() -> list[Any]:
 def idle() -> list[Any]:
     """Status and the two buttons when nothing runs, whether it was finished, stopped, or failed."""
     return ["", gr.Button("Think", interactive=True), gr.Button(interactive=False)]
+
+
+def component(given: api.Parameter) -> Api:
+    """A parameter of the API, which stands nowhere on the page."""
+    made = Api(given.default, given.schema, given.label)
+    made.example_payload = lambda: given.example  # type: ignore[method-assign]  # of a subclass Gradio writes a stub to the disk
+    return made
 
 
 def film_busy() -> gr.Button:
@@ -434,7 +442,7 @@ class Page:
             shown = row(
                 RESULTS, visit=visit, notices=cards.notices(reply), empty=gr.HTML(visible=False),
                 shown=gr.Column(visible=True), note=cards.teacher_note(reply),
-                hollow=cards.hollow(reply), against=cards.steps_note(reply),
+                hollow=panels.hollow(reply), against=cards.steps_note(reply),
                 matters=panels.matters(reply), meanings=panels.meanings(inside), many=panels.many(reply),
                 collapsed=panels.collapsed(inside),
                 by_number=plots.by_number(inside.fewer, options) if inside and inside.fewer else None,
@@ -633,10 +641,10 @@ class Page:
             ends: dict[str, Any] = {"cancels": [answered]}  # in the line or at work, it makes room for others
             stop.click(None, **ends)
             picks.click(self.on_pick, visit, filled, **told(queue=False, **ends))
-            filming = film.click(film_busy, None, film, js="() => sotto.filming()", **told(queue=False, **ends))
-            filmed_ = filming.then(self.on_film, [family, steps, seed, visit], filled,
-                                   **told(show_progress="full", show_progress_on=clip, **film_turn))  # fmt: skip
-            for ended in (filmed_.then, filmed_.failure):
+            begun = film.click(film_busy, None, film, js="() => sotto.filming()", **told(queue=False, **ends))
+            filming = begun.then(self.on_film, [family, steps, seed, visit], filled,
+                                 **told(show_progress="full", show_progress_on=clip, **film_turn))  # fmt: skip
+            for ended in (filming.then, filming.failure):
                 ended(film_idle, None, film, **told(queue=False)).then(None, js="() => sotto.filmed()")
             gr.on([clip.upload, clip.clear], self.on_clip, [clip, visit], cleared, **told(queue=False, **ends))
             # Set in the browser alone, as Gradio would convert on this machine what its player can't play.
@@ -654,11 +662,10 @@ class Page:
 
             # The API, through a button that nobody sees.
             called, reply = gr.Button(visible=False), gr.JSON(visible=False, label="reply")
-            called.click(
-                self.think, api.to_think(clip, MOST_PAUSES, pauses.value), reply, api_name="think", **model_turn
-            )
-            called.click(self.film, api.to_film(worlds.FAMILIES, MOST_STEPS, LONGEST_SEED - 1), [clip, question, options],
-                         api_name="film", **film_turn)  # fmt: skip
+            asks = map(component, api.to_think(clip.api_info(), MOST_PAUSES, pauses.value))
+            films = map(component, api.to_film(worlds.FAMILIES, MOST_STEPS, LONGEST_SEED - 1))
+            called.click(self.think, [*asks], reply, api_name="think", **model_turn)
+            called.click(self.film, [*films], [clip, question, options], api_name="film", **film_turn)
         return demo.queue(max_size=LINE, api_open=False)  # nobody passes the line
 
 

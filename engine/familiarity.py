@@ -59,11 +59,10 @@ class Familiarity:
 
     def longer(self, clip: Frames) -> str:
         """That a clip is longer than those that were trained on, in a sentence; "" where it isn't."""
-        seconds = len(clip.pixels) * clip.seconds
-        if seconds < self.longest * LONGER:
+        if clip.duration < self.longest * LONGER:
             return ""
         return (
-            f"This clip, {seconds:.1f} s long, is longer than all that this model was trained on (up to {self.longest:g} s): "
+            f"This clip, {clip.duration:.1f} s long, is longer than all that this model was trained on (up to {self.longest:g} s): "
             "hardly anything it has learnt carries over to longer clips."
         )
 
@@ -102,7 +101,7 @@ def fit(
     backbone: Backbone, known: Iterable[tuple[Asked, Frames]], held_out: Iterable[Frames], pass_share: float = 0.99
 ) -> Familiarity:
     """Fits on `known` clips, each with what was asked about it; the limit lets `pass_share` of the `held_out` clips through."""
-    told = ((each, feature(backbone, clip), len(clip.pixels) * clip.seconds) for each, clip in known)
+    told = ((each, feature(backbone, clip), clip.duration) for each, clip in known)
     asked, found, seconds = zip(*told, strict=True)
     features, questions = torch.stack(found), [each.question for each in asked]
     names = tuple(dict.fromkeys(questions))

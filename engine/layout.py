@@ -51,6 +51,11 @@ class Frames:
     seconds: float  # from one frame to the next
     still: bool = False  # an image rather than a video: its first frame counts
 
+    @property
+    def duration(self) -> float:
+        """Seconds that its frames stand for."""
+        return len(self.pixels) * self.seconds
+
 
 @dataclass(frozen=True, eq=False)
 class Visual:

@@ -23,12 +23,8 @@ INDIFFERENT = ("device", "workers", "log_every", "save_every", "keep", "only_eva
 MAY_CHANGE = (
     *INDIFFERENT, "steps", "batch", "accumulate", "gradient_checkpointing", "parallel", "unreadable", "validate_every",
 )  # fmt: skip
-UNCOMPARED = (
-    "processes",
-    "hardware",
-    "validation",
-    "start",
-)  # sections that don't count, or are looked at by themselves
+# Sections that don't count, or are looked at by themselves.
+UNCOMPARED = ("processes", "hardware", "validation", "start")
 # What reading a damaged checkpoint raises, one of other shapes, or of other parts.
 UNREADABLE = (
     OSError, RuntimeError, ValueError, LookupError, EOFError, UnpicklingError, SafetensorError, CheckpointException,

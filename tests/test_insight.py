@@ -23,7 +23,7 @@ from engine.methods.heima import Heima, Interpreters
 from engine.methods.method import Method
 from engine.methods.pause import PauseDistillation
 from engine.methods.steps import StepSupervision
-from engine.page import cards
+from engine.page import cards, panels
 from engine.video import read
 from tests import tiny
 from tests.serve import ROOT
@@ -187,8 +187,8 @@ def test_an_answer_says_who_was_asked_what(reply: Reply) -> None:
 
 def test_where_there_is_nothing_to_draw_a_sentence_says_why(reply: Reply) -> None:
     asked = replace(reply, settings=ASKED | {"pauses": 0})
-    assert cards.hollow(asked) == ""
-    assert "ask with one pause or more" in cards.hollow(replace(asked, slots=0))
+    assert panels.hollow(asked) == ""
+    assert "ask with one pause or more" in panels.hollow(replace(asked, slots=0))
     assert cards.steps_note(replace(asked, slots=0)) == ""
     assert cards.steps_note(asked) == cards.NO_STEPS
     assert cards.steps_note(replace(asked, explicit=None)) == cards.NO_TEACHER

@@ -197,8 +197,8 @@ def main(
     translate: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: values,
     validated: Callable[[Run, Method], HeldOut] | None = None,
 ) -> int:
-    """Runs a training script for one method's dataclass. validated: what scores it (default: `validation`). Exit code 2 with one sentence for a bad configuration, or for files that
-    can't be read or written."""
+    """Runs a training script for one method's dataclass. validated: what scores it (default: `validation`). Exit code 2 with one
+    sentence for a bad configuration, or for files that can't be read or written."""
     try:
         asked = arguments(description, argv, translate)
         held = validated or validation

@@ -23,9 +23,7 @@ from engine.resume import INDIFFERENT, first_difference
 from train.command import Run, over, section
 from train.heima import Planned, plan
 
-START = (
-    "start.txt"  # in the folder of a run that an earlier version began: what tells the weights that it was started from
-)
+START = "start.txt"  # beside a run that an earlier version began: what tells the weights that it was started from
 OWN = {"method", "training", "lora", "validation", "worlds", "text_worlds"}  # a run's sections without a file of data
 
 

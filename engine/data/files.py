@@ -272,10 +272,10 @@ def lines(path: Path) -> Rows:
 def json_rows(path: Path) -> Rows:
     """The elements of a JSON list (its first is sample 0), or JSON lines. Errors: ConfigError for a list without an end, or
     a file without rows or of another kind; OSError."""
-    expect_text(path)
-    state = _state(path)
     if not is_list(path):
         return lines(path)
+    expect_text(path)
+    state = _state(path)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
         try:
             spans = np.array(list(_elements(text)), np.int64).reshape(-1, 2)
@@ -300,21 +300,25 @@ def is_object(path: Path, start: int, stop: int) -> bool:
     read only where that line is the beginning of one. Errors: OSError."""
     with path.open("rb") as file:
         file.seek(start)
-        first = file.read(stop - start).decode("utf-8-sig", errors="replace").strip()
-        try:
-            json.loads(first)
-        except json.JSONDecodeError as error:
-            if not first.startswith("{") or error.pos < len(first):  # a row that is broken
-                return False
-        except (ValueError, RecursionError):
-            return False
-        else:
+        if not _begins_object(file.read(stop - start)):
             return False
         file.seek(start)
         try:
             return isinstance(as_json(written(file.read())), dict)
         except BadRow:
             return False
+
+
+def _begins_object(line: bytes) -> bool:
+    """Is it JSON of an object that has no end, rather than a whole row, or a broken one?"""
+    text = line.decode("utf-8-sig", errors="replace").strip()
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return text.startswith("{") and error.pos >= len(text)
+    except (ValueError, RecursionError):
+        pass
+    return False
 
 
 # What a JSON list falls apart at: texts, and objects that hold no other objects, as a whole, which is three times as fast as

@@ -84,10 +84,9 @@ class Codi(Method):
         readings: tuple[Reading, ...] = ()
         if self.steps:  # z_n too, which is never fed
             groups = [[(think[1], i - 1)] for i in range(self.num_latent + 1)]
-            steps, joint = sample.steps, "\n"
-            if (
-                between == " "
-            ):  # the published decoder reads the chain's own tokens, in which the space begins the next step
+            steps, joint = sample.steps, between
+            # The published decoder reads the chain's own tokens, in which the space begins the next step.
+            if between == " ":
                 steps, joint = (*steps[:1], *(f" {step}" for step in steps[1:])), ""
             readings = self.steps.readings(groups, steps, sample.answer, rng, joint)
         branches = {

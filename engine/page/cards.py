@@ -45,14 +45,8 @@ Think to ask anew.</span><span class="s-again">This is the answer before: the ne
 UNPLAYABLE = (
     """<div class="s-banner" role="status">Your browser can't play this clip; the model may still read it.</div>"""
 )
-PICTURES = [
-    ".gif",
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".webp",
-    ".bmp",
-]  # that are uploaded apart, as Gradio's player takes films alone
+# Uploaded apart, as Gradio's player takes films alone.
+PICTURES = [".gif", ".png", ".jpg", ".jpeg", ".webp", ".bmp"]
 STEPS = {"cups": "swap", "relay": "touch", "tally": "number"}  # what a step of each world is
 CHAIN = "Writing the chain out"
 STAGES = ("Reading the clip", "Thinking silently", "Answering", "Saying the thoughts", CHAIN, "Looking inside")
@@ -300,16 +294,12 @@ def teacher_note(reply: Reply) -> str:
         return TEACHER
     if not reply.settings["silent"]:
         return f"<small>{NO_SLOTS}</small>"
+    return _chainless(reply)
+
+
+def _chainless(reply: Reply) -> str:
+    """Why there is no written chain to compare the slots with."""
     return NO_TEACHER if reply.settings["writes"] else NEVER_TEACHER
-
-
-def hollow(reply: Reply) -> str:
-    """What stands in the place of the slots' states where there is none."""
-    return (
-        ""
-        if reply.slots
-        else f"<p>{slotless(reply) or 'No pauses, so no slots to look into: ask with one pause or more.'}</p>"
-    )
 
 
 def steps_note(reply: Reply) -> str:
@@ -321,7 +311,7 @@ def steps_note(reply: Reply) -> str:
         return f"<small>{why}</small>"
     if reply.explicit:
         return NO_STEPS
-    return NO_TEACHER if reply.settings["writes"] else NEVER_TEACHER
+    return _chainless(reply)
 
 
 def _written(explicit: Explicit | None, truth: Truth | None) -> str:

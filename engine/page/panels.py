@@ -138,6 +138,11 @@ def _lacking(reply: Reply, why: str, among: bool = True) -> str:
     return slotless(reply) or f"{why}: ask with {' and with '.join(wanted) or ONE}."
 
 
+def hollow(reply: Reply) -> str:
+    """What stands in the place of the slots' states where there is none."""
+    return "" if reply.slots else f"<p>{_lacking(reply, 'No pauses, so no slots to look into', among=False)}</p>"
+
+
 def verdict(inside: Inside, options: Sequence[str]) -> str:
     """One sentence: do the slots matter for this answer? By what it becomes when nothing may look at them; where it stays what it
     is, which a guess may be by chance, by whether it follows the slots of a clip that is answered otherwise."""
