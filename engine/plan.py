@@ -35,7 +35,7 @@ from engine.layout import Packed
 from engine.loop import looped
 from engine.methods.method import Method
 from engine.muon import Muon
-from engine.training import Training, companions_alone, freeze_vision, optimizers
+from engine.recipe import Training, companions_alone, freeze_vision, optimizers
 
 SHAPES = Path(__file__).with_name("shapes.json")  # published models' configurations, as far as they decide their size
 GPUS = (1, 4, 8)  # that a plan is made for

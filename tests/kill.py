@@ -41,7 +41,8 @@ from engine.data.worlds import WorldsSource
 from engine.folders import checkpoints
 from engine.methods.method import Outcome
 from engine.methods.pause import PauseDistillation
-from engine.training import Training, train
+from engine.recipe import Training
+from engine.training import train
 from tests.tiny import tiny_backbone
 
 STEPS, SAVE = 8, 2

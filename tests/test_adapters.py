@@ -26,7 +26,8 @@ from engine.folders import checkpoints
 from engine.methods import from_description
 from engine.methods.codi import PROJECTOR, Codi
 from engine.methods.heima import Heima, Interpreters
-from engine.training import Training, made_ready, train
+from engine.recipe import Training
+from engine.training import made_ready, train
 from engine.video import Sampling, read
 from tests import tiny
 

@@ -15,11 +15,12 @@ from PIL import Image
 
 from engine.__main__ import main
 from engine.config import ConfigError
-from engine.data import check, files
+from engine.data import check
 from engine.data.aokvqa import MultimodalCoconutSource
 from engine.data.codi_json import CodiSource
 from engine.data.files import FileSource, Rows, json_rows
 from engine.data.jsonl import JsonlSource
+from engine.data.values import BadRow, as_json, written
 from engine.data.video_r1 import VideoR1Source
 from tests.media import write
 from tests.test_readers import AOKVQA, CODI, ICOT, PROSQA, SECTIONS, turn
@@ -314,7 +315,7 @@ def test_rows_of_a_list_are_found_wherever_they_stand(tmp_path):
         indent, ascii_only = rng.choice([None, 1]), rng.random() < 0.5
         path.write_text(rng.choice(["", " \n", "\ufeff"]) + json.dumps(rows, indent=indent, ensure_ascii=ascii_only) + "\n")  # fmt: skip
         found: Rows = json_rows(path)
-        assert [files.as_json(files.written(text)) for text in found.texts(range(len(found)))] == rows
+        assert [as_json(written(text)) for text in found.texts(range(len(found)))] == rows
 
 
 def test_a_file_that_changes_under_way_is_said(tmp_path):
@@ -356,5 +357,5 @@ def test_readers_never_fail_but_with_a_bad_row(folder):
         for _ in range(150):
             changed = {key: rng.choice(strange) if rng.random() < 0.3 else value for key, value in row.items()}
             for _, raw in source.parts(changed):
-                with suppress(files.BadRow):
+                with suppress(BadRow):
                     assert source.parse(raw).answer

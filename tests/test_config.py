@@ -8,7 +8,7 @@ import pytest
 
 from engine.config import ConfigError, build, convert, read_yaml
 from engine.methods.pause import PauseDistillation
-from engine.training import Training
+from engine.recipe import Training
 from train.command import arguments, changed, main
 
 

@@ -11,7 +11,8 @@ from engine.config import ConfigError
 from engine.data.worlds import WorldsSource
 from engine.loop import looped, unrolled
 from engine.methods.controls import Silent
-from engine.training import Training, train
+from engine.recipe import Training
+from engine.training import train
 from tests.test_training import losses
 from tests.tiny import tiny_backbone
 

@@ -33,7 +33,8 @@ from engine.methods.lookup import Lookup
 from engine.methods.method import COMPANIONS, META, Method, run
 from engine.methods.pause import PauseDistillation
 from engine.methods.steps import StepSupervision
-from engine.training import Training, made_ready, train
+from engine.recipe import Training
+from engine.training import made_ready, train
 from engine.video import Sampling
 from tests.tiny import tiny_backbone, tiny_gpt2, tiny_llama
 from train import codi, lookup

@@ -22,7 +22,8 @@ from engine.layout import pack
 from engine.methods.coconut import Coconut
 from engine.methods.controls import Explicit
 from engine.parallel import How, way
-from engine.training import Training, train
+from engine.recipe import Training
+from engine.training import train
 from tests import tiny
 from tests.serve import ROOT
 from tests.test_latents import layouts_of
@@ -160,7 +161,8 @@ def test_more_segments_change_no_result(epoch: int) -> None:
 SCRIPT = """
 import json, sys
 from engine.methods.pause import PauseDistillation
-from engine.training import Training, train
+from engine.training import train
+from engine.recipe import Training
 from tests.two import CASES
 case = next(case for case in CASES if case.name == "pause")
 train(Training(**json.loads(sys.argv[1])), case.method, case.source, lambda *_: {"accuracy": 0.5}, True)

@@ -31,8 +31,8 @@ from engine.methods.method import Method, run
 from engine.methods.pause import PauseDistillation
 from engine.methods.steps import StepSupervision
 from engine.plan import CARDS, SHAPES, Plan, outline, outlined_companions, plan, shape
+from engine.recipe import Training, optimizers
 from engine.recompute import recompute_layers
-from engine.training import Training, optimizers
 from tests import tiny
 from tests.serve import ROOT
 from train.command import main

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from engine.config import ConfigError
-from engine.exams.protocols import PROTOCOLS, Graded, figures, questions, summary, table
+from engine.exams.protocols import PROTOCOLS, Graded, figures, questions, summary
+from engine.exams.tables import table
 
 
 def picture(side: int = 56) -> bytes:

@@ -27,8 +27,9 @@ from engine.methods.heima import Interpreters
 from engine.methods.method import COMPANIONS
 from engine.methods.pause import PauseDistillation
 from engine.methods.steps import StepSupervision
+from engine.recipe import ABOVE_NONE, COUNTED, FROM_NONE, Training, learning_rate, optimizers
 from engine.resume import start_of
-from engine.training import Training, learning_rate, optimizers, train, without_bf16
+from engine.training import train, without_bf16
 from tests.tiny import tiny_backbone, tiny_gpt2
 from train.command import HeldOut, evaluated
 
@@ -279,7 +280,7 @@ def test_a_half_written_checkpoint_is_not_taken(start, tmp_path):
 def test_adamw_remembers_as_long_as_it_is_told(start):
     model = load(start).model
     for config, remembered in ((Training(), 0.999), (Training(beta2=0.98), 0.98)):
-        (adamw,) = training.optimizers(config, model)
+        (adamw,) = optimizers(config, model)
         assert {group["betas"] for group in adamw.param_groups} == {(0.9, remembered)}
 
 
@@ -307,9 +308,9 @@ def test_the_learning_rate_rises_and_falls():
         ({"init": "no/such/folder"}, "no folder"),
         *(({"init": name}, f"no folder {name} ") for name in ("/nope", "./nope", "~/nope")),
         ({"lr": float("inf")}, "^lr is inf"),
-        *(({name: 0}, f"^{name} is 0: it must be 1 or more") for name in training.COUNTED),
-        *(({name: -1}, f"^{name} is -1: it must be 0 or more") for name in training.FROM_NONE),
-        *(({name: 0}, f"^{name} is 0: it must be above 0") for name in training.ABOVE_NONE),
+        *(({name: 0}, f"^{name} is 0: it must be 1 or more") for name in COUNTED),
+        *(({name: -1}, f"^{name} is -1: it must be 0 or more") for name in FROM_NONE),
+        *(({name: 0}, f"^{name} is 0: it must be above 0") for name in ABOVE_NONE),
         ({"lr": float("nan")}, "^lr is nan"),
         ({"unreadable": 1.5}, "^unreadable is 1.5"),
         ({"unreadable": -0.1}, "^unreadable is -0.1"),

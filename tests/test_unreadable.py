@@ -11,7 +11,8 @@ from engine.config import ConfigError, build
 from engine.container import VideoError
 from engine.data.jsonl import JsonlSource
 from engine.methods.controls import Explicit
-from engine.training import Training, train
+from engine.recipe import Training
+from engine.training import train
 from tests.media import write
 from tests.tiny import tiny_backbone, tiny_gpt2
 from train.command import Run, held_out, main, validation

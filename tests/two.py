@@ -35,7 +35,8 @@ from engine.methods.heima import Interpreters
 from engine.methods.method import Method
 from engine.methods.pause import PauseDistillation
 from engine.methods.steps import StepSupervision
-from engine.training import Training, train
+from engine.recipe import Training
+from engine.training import train
 from tests.kill import ended, forked
 from tests.tiny import chains, tiny_backbone, tiny_gpt2, tiny_llama
 

@@ -35,7 +35,8 @@ from engine.data.video_r1 import VideoR1Source
 from engine.data.worlds import WorldsSource
 from engine.evaluation import Outcome, evaluate, mean
 from engine.methods.method import MOST_SLOTS, Method
-from engine.training import Training, Validate, train
+from engine.recipe import Training
+from engine.training import Validate, train
 from train import planned
 
 Source = (

@@ -17,15 +17,16 @@ from engine.backbones.base import Backbone
 from engine.batches import epoch_of
 from engine.config import ConfigError
 from engine.container import VideoError
-from engine.data.files import FileSource, NoFile
+from engine.data.files import FileSource
 from engine.data.media import FilmedSource, PicturedSource
 from engine.data.samples import Dialect, Sample, looked_at
+from engine.data.values import NoFile
 from engine.footage import Footage
 from engine.layout import Frames, Packed, Seen, pack
 from engine.methods.heima import Heima, Interpreters
 from engine.methods.method import Method
 from engine.plan import CARDS, CHARACTERS, outline, outlined_companions, plan, table
-from engine.training import Training, expect_fitting, expect_sound
+from engine.recipe import Training, expect_fitting, expect_sound
 
 if TYPE_CHECKING:
     from train.command import Asked, Run, Source

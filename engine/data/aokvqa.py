@@ -13,9 +13,10 @@ from typing import Any
 
 from engine.config import ConfigError
 from engine.data.coconut_json import problem
-from engine.data.files import BadRow, Rows, distinct, field, json_rows, said, text
+from engine.data.files import Rows, json_rows
 from engine.data.media import PicturedSource
 from engine.data.samples import Sample
+from engine.data.values import BadRow, distinct, field, said, text
 from engine.folders import write_whole
 from engine.footage import Footage
 

@@ -16,12 +16,13 @@ from engine.container import VideoError
 from engine.data.aokvqa import AokvqaSource, MultimodalCoconutSource
 from engine.data.coconut_json import CoconutSource
 from engine.data.codi_json import CodiSource
-from engine.data.files import NUMBER, ONE_OBJECT, BadRow, FileSource, NoFile
+from engine.data.files import ONE_OBJECT, FileSource
 from engine.data.gsm8k_icot import Gsm8kIcotSource
 from engine.data.jsonl import JsonlSource
 from engine.data.llava_cot import LlavaCotSource
 from engine.data.media import MediaSource
 from engine.data.samples import Sample, letter
+from engine.data.values import NUMBER, BadRow, NoFile
 from engine.data.video_r1 import VideoR1Source
 from engine.footage import Footage
 

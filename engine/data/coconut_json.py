@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.data.files import BadRow, FileSource, Rows, answered, field, json_rows, said, text
+from engine.data.files import FileSource, Rows, json_rows
 from engine.data.samples import Sample
+from engine.data.values import BadRow, answered, field, said, text
 
 BEYOND_TEXT = ("video", "image", "images", "image_path", "options")
 

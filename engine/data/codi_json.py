@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.data.files import BadRow, FileSource, Rows, answered, equations, field, json_rows, text
+from engine.data.files import FileSource, Rows, json_rows
 from engine.data.samples import Sample
+from engine.data.values import BadRow, answered, equations, field, text
 
 # Where a sentence ends: not in 3.5, nor after the number of a list's item ("1. "), nor after a title.
 SENTENCE = re.compile(

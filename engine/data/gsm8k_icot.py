@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.data.files import BadRow, FileSource, Rows, answered, equations, lines, said, written
+from engine.data.files import FileSource, Rows, lines
 from engine.data.samples import Sample
+from engine.data.values import BadRow, answered, equations, said, written
 
 
 @dataclass(frozen=True)

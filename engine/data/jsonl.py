@@ -28,22 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.data.files import (
-    NUMBER,
-    BadRow,
-    Rows,
-    answered,
-    chosen,
-    distinct,
-    field,
-    fitting,
-    lines,
-    said,
-    text,
-    unlettered,
-)
+from engine.data.files import Rows, lines
 from engine.data.media import FilmedSource, sampled
 from engine.data.samples import TYPE_HINTS, Dialect, Sample, with_options
+from engine.data.values import NUMBER, BadRow, answered, chosen, distinct, field, fitting, said, text, unlettered
 from engine.footage import Footage
 
 SHOWN = ("video", "image", "images")

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.data.files import BadRow, Rows, field, json_rows, said, text
+from engine.data.files import Rows, json_rows
 from engine.data.media import PicturedSource
 from engine.data.samples import Sample
+from engine.data.values import BadRow, field, said, text
 
 SECTIONS = ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")
 SECTION = re.compile(r"<([A-Z_]+)>(.*?)</\1>", re.DOTALL)

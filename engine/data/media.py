@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import ConfigError
-from engine.data.files import FileSource, NoFile
+from engine.data.files import FileSource
+from engine.data.values import NoFile
 from engine.footage import Footage
 from engine.video import Sampling
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.data.files import BadRow, Rows, chosen, distinct, fitting, json_rows, said, text, unlettered
+from engine.data.files import Rows, json_rows
 from engine.data.media import FilmedSource
 from engine.data.samples import ANSWER, THOUGHTS, Sample, letter
+from engine.data.values import BadRow, chosen, distinct, fitting, said, text, unlettered
 
 TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
 

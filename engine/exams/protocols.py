@@ -1,37 +1,27 @@
 """Real benchmarks: how each one's published file becomes questions, how its answers score, how the scores are summed up.
 
-A file is a table: a JSON list, JSON lines, a JSON mapping of names to rows, or TSV with a head. Pictures lie in a folder, or
-in the table itself in base64, as VLMEvalKit ships them. Knows no model.
+Knows no model, and of files only what engine/exams/tables.py reads.
 """
 
 from __future__ import annotations
 
-import ast
-import base64
-import binascii
-import csv
 import math
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from engine.config import ConfigError
 from engine.data.aokvqa import choice, image_name
-from engine.data.files import BadRow, as_json, expect_text, is_list, json_rows, said, text, written
-from engine.data.files import field as column
 from engine.data.samples import ANSWER, letter
+from engine.data.values import BadRow, said, text
+from engine.data.values import field as column
 from engine.data.video_r1 import posed, solved
 from engine.evaluation import Z, mean, wilson
 from engine.exams import scores
 from engine.exams.scores import Judge
+from engine.exams.tables import Media, Row, Table, cell, listed, table
 
-Row = Mapping[str, Any]
-Media = Path | bytes  # a file, or a picture itself
-Entry = tuple[str, Any]  # where a row stands ("line 3"), and what stands there
-REFERENCE = 64  # characters: a shorter picture is the index of the row that holds it
 ROTATION = 10**6  # MMBench asks a question again, its options rotated, under its index plus a multiple of this
 
 
@@ -75,105 +65,6 @@ class Protocol:
 # Tables and pictures
 
 
-@dataclass(frozen=True)
-class Table:
-    """The rows of a file, and the folder of its pictures and clips."""
-
-    path: Path
-    media: Path
-    rows: tuple[Entry, ...]
-    pictures: Mapping[str, Any]  # those that stand in the table, by their rows' index
-
-    def file(self, name: str) -> Path:
-        """Errors: BadRow for a file that isn't there, so that no run ends over it hours later."""
-        path = self.media / name
-        if not path.is_file():
-            raise BadRow(f"names no file ({path})")
-        return path
-
-    def shown(self, row: Row) -> tuple[Media, ...]:
-        """A row's pictures: one or a list of them in `image_path`, `image`, `imagename` or `filename`, each a file's name or,
-        in `image`, what stands there in base64, maybe at another row. None for a row without any. Errors: BadRow."""
-        name = next((name for name in ("image_path", "image", "imagename", "filename") if row.get(name)), "")
-        if not name:
-            return ()
-        given = self.pictures.get(str(row[name]), row[name])
-        several = isinstance(given, list) or str(given).startswith("[")
-        return tuple(self._picture(str(each)) for each in (_listed(given, name) if several else [given]))
-
-    def _picture(self, given: str) -> Media:
-        if len(given) <= 512 and (self.media / given).is_file():
-            return self.media / given
-        if len(given) <= REFERENCE or Path(given[:256]).suffix:
-            raise BadRow(f"names no file ({self.media / given[:200]})")
-        try:
-            return base64.b64decode(given, validate=True)
-        except binascii.Error:
-            raise BadRow(f"holds neither a file's name nor a picture in base64: {given[:40]!r}") from None
-
-
-def table(path: Path, media: Path) -> Table:
-    """Errors: ConfigError for a file that can't be read, or is none of the forms above."""
-    try:
-        expect_text(path)
-        rows = _tsv(path) if path.suffix.lower() == ".tsv" else _json_table(path)
-    except (OSError, csv.Error) as error:
-        raise ConfigError(f"Can't read {path}: {error}.") from None
-    if not rows:
-        raise ConfigError(f"{path} holds no rows.")
-    held = {}
-    for _, row in rows:
-        if isinstance(row, dict) and len(str(row.get("image") or "")) > REFERENCE:
-            held[str(row.get("index"))] = row["image"]
-    return Table(path, media, tuple(rows), held)
-
-
-def _json_table(path: Path) -> list[Entry]:
-    """A list; a mapping of names to rows, which become their ids; or a row a line. Errors: ConfigError, OSError."""
-    if named := _mapping(path):
-        return [(f"sample {name}", {"id": name} | row) for name, row in named.items()]
-    rows = json_rows(path)
-    texts = rows.texts(range(len(rows)))
-    return [_entry(path, rows.where(place), text) for place, text in enumerate(texts)]
-
-
-def _mapping(path: Path) -> dict[str, dict[str, Any]] | None:
-    """What a file holds that is a mapping of names to rows; None for any other file. Errors: OSError."""
-    if is_list(path):
-        return None
-    try:
-        found = as_json(written(path.read_bytes()))
-    except BadRow:  # a row a line; each says what is wrong with it
-        return None
-    return found if isinstance(found, dict) and all(isinstance(row, dict) for row in found.values()) else None
-
-
-def _entry(path: Path, where: str, text: bytes) -> Entry:
-    """Errors: ConfigError."""
-    try:
-        return where, as_json(written(text))
-    except BadRow as problem:
-        raise ConfigError(f"{path}, {where}: {problem}.") from None
-
-
-def _tsv(path: Path) -> list[Entry]:
-    before = csv.field_size_limit(sys.maxsize)  # of the whole process; a picture is longer than it allows
-    try:
-        return [(f"row {place}", row) for place, row in enumerate(csv.DictReader(_lines(path), delimiter="\t"), 1)]
-    finally:
-        csv.field_size_limit(before)
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Errors: ConfigError, OSError."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield written(line)
-            except BadRow as problem:
-                raise ConfigError(f"{path}, line {number}: {problem}.") from None
-
-
 def questions(name: str, file: str | Path, media: str | Path) -> list[Question]:
     """All questions of a benchmark's file. Errors: ConfigError naming the file and the first row that can't be used."""
     given = table(Path(file), Path(media))
@@ -193,16 +84,6 @@ def questions(name: str, file: str | Path, media: str | Path) -> list[Question]:
     if not found:
         raise ConfigError(f"{file} holds nothing that {name} asks.")
     return found
-
-
-def _listed(given: Any, name: str) -> list[Any]:
-    """A list, which in a table is written out. Errors: BadRow."""
-    if isinstance(given, str) and given.startswith("["):
-        with suppress(ValueError, SyntaxError):
-            given = ast.literal_eval(given)
-    if not isinstance(given, list):
-        raise BadRow(f"{name} must be a list, not {given!r:.40}")
-    return given
 
 
 def _name(row: Row, *columns: str) -> str:
@@ -269,7 +150,7 @@ def _aokvqa_direct(row: Row, given: Table) -> Question | None:
     """Questions that people found hard to answer without the choices are left out, as published."""
     if row.get("difficult_direct_answer"):
         return None
-    answers = _listed(column(row, "direct_answers"), "direct_answers")
+    answers = listed(column(row, "direct_answers"), "direct_answers")
     if not answers:
         raise BadRow("direct_answers is empty")
     told = tuple(said(each, "direct_answers") for each in answers)
@@ -284,13 +165,13 @@ def _aokvqa_direct(row: Row, given: Table) -> Question | None:
 def _optional(row: Row, given: Table) -> Question:
     """Each option keeps the letter of its column. Where a column between is empty, they stand in the question with theirs."""
     columns = [letter(i) for i in range(26)]
-    offered = {name: told for name in columns if (told := _cell(row, name))}
-    true = _cell(row, "answer").upper()
+    offered = {name: told for name in columns if (told := cell(row, name))}
+    true = cell(row, "answer").upper()
     if not true:
         raise BadRow("answer missing: a split whose answers aren't published can't be scored here")
     if offered and true not in offered:
         raise BadRow(f"answer must be one of its {len(offered)} options' letters, not {true!r:.20}")
-    asked = "\n".join(part for part in (_cell(row, "hint"), text(row, "question")) if part)
+    asked = "\n".join(part for part in (cell(row, "hint"), text(row, "question")) if part)
     groups = _groups(row, "category", "l2-category", "l2_category")
     options, facts = tuple(offered.values()), {}
     if list(offered) != columns[: len(offered)]:
@@ -300,13 +181,6 @@ def _optional(row: Row, given: Table) -> Question:
         asked, options = f"{asked} Options:\n{lines}", ()
     name = _name(row, "index", "id")
     return Question(name, asked, options, "multiple choice", given.shown(row), True, true, groups, facts)
-
-
-def _cell(row: Row, name: str) -> str:
-    """What stands in a table's column, be it the number 0; "" for nothing, as pandas and others write it."""
-    value = row.get(name)
-    told = "" if value is None else str(value).strip()
-    return "" if told == "nan" else told
 
 
 def _option_score(told: str, question: Question, judge: Judge | None) -> float:
@@ -337,7 +211,7 @@ def _hallusion(row: Row, given: Table) -> Question:
         name = _name(row, "index")
         places = name.split("_")[3:6]
         part = (text(row, "category"), text(row, "l2-category"))
-        true, media = scores.yes_or_no(_cell(row, "answer")) or None, given.shown(row)
+        true, media = scores.yes_or_no(cell(row, "answer")) or None, given.shown(row)
     if len(places) != 3:
         raise BadRow(f"index must be like VD_figure_0_0_0_1, not {name!r:.40}")
     if true is None:
@@ -364,7 +238,7 @@ def _hallusion_summed(graded: Sequence[Graded]) -> dict[str, Any]:
 
 
 def _mathvista(row: Row, given: Table) -> Question:
-    options = tuple(map(str, _listed(row.get("choices") or [], "choices")))
+    options = tuple(map(str, listed(row.get("choices") or [], "choices")))
     kind = _name(row, "answer_type")
     try:
         precision = int(float(row.get("precision") or 0))
@@ -374,7 +248,7 @@ def _mathvista(row: Row, given: Table) -> Question:
     if options and true not in options:
         raise BadRow(f"answer must be one of its choices, not {true!r:.40}")
     groups = _groups(row, "task", "question_type")
-    unit = _cell(row, "unit")
+    unit = cell(row, "unit")
     asked = text(row, "question") + (f" (Unit: {unit})" if unit not in ("", "None") else "")
     problem = "multiple choice" if options else "numerical" if kind in ("integer", "float") else "free-form"
     facts = {"answer_type": kind, "precision": precision}

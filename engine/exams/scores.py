@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from engine.data.files import number
 from engine.data.samples import letter
+from engine.data.values import number
 
 Judge = Callable[[str, str, str], float]  # (question, what was said, what is true) -> 0 to 1
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?")

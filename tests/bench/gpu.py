@@ -28,8 +28,8 @@ from engine.layout import Layout, Packed, pack
 from engine.methods.method import run
 from engine.methods.pause import PauseDistillation
 from engine.plan import CARDS, Card, Plan, Pretended, shape
+from engine.recipe import Training, optimizers
 from engine.recompute import recompute_layers
-from engine.training import Training, optimizers
 from tests.bench.interventions import replacement
 from tests.bench.measure import heavy, line
 from tests.bench.packed import divided, separate_loss
