@@ -77,16 +77,6 @@ def start_of(init: str, adapter: str) -> dict[str, str]:
     return found
 
 
-def same_weights(one: str, other: str) -> bool:
-    """Whether two names are of the same weights, so far as names and what lies there can tell: those of a folder that is gone
-    are taken to be those of one that is there."""
-    if not (one and other and Path(other).is_dir()):
-        return one == other
-    if not Path(one).is_dir():
-        return only_a_folder(one)
-    return fingerprint(Path(one)) == fingerprint(Path(other))
-
-
 def expect_same(out: Path, wanted: Mapping[str, Any]) -> None:
     """wanted: the settings of a run that goes on, as JSON holds them. Errors: ConfigError for the first that isn't as it was
     begun."""
@@ -94,23 +84,21 @@ def expect_same(out: Path, wanted: Mapping[str, Any]) -> None:
         return
     try:
         saved = json.loads((out / SETTINGS).read_text())
-        training = saved["training"]
+        training, start = saved["training"], saved["start"]
         batches = [training["batch"] * saved["processes"], wanted["training"]["batch"] * wanted["processes"]]
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"{out / SETTINGS} is damaged: remove it to resume with the current settings.") from None
     if batches[0] != batches[1]:
         raise ConfigError(_begun_otherwise(out, "samples a step", *batches))
-    names = ("init", "adapter")
-    known = "start" in saved  # which runs that an earlier version began haven't
-    moved = [name for name in names if known or same_weights(training.get(name, ""), wanted["training"][name])]
-    indifferent = {f"training.{name}" for name in (*MAY_CHANGE, *moved)}
+    places = ("init", "adapter")  # wherever they lie
+    indifferent = {f"training.{name}" for name in (*MAY_CHANGE, *places)}
     compared = {name: held for name, held in wanted.items() if name not in UNCOMPARED}
     if other := first_difference(saved, compared, indifferent):
         raise ConfigError(_begun_otherwise(out, *other))
-    places = [wanted["training"][name] for name in names]
-    if known and saved["start"] != start_of(*places):
+    named = [wanted["training"][name] for name in places]
+    if start != start_of(*named):
         raise ConfigError(
-            f"{out} was started from other weights than {' and '.join(filter(None, places))} hold now: restore them, or choose "
+            f"{out} was started from other weights than {' and '.join(filter(None, named))} hold now: restore them, or choose "
             "another folder."
         )
 

@@ -9,18 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.config import ConfigError, build
+from engine.config import ConfigError
 from engine.evaluation import evaluate, wilson
-from engine.folders import fingerprint
-from engine.methods.controls import Silent
 from tests.tiny import tiny_backbone, tiny_llama
 from train import table, tested
-from train.command import Run
-from train.heima import Planned
 from train.table import main
 from train.tabulate import lead, markdown, tabulate, verdict
 from train.tested import operators, share_named
-from train.trials import Row, Table, started_alike, trials
+from train.trials import Row, Table, trials
 
 
 @pytest.fixture
@@ -288,19 +284,6 @@ def test_a_run_made_otherwise_is_refused(place, capsys):
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
     assert main(["--config", config(place)]) == 2
     assert "was started from other weights" in capsys.readouterr().err
-
-
-def test_a_run_that_an_earlier_version_began_is_taken_up(tmp_path):
-    """It has its start in a file of its own."""
-    tiny_llama(layers=1).save(tmp_path / "start")
-    run = build(Run, {"method": {}, "training": {"init": str(tmp_path / "start"), "out": str(tmp_path / "run")}})
-    stage, hashed = Planned(run, Silent()), fingerprint(tmp_path / "start")
-    assert started_alike(tmp_path, {}, stage)
-    for told, fits in ((hashed, True), ("another", False)):
-        (tmp_path / "start.txt").write_text(told)
-        assert started_alike(tmp_path, {}, stage) == fits
-        assert started_alike(tmp_path, {"start": {"init": hashed}}, stage)
-        assert not started_alike(tmp_path, {"start": {"init": "another"}}, stage)
 
 
 def test_stages_are_one_budget(place):

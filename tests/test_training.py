@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -436,18 +435,6 @@ def test_a_hub_id_is_told_by_what_is_downloaded(start, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", missing)
     with pytest.raises(ConfigError, match=r"^Can't load someone/model: no such model"):
         start_of("someone/model", "")
-
-
-def test_a_run_begun_without_its_starts_hash_is_told_by_names_and_folders(start, tmp_path):
-    train(settings(start, tmp_path / "run", 2), Explicit(), SOURCE, accuracy)
-    place = tmp_path / "run" / "settings.json"
-    saved = json.loads(place.read_text())
-    del saved["start"]
-    for init, fits in ((start, True), (str(tmp_path / "gone"), True), ("someone/model", False)):
-        saved["training"]["init"] = init
-        place.write_text(json.dumps(saved))
-        with nullcontext() if fits else pytest.raises(ConfigError, match="was started with init = someone/model, not"):
-            train(settings(start, tmp_path / "run", 2), Explicit(), SOURCE, accuracy, resume=True)
 
 
 def test_the_log_says_why_a_run_was_refused_on_the_way(start, tmp_path):

@@ -25,9 +25,10 @@ from engine.folders import write_whole
 from engine.insight.similarity import collapse, vocabulary
 from engine.layout import Layout, pack
 from engine.methods.method import Method
+from engine.resume import start_of
 from train.command import opened
 from train.publish import seconds
-from train.trials import Table, Trial, differing, settings_of, start_of
+from train.trials import Table, Trial, differing, settings_of
 
 RESULT = "test.json"  # in a run's folder
 SIGNS = "+-*/"
@@ -83,7 +84,8 @@ def tested(wanted: Trial, count: int, batch: int, real: Sequence[Sample]) -> dic
             held[world] = what_slots_hold(backbone, companions, method, chosen, batch)
     took = sum(seconds(Path(stage.run.training.out)) for stage in wanted.learnt)
     found = {"state": state, "slots": results[0].slots, "training_seconds": took, "held": held, "answers": answers}
-    found |= {"stages": [settings_of(stage) for stage in wanted.learnt], "start": start_of(wanted.learnt[0])}
+    first = wanted.learnt[0].run.training
+    found |= {"stages": [settings_of(stage) for stage in wanted.learnt], "start": start_of(first.init, first.adapter)}
     write_whole(place, json.dumps(found))
     return found
 
@@ -104,8 +106,9 @@ def kept(wanted: Trial, place: Path, table: Table, real: Sequence[Sample]) -> di
     others += ["number of stages"] * (len(made) != len(stages))
     if any(others):
         raise ConfigError(f"{file} is of a run with another {next(filter(None, others))}: move it away, or set that back.")  # fmt: skip
-    if Path(stages[0].run.training.init).is_dir() and start != start_of(stages[0]):
-        raise ConfigError(f"{file} is of a run that started from other weights than {stages[0].run.training.init} holds now: move it away.")  # fmt: skip
+    first = stages[0].run.training
+    if Path(first.init).is_dir() and start != start_of(first.init, first.adapter):
+        raise ConfigError(f"{file} is of a run that started from other weights than {first.init} holds now: move it away.")  # fmt: skip
     if {**state, "best": {}} != {**tested_as(table.samples, table.batch, real), "best": {}}:
         raise ConfigError(f"{file} is of a run that was tested on other problems: move it away.")
     return found

@@ -12,18 +12,16 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from engine import resume
 from engine.config import ConfigError, at_least, build, read_yaml
 from engine.data.gsm8k_icot import Gsm8kIcotSource
 from engine.data.text_worlds import TextWorldsSource
 from engine.data.worlds import WorldsSource
-from engine.folders import SETTINGS, checkpoints, fingerprint
+from engine.folders import SETTINGS, checkpoints
 from engine.methods import described, find
-from engine.resume import INDIFFERENT, first_difference
+from engine.resume import INDIFFERENT, first_difference, start_of
 from train.command import Run, over, section
 from train.heima import Planned, plan
 
-START = "start.txt"  # beside a run that an earlier version began: what tells the weights that it was started from
 OWN = {"method", "training", "lora", "validation", "worlds", "text_worlds"}  # a run's sections without a file of data
 
 
@@ -186,32 +184,16 @@ def problems(wanted: Trial) -> Sequence[object]:
 
 def finished(stage: Planned) -> bool:
     """Errors: ConfigError for a run, finished or not, that was made with other settings."""
-    out = Path(stage.run.training.out)
+    training = stage.run.training
+    out = Path(training.out)
     if not (last := checkpoints(out)[-1:]):
         return False
     saved = json.loads((out / SETTINGS).read_text())
-    if not started_alike(out, saved, stage):
-        raise ConfigError(
-            f"{out} was started from other weights than {stage.run.training.init} holds now: move it away."
-        )
+    if saved["start"] != start_of(training.init, training.adapter):
+        raise ConfigError(f"{out} was started from other weights than {training.init} holds now: move it away.")
     if other := differing(saved, stage):
         raise ConfigError(f"{out} was made with another {other}: move it away, or set that back.")
-    return int(last[0].name.removeprefix("step-")) >= stage.run.training.steps
-
-
-def started_alike(out: Path, saved: Mapping[str, Any], stage: Planned) -> bool:
-    """Whether a run started from the weights that its stage starts from now, as its settings tell; runs that an earlier version
-    began say it in a file of its own, or not at all."""
-    training = stage.run.training
-    if "start" in saved:
-        return bool(saved["start"] == resume.start_of(training.init, training.adapter))
-    return not (out / START).exists() or (out / START).read_text() == start_of(stage)
-
-
-def start_of(stage: Planned) -> str:
-    """What tells the weights that a kept result's run started from, where they are files here."""
-    training = stage.run.training
-    return fingerprint(*(Path(place) for place in (training.init, training.adapter) if place))
+    return int(last[0].name.removeprefix("step-")) >= training.steps
 
 
 def settings_of(stage: Planned) -> dict[str, dict[str, Any]]:
