@@ -3,15 +3,17 @@
 import abc
 import importlib
 import json
+import re
 import sys
 import types
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from engine import models, worlds
-from engine.data.samples import answer_of
+from engine.data.samples import Sample, answer_of, context, with_options
 from engine.evaluation import respond
 from engine.methods.method import META
 from tests.tiny import tiny_backbone
@@ -91,7 +93,7 @@ def harness(monkeypatch):
         vars(module).update(contents)
         monkeypatch.setitem(sys.modules, name, module)
     yield
-    sys.modules.pop("engine.exams.harness.models.sotto", None)
+    sys.modules.pop("engine.exams.harness", None)
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +112,13 @@ def folder(tmp_path_factory):
 
 
 def found_as_lmms_eval_finds_it() -> type:
-    """LMMS_EVAL_PLUGINS=engine.exams.harness: `<plugin>.models` says a model's name and class, which is in the file of that name."""
-    plugin = importlib.import_module("engine.exams.harness.models")
-    ((name, kind),) = plugin.AVAILABLE_MODELS.items()
-    return getattr(importlib.import_module(f"engine.exams.harness.models.{name}"), kind)
+    """By the entry point of pyproject.toml."""
+    declared = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    place, name = re.search(r'"lmms_eval.models"\]\nsotto = "([\w.]+):(\w+)"', declared).groups()
+    manifest = getattr(importlib.import_module(place), name)()
+    assert manifest.model_id == "sotto"
+    module, _, kind = manifest.simple_class_path.rpartition(".")
+    return getattr(importlib.import_module(module), kind)
 
 
 def requests(folder, *docs, settings=None):
@@ -131,19 +136,10 @@ def requests(folder, *docs, settings=None):
     return asked, {"task": {"test": list(docs)}}
 
 
-def test_the_engine_itself_never_imports_lmms_eval():
-    importlib.import_module("engine.exams.harness")
-    importlib.import_module("engine.exams.harness.models")
-    assert "lmms_eval" not in sys.modules
-
-
-def test_both_ways_of_naming_it_reach_the_class(harness):
+def test_it_is_found_as_lmms_eval_takes_it(harness):
     kind = found_as_lmms_eval_finds_it()
     assert issubclass(kind, Lmms)
     assert kind.is_simple
-    manifest = importlib.import_module("engine.exams.harness").manifest()
-    module, _, name = manifest.simple_class_path.rpartition(".")
-    assert (manifest.model_id, getattr(importlib.import_module(module), name)) == ("sotto", kind)
 
 
 def test_answers_are_the_engines_own_in_the_order_of_the_requests(harness, folder):
@@ -178,6 +174,17 @@ def test_what_it_cannot_do_is_said(harness, folder):
         made.loglikelihood([])
     with pytest.raises(ValueError, match="mode=loud"):
         kind(pretrained=str(folder), mode="loud", device="cpu")
+    with pytest.raises(ValueError, match="kind=riddle: one of multiple choice"):
+        kind(pretrained=str(folder), kind="riddle", device="cpu")
+
+
+def test_a_question_can_be_asked_as_in_training(harness, folder):
+    """With what a type of problem puts behind it, a task's question and options are those of a sample of training."""
+    made = found_as_lmms_eval_finds_it()(pretrained=str(folder), kind="multiple choice", device="cpu")
+    asked, made.task_dict = requests(folder, [])
+    arguments = (with_options("Where?", ("left", "right")), *asked[0].args[1:])
+    sample = made.sample(arguments, folder)
+    assert context(sample) == context(Sample((), "Where?", ("left", "right"), (), "", "multiple choice"))
 
 
 @pytest.mark.parametrize(
@@ -186,4 +193,4 @@ def test_what_it_cannot_do_is_said(harness, folder):
 )
 def test_stop_words(harness, answer, stops, cut):
     found_as_lmms_eval_finds_it()
-    assert sys.modules["engine.exams.harness.models.sotto"].until(answer, {"until": stops}) == cut
+    assert sys.modules["engine.exams.harness"].until(answer, {"until": stops}) == cut

@@ -1,4 +1,10 @@
-"""lmms-eval's model interface over this engine. Only lmms-eval imports this file; it must be installed."""
+"""lmms-eval's plugin: any model of this project under the name `sotto`. Only lmms-eval imports this file.
+
+It finds it by its entry point, once this project is installed beside it:
+
+    pip install --no-deps -e .
+    python -m lmms_eval --model sotto --tasks mmstar --model_args pretrained=FOLDER,mode=silent,pauses=8 --batch_size 4
+"""
 
 from __future__ import annotations
 
@@ -11,19 +17,26 @@ from typing import Any, Literal
 
 from accelerate import Accelerator
 from lmms_eval.api.model import lmms
+from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image
 
 from engine import ask, models
-from engine.data.samples import Sample, answer_of, looked_at
+from engine.data.samples import TYPE_HINTS, Sample, answer_of, looked_at
 from engine.evaluation import respond
 from engine.footage import Footage
+
+
+def manifest() -> ModelManifest:
+    """What lmms-eval's registry (0.7 on) takes from the entry point `lmms_eval.models`."""
+    return ModelManifest(model_id="sotto", simple_class_path=f"{__name__}.Sotto")
 
 
 class Sotto(lmms):
     """
     pretrained, adapter: folders or Hub ids. mode: silent, or explicit for the written chain. pauses: slots of a silent
     answer. fps, frames, pixels: how clips are looked at (default: as the model was trained). longest: most tokens of what
-    is written, chain included, so a task's own `max_new_tokens` doesn't count. Questions are asked as the tasks word them.
+    is written, chain included, so a task's own `max_new_tokens` doesn't count. kind: "as asked" asks questions as the tasks
+    word them; a type of problem, see `TYPE_HINTS`, puts behind them what the model was used to in training.
     """
 
     is_simple = True
@@ -31,18 +44,21 @@ class Sotto(lmms):
     def __init__(
         self, pretrained: str = "", adapter: str = "", mode: Literal["silent", "explicit"] = "silent",
         pauses: int | None = None, fps: float | None = None, frames: int | None = None, pixels: int | None = None,
-        longest: int = 1024, device: str = "auto", batch_size: int | str = 1, max_batch_size: int | None = None,
+        kind: str = "as asked", longest: int = 1024, device: str = "auto", batch_size: int | str = 1,
+        max_batch_size: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if mode not in ("silent", "explicit"):
             raise ValueError(f"mode={mode}: silent or explicit.")
+        if kind not in TYPE_HINTS:
+            raise ValueError(f"kind={kind}: one of {', '.join(TYPE_HINTS)}.")
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         if self.accelerator.num_processes > 1:
             device = str(self.accelerator.device)
         self.sotto = models.load(pretrained or None, adapter or None, device)
         self.sotto.method.expect(mode)
-        self.mode, self.longest, self.size = mode, int(longest), int(batch_size)
+        self.mode, self.kind, self.longest, self.size = mode, kind, int(longest), int(batch_size)
         self.pauses = self.sotto.usual_pauses if pauses is None else int(pauses)
         given: dict[str, Any] = {"fps": fps, "frames": frames, "pixels": pixels}
         self.chosen = {name: value for name, value in given.items() if value is not None}
@@ -80,7 +96,7 @@ class Sotto(lmms):
         if settings.get("do_sample") or (settings.get("temperature") or 0) > 0 or (settings.get("num_beams") or 1) > 1:
             raise ValueError(f"{task} asks for sampling or beams; this engine decodes greedily.")
         given = doc_to_visual(self.task_dict[task][split][doc]) or []
-        sample = ask.posed(self.sotto, None, context.replace("<image>", "").strip(), (), "as asked")
+        sample = ask.posed(self.sotto, None, context.replace("<image>", "").strip(), (), self.kind)
         shown = tuple(self.footage(each, task, folder / f"picture-{place}.png") for place, each in enumerate(given))
         return looked_at(replace(sample, visual=shown), self.sotto.backbone.see)
 
