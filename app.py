@@ -59,7 +59,9 @@ READING = 20.0  # seconds that one clip may take of everybody's time; frames rea
 LINE = 64  # visitors who may wait at once
 SESSIONS = 200  # whose states are kept; then the one longest unused goes
 MINUTE, HOUR = 60, 3600
-GPU_SECONDS = 120  # of ZeroGPU for one answer, its written chain and what is looked at inside
+GPU_SECONDS = (
+    60  # of ZeroGPU for one answer, its written chain and what is looked at inside; who has fewer left is refused
+)
 UPLOAD, UPLOADS, LIFE = 200 * 2**20, 4 * 2**30, 2 * HOUR  # bytes of one file and of all; seconds that they are kept
 ICON = (
     "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'><rect width='32' height='32' rx='9' fill='%234f46e5'/>"
@@ -206,20 +208,24 @@ def aside(work: Callable[[Callable[[str], None], Event], Any]) -> Generator[Any]
 
 
 def thinking(
-    model: models.Model, clip: Clip | None, question: str, options: Sequence[str], pauses: int, write_chain: bool,
-    donors: Mapping[str, Clip] | None = None,
-) -> Iterator[str | ask.Reply]:  # fmt: skip
-    """The stages of `ask` as they begin, "" while one goes on, then its reply. Closing it ends the work at its next token."""
+    known: Mapping[str, models.Model], name: str, clip: Clip | None, question: str, options: Sequence[str], pauses: int,
+    write_chain: bool, donors: Mapping[str, Clip] | None = None,
+) -> Iterator[str | ask.Reply | ValueError]:  # fmt: skip
+    """The stages of `ask` of the model of that name as they begin, "" while one goes on, then its reply, or its error: of one that
+    is raised ZeroGPU brings no sentence back. Closing it ends the work at its next token."""
 
     def work(report: Callable[[str], None], _: Event) -> ask.Reply:
         try:
-            return ask.ask(model, clip, question, options, pauses, write_chain, report, donors)
+            return ask.ask(known[name], clip, question, options, pauses, write_chain, report, donors)
         except (torch.OutOfMemoryError, MemoryError):
             raise ValueError(
                 "The clip doesn't fit in this machine's memory: give a shorter one, or fewer pauses."
             ) from None
 
-    yield from aside(work)  # a generator itself, as ZeroGPU asks for
+    try:
+        yield from aside(work)  # a generator itself, as ZeroGPU asks for
+    except ValueError as error:
+        yield error
 
 
 def filmed(family: str, steps: float, seed: float | None) -> Iterator[tuple[Record, str]]:
@@ -316,10 +322,12 @@ class Page:
     def __init__(self, model: models.Model, others: Sequence[models.Model] = ()) -> None:
         self.model = model
         self.others = named([model, *others])
+        self.thinking = on_gpu(
+            partial(thinking, dict(self.others))
+        )  # once, as ZeroGPU keeps a process for each that is made
         del self.others[model.name]
         self.sandbox = Sandbox()
         self.examples = examples()
-        self.thinking = on_gpu(partial(thinking, model))
 
     def stages(
         self, clip: str | None, question: str | None, options: str | None, pauses: float, write_chain: bool,
@@ -335,13 +343,13 @@ class Page:
         question, options = api.words("The question", question), api.words("The options", options)
         ask.check(question, lines(options), pauses)
         truth = visit.truth if visit else None
-        runs = [(self.model, self.thinking, pauses)]
+        runs = [(self.model, pauses)]
         if other in self.others:
             against = self.others[other]
-            runs.append((against, on_gpu(partial(thinking, against)), against.pauses_near(pauses)))
+            runs.append((against, against.pauses_near(pauses)))
         frames: Clip | None = None
         seconds, given = 0.0, None if visit is None else dict[str, Clip]()
-        for model, run, slots in runs:
+        for model, slots in runs:
             if clip and (frames is None or frames.sampling != model.sampling_of(still=len(frames.frames) == 1)):
                 yield cards.STAGES[0]
                 began = time.perf_counter()
@@ -350,8 +358,12 @@ class Page:
                     frames = yield from self.reading(clip, model.sampling_of(still=True))
                 seconds = time.perf_counter() - began
                 given = None if visit is None else donors(frames, truth, frames.sampling)
-            with closing(run(frames, question, lines(options), slots, bool(write_chain), given)) as items:
+            with closing(
+                self.thinking(model.name, frames, question, lines(options), slots, bool(write_chain), given)
+            ) as items:
                 for item in items:
+                    if isinstance(item, ValueError):
+                        raise item
                     yield item if isinstance(item, str) else (item, seconds)
 
     def reading(self, clip: str, sampling: Sampling) -> Generator[str, None, Clip]:

@@ -117,7 +117,8 @@ def attach_saved(model: Any, folder: str | Path, trainable: bool = True) -> Peft
     if any(f".{head}".endswith(f".{target}") for target in targets):
         untie(model)
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        # Read on the CPU, from where each weight goes to its place.
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, torch_device="cpu")
     except (RuntimeError, ValueError) as error:  # of another size; or it adapts parts that this model hasn't got
         raise ConfigError(f"{folder} holds another model's adapter: {' '.join(str(error).split())[:200]}") from None
     with safe_open(Path(folder) / WEIGHTS, "pt") as held:

@@ -122,7 +122,8 @@ def load(path: str | Path | None = None, adapter: str | Path | None = None, devi
         place, adapter = with_base(local(place), local(adapter) if adapter else None)
         meta = {key: value for folder in (place, adapter) if folder for key, value in told_by(folder).items()}
         method = method_of(meta)
-        backbone = load_backbone(str(place), device, precision(device, place), method.tokens)
+        # Put together on the CPU: on ZeroGPU none but it is there yet, and peft's sums fail on the stand-in.
+        backbone = load_backbone(str(place), "cpu", precision(device, place), method.tokens)
         if adapter:
             adapters.merge(backbone.model, adapter)
             backbone.model.eval()
@@ -130,12 +131,13 @@ def load(path: str | Path | None = None, adapter: str | Path | None = None, devi
         sampling = build(Sampling, meta["sampling"], "sampling.") if "sampling" in meta else PUBLISHED_SAMPLING
         companions = method.companions(backbone)
         adapters.load_companions(adapter or place, companions)
+        backbone.model.to(torch.device(device))
+        companions.to(device, backbone.model.dtype)
         familiarity = (Familiarity.load(adapter) if adapter else None) or Familiarity.load(place)
         tuned = TunedLens.load(adapter or place, backbone)  # of these weights, not of those under the adapter
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split()).removeprefix(f"Can't load {place}: ")[:300]
         raise ValueError(f"Can't load {adapter or place}: {reason}") from None
-    companions.to(device, backbone.model.dtype)
     return Model(
         backbone, meta.get("name", str(path)), pauses, sampling, familiarity, method, companions, tuned,
         meta.get("dialect", "chat"), meta.get("image_pixels"), (place, adapter) if adapter else (place,),

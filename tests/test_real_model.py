@@ -102,7 +102,7 @@ def test_who_leaves_ends_the_writing_at_its_next_token(app, folder, clip, monkey
     monkeypatch.setattr(spoken, "alone", partial(spoken.alone, limit=100_000))
     monkeypatch.setattr(spoken, "aloud", lambda *given: [""])
     others = set(threading.enumerate())
-    running = app.thinking(model, seen, QUESTION, OPTIONS, 2, stage == "Writing the chain out", {})
+    running = app.thinking({"any": model}, "any", seen, QUESTION, OPTIONS, 2, stage == "Writing the chain out", {})
     while next(running) != stage:
         pass
     running.close()

@@ -116,7 +116,7 @@ def test_closing_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
             ended.set()
 
     monkeypatch.setattr(app.ask, "ask", endless)
-    stages = app.thinking(None, None, "Where?", (), 4, False)
+    stages = app.thinking({"any": None}, "any", None, "Where?", (), 4, False)
     assert next(stages) == "Answering"
     stages.close()
     assert ended.wait(10)
