@@ -12,6 +12,7 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
@@ -46,7 +47,7 @@ def move(callback: Any = None) -> None:
 
     for pack in tensor_packs:
         with open(pack.path(), "rb") as held:
-            for meta, _, size in [*sum(pack.batches, []), *pack.big_tensors]:
+            for meta, _, size in chain(*pack.batches, pack.big_tensors):
                 stored = torch.frombuffer(bytearray(held.read(size)), dtype=meta.dtype, count=meta.numel())
                 real = stored.as_strided(meta.shape, meta.stride()).clone(memory_format=torch.preserve_format)
                 for weight in pack.fakes[meta]:
