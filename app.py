@@ -376,17 +376,17 @@ class Page:
     # The API: these docstrings are its documentation, and that of its MCP tools.
 
     def think(self, clip: Record | None, question: str, options: str, pauses: int, write_chain: bool) -> dict[str, Any]:
-        """Answers a question about a video clip after thinking in a few silent slots, and says what it thought.
+        """Answers a question about a video clip after thinking in a few silent slots, and says what it thought. The reply's
+        `explicit` is the written chain; where `familiar` is false, the model knows no such clips and abstains.
 
         Args:
-            clip: The video file.
+            clip: The video file; over MCP its contents as an address (data:video/mp4;base64,...), as no other is fetched.
             question: What to answer.
             options: The options, one a line, 2 to 26 of them; empty for an open question.
             pauses: Number of silent thinking slots, 0 to 32.
             write_chain: Whether to answer by a written chain of thought too, for comparison.
         Returns:
-            answer, options with probabilities, thoughts, explicit (the written chain), slots, generated_tokens, seconds,
-            familiar (false = the model knows no such clips and abstains), notices, settings.
+            answer, options, thoughts, explicit, slots, generated_tokens, seconds, familiar, notices, settings.
         """
         try:
             stages = self.stages(api.path_of(clip), question, options, pauses, write_chain)
