@@ -6,6 +6,7 @@ The engine calls a model's parts (embedding, layers, head), never the model itse
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -247,8 +248,14 @@ class Zero(Replicas):
 
 def way(accelerator: Any, how: How) -> Literal["ddp", "fsdp2", "zero3"]:
     """How a step is spread. how: auto = as the launch file says, which without one is ddp. Errors: ConfigError for another
-    way than that of the launch file."""
+    way than that of the launch file, and for DeepSpeed without a GPU, where accelerate would leave it out without a word."""
     kind = str(accelerator.distributed_type.value)
+    if kind != "DEEPSPEED" and os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise ConfigError(
+            "The launch file asks for DeepSpeed, which needs a GPU here: use --parallel fsdp2 under torchrun."
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":  # left out likewise, but shards need no GPU
+        kind = "FSDP"
     if (kind == "DEEPSPEED" and how != "auto") or (kind == "FSDP" and how == "ddp"):
         raise ConfigError(f"parallel: {how}, but the launch file says {kind}: choose parallel: auto, or another file.")
     if how == "fsdp2" or (how == "auto" and kind == "FSDP"):

@@ -135,6 +135,19 @@ def test_another_way_than_the_launch_files_is_refused(kind: str, how: How) -> No
         way(launched, how)
 
 
+def test_what_accelerate_leaves_out_on_a_cpu_is_done_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch file's FSDP or DeepSpeed becomes plain replicas there, without a word."""
+    launched = SimpleNamespace(distributed_type=DistributedType.MULTI_CPU)
+    assert way(launched, "auto") == "ddp"
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert way(launched, "auto") == "fsdp2"
+    with pytest.raises(ConfigError, match="the launch file says FSDP"):
+        way(launched, "ddp")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match="DeepSpeed, which needs a GPU"):
+        way(launched, "auto")
+
+
 @pytest.mark.parametrize("epoch", [0, 4])
 def test_more_segments_change_no_result(epoch: int) -> None:
     model = tiny.tiny_gpt2()
