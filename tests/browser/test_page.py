@@ -276,8 +276,8 @@ def test_an_answer_is_seen_keeps_the_keyboard_and_is_told_to_be_old(page: Page) 
     page.set_viewport_size({"width": 1280, "height": 600})
     pick(page, 1)
     expect(page.locator("#examples button").nth(1)).to_have_attribute("aria-pressed", "true")
-    page.mouse.wheel(0, 5000)
-    page.wait_for_function("scrollY + innerHeight > document.documentElement.scrollHeight - 2")  # else it may come after the answer
+    page.mouse.wheel(0, 5000)  # which may else come after the answer
+    page.wait_for_function("scrollY + innerHeight > document.documentElement.scrollHeight - 2")
     page.locator("#think").focus()
     page.keyboard.press("Enter")
     expect(page.locator(".s-empty p")).to_be_hidden()
