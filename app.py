@@ -59,9 +59,7 @@ READING = 20.0  # seconds that one clip may take of everybody's time; frames rea
 LINE = 64  # visitors who may wait at once
 SESSIONS = 200  # whose states are kept; then the one longest unused goes
 MINUTE, HOUR = 60, 3600
-GPU_SECONDS = (
-    60  # of ZeroGPU for one answer, its written chain and what is looked at inside; who has fewer left is refused
-)
+GPU_SECONDS = 60  # of ZeroGPU for one answer and what is looked at inside; who has fewer left is refused
 UPLOAD, UPLOADS, LIFE = 200 * 2**20, 4 * 2**30, 2 * HOUR  # bytes of one file and of all; seconds that they are kept
 ICON = (
     "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'><rect width='32' height='32' rx='9' fill='%234f46e5'/>"
@@ -321,11 +319,9 @@ class Page:
 
     def __init__(self, model: models.Model, others: Sequence[models.Model] = ()) -> None:
         self.model = model
-        self.others = named([model, *others])
-        self.thinking = on_gpu(
-            partial(thinking, dict(self.others))
-        )  # once, as ZeroGPU keeps a process for each that is made
-        del self.others[model.name]
+        known = named([model, *others])
+        self.others = {name: each for name, each in known.items() if name != model.name}
+        self.thinking = on_gpu(partial(thinking, known))  # one for all, as ZeroGPU keeps a process for each
         self.sandbox = Sandbox()
         self.examples = examples()
 
@@ -358,9 +354,8 @@ class Page:
                     frames = yield from self.reading(clip, model.sampling_of(still=True))
                 seconds = time.perf_counter() - began
                 given = None if visit is None else donors(frames, truth, frames.sampling)
-            with closing(
-                self.thinking(model.name, frames, question, lines(options), slots, bool(write_chain), given)
-            ) as items:
+            run = self.thinking(model.name, frames, question, lines(options), slots, bool(write_chain), given)
+            with closing(run) as items:
                 for item in items:
                     if isinstance(item, ValueError):
                         raise item

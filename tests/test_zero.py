@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +10,10 @@ import torch
 from engine import models
 from engine.ask import ask
 from engine.video import read
-from tests.zero import OPTIONS
+from tests.serve import ROOT
+from tests.zero import OPTIONS, QUESTION
 
-ROOT = Path(__file__).parents[1]
 CLIP = ROOT / "assets" / "examples" / "cups-3-2.mp4"
-pytest.importorskip("spaces")
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="spaces would look for its GPU")
@@ -31,5 +29,5 @@ def test_the_page_answers_on_zerogpu_as_elsewhere():
     assert told["scheduler"].count("/schedule") == 3
     for (name, answer, thoughts), place in zip(told["replies"], (models.SMALL / "heima", models.EMBEDDED)):
         model = models.load(place, device="cpu")
-        own = ask(model, read(CLIP, model.sampling), "Where is the ball at the end?", OPTIONS, 8, write_chain=False)
+        own = ask(model, read(CLIP, model.sampling), QUESTION, OPTIONS, 8, write_chain=False)
         assert (name, answer, thoughts) == (model.name, own.answer, own.thoughts)

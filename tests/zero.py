@@ -16,18 +16,18 @@ from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 LENT = {"idle": True, "nvidiaIndex": 0, "nvidiaUUID": "none", "allowToken": "token"}
-OPTIONS = ["left", "middle", "right"]
+QUESTION, OPTIONS = "Where is the ball at the end?", ["left", "middle", "right"]
 
 
 class Scheduler(BaseHTTPRequestHandler):
     """Whatever is asked of it is granted."""
 
-    asked: list[str] = []  # noqa: RUF012
+    asked: ClassVar[list[str]] = []
 
     def do_POST(self) -> None:
         self.asked.append(self.path.partition("?")[0])
@@ -41,7 +41,7 @@ class Scheduler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None: ...
 
 
-def move(callback: Any = None) -> None:
+def fetch() -> None:
     """What spaces does when a process gets its GPU, but to the CPU: every weight's values come back from the disk."""
     from spaces.zero.torch.patching import tensor_packs
 
@@ -54,6 +54,12 @@ def move(callback: Any = None) -> None:
                     weight.data = real
 
 
+def move(callback: Any = None) -> None:
+    """In a thread, as spaces does it: OpenMP's threads don't outlive a fork."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(fetch).result()
+
+
 def pretend(folder: Path) -> None:
     """Environment and torch as on ZeroGPU, before spaces is imported."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Scheduler)
@@ -63,12 +69,7 @@ def pretend(folder: Path) -> None:
         "SPACES_ZERO_GPU": "true", "SPACES_ZERO_DEVICE_API_URL": f"http://127.0.0.1:{server.server_port}",
         "ZEROGPU_PROC_SELF_CGROUP_PATH": str(folder / "cgroup"), "ZEROGPU_OFFLOAD_DIR": str(folder / "weights"),
     }  # fmt: skip
-    for part, name, value in (
-        (torch.version, "cuda", "12.8"),
-        (torch._C, "_cuda_init", lambda: None),
-        (torch.cuda, "_is_in_bad_fork", bool),
-    ):
-        setattr(part, name, value)
+    torch.version.cuda, torch._C._cuda_init, torch.cuda._is_in_bad_fork = "12.8", lambda: None, bool
 
 
 def main() -> None:
@@ -81,16 +82,12 @@ def main() -> None:
         from engine import models
         from engine.video import read
 
-        def in_a_thread(callback: Any = None) -> None:  # as spaces does it: OpenMP's threads don't outlive a fork
-            with ThreadPoolExecutor(1) as pool:
-                pool.submit(move).result()
-
-        zero.torch.init, zero.torch.move = (lambda _: None), in_a_thread
+        zero.torch.init, zero.torch.move = (lambda _: None), move
         page = app.Page(models.load(model), [models.load()])
         device = str(page.model.backbone.device)
         zero.startup()  # when the page is launched
         (other,) = page.others
-        given = clip, "Where is the ball at the end?", "\n".join(OPTIONS), 8, False
+        given = clip, QUESTION, "\n".join(OPTIONS), 8, False
         replies = [item[0] for item in page.stages(*given, None, other) if isinstance(item, tuple)]
         wrong = page.thinking(other, read(clip, page.model.sampling), "Where?", OPTIONS[:1], 8, False)
         (refused,) = [item for item in wrong if not isinstance(item, str)]
